@@ -1,0 +1,252 @@
+"""Checkpoints: what a trained model is on disk, and the network it describes.
+
+Reads and writes `.pt` files (nothing is unpickled) and builds the diffusers network. Training is
+`flatq.train`'s work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flatq.errors import CheckpointError, UsageError
+from flatq.process import ProcessConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from flatq.network import Denoiser
+
+__all__ = ["AVERAGES", "Checkpoint", "ModelConfig", "file_digest", "load_checkpoint", "save_checkpoint"]
+
+AVERAGES = ("ema", "swa", "raw")
+"""The weights a checkpoint may hold, in the order in which a default is looked for."""
+
+_FORMAT = "flatq-checkpoint"
+_VERSION = 1
+
+
+class ModelConfig(BaseModel):
+    """The network: a diffusers `UNet2DModel`, optionally on patches.
+
+    Attributes:
+        image_size: height and width of the images, pixels.
+        image_channels: 1 for grey, 3 for RGB.
+        out_channels: image_channels, or twice that for a learned variance.
+        patch_size: p > 1 folds p x p pixels into channels before the UNet and unfolds after it, so that the
+            UNet sees image_size / p pixels.
+        unet: keyword arguments of `diffusers.UNet2DModel` but for sample_size, in_channels and out_channels,
+            which follow from the fields above.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int = Field(gt=0)
+    image_channels: int = Field(gt=0)
+    out_channels: int = Field(gt=0)
+    patch_size: int = Field(default=1, gt=0)
+    unet: dict[str, Any]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of one image."""
+        return (self.image_channels, self.image_size, self.image_size)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model.
+
+    Attributes:
+        model, process: configurations.
+        weights: average name (`raw`, `ema`, `swa`) -> state dict of the `UNet2DModel`, float32.
+        provenance: method, rho, steps, seed, data digest and the like; plain values only.
+        digest: sha256 of the file it was read from, None before it is saved.
+        source: where it was read from, None before it is saved.
+    """
+
+    model: ModelConfig
+    process: ProcessConfig
+    weights: Mapping[str, Mapping[str, torch.Tensor]]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    digest: str | None = None
+    source: Path | None = None
+
+    def choose(self, average: str | None = None) -> str:
+        """The name of the weights to use: the one asked for, else ema if there, else swa, else raw.
+
+        Raises:
+            UsageError: the checkpoint does not hold the weights asked for.
+        """
+        held = [name for name in AVERAGES if name in self.weights]
+        if average is None:
+            return held[0]
+        if average not in self.weights:
+            raise UsageError(
+                f"{self.source or 'the checkpoint'} holds no {average!r} weights",
+                expected="one of " + ", ".join(held),
+                got=average,
+                next_step=f"use --weights {held[0]}",
+            )
+        return average
+
+    def network(self, average: str | None = None) -> Denoiser:
+        """The network with the chosen weights, in eval mode.
+
+        Raises:
+            CheckpointError: the weights do not fit the configuration or are not finite.
+        """
+        from flatq.network import build_network
+
+        name = self.choose(average)
+        network = build_network(self.model)
+        _load_strictly(network, self.weights[name], f"{self.source or 'checkpoint'} ({name} weights)")
+        return network.eval()
+
+
+def _load_strictly(network: Denoiser, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    wanted = {name: tuple(value.shape) for name, value in network.unet.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if wanted != found:
+        names = sorted(set(wanted) ^ set(found)) or [k for k in wanted if wanted[k] != found[k]]
+        first = names[0]
+        raise CheckpointError(
+            f"the weights of {where} do not fit its configuration: {len(names)} tensors differ",
+            expected=f"{first} {list(wanted[first]) if first in wanted else 'absent'}",
+            got=f"{first} {list(found[first]) if first in found else 'absent'}",
+            next_step="check that the configuration is the one the weights were trained with",
+        )
+    for name, value in weights.items():
+        if not bool(value.isfinite().all()):
+            raise CheckpointError(
+                f"the weights of {where} are not finite",
+                expected="finite numbers",
+                got=f"NaN or infinity in {name}",
+                next_step="take an earlier checkpoint; a diverged training leaves such weights",
+            )
+    network.unet.load_state_dict(dict(weights), strict=True)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """Write a checkpoint under a temporary name, then move it into place.
+
+    Returns:
+        The checkpoint with `digest` and `source` set.
+    """
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    content = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "model": checkpoint.model.model_dump(mode="json"),
+        "process": checkpoint.process.model_dump(mode="json"),
+        "weights": {
+            average: {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+            for average, weights in checkpoint.weights.items()
+        },
+        "provenance": dict(checkpoint.provenance),
+    }
+    try:
+        torch.save(content, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return Checkpoint(
+        checkpoint.model,
+        checkpoint.process,
+        checkpoint.weights,
+        checkpoint.provenance,
+        file_digest(path),
+        path,
+    )
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a `.pt` file of flatq, tensors and plain values only.
+
+    Raises:
+        CheckpointError: missing, truncated, pickled objects inside, another format or version, or a
+            configuration that is not valid.
+    """
+    import pickle
+
+    import torch
+
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no checkpoint {path}",
+            expected="a .pt file written by `flatq train`",
+            got="a folder" if path.is_dir() else "nothing at that path",
+            next_step="check the path",
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        first_line = str(error).strip().splitlines()[0][:200]
+        raise CheckpointError(
+            f"{path} cannot be read as plain tensors",
+            expected="a file that torch.load(weights_only=True) accepts",
+            got=first_line,
+            next_step="save the state dict alone; flatq never unpickles code",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint",
+            expected="a complete .pt file",
+            got=f"{path.stat().st_size} bytes; {str(error).strip().splitlines()[0][:160]}",
+            next_step="copy the file again, or write it again with `flatq train`",
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{path} is not a flatq checkpoint",
+            expected=f"a file with format {_FORMAT!r}",
+            got=", ".join(map(str, list(content)[:4])) + ", ..."
+            if isinstance(content, dict)
+            else str(type(content)),
+            next_step="a bare state dict says nothing of its network; train with `flatq train`",
+        )
+    if content.get("version") != _VERSION:
+        raise CheckpointError(
+            f"{path} has another checkpoint version",
+            expected=f"version {_VERSION}",
+            got=f"version {content.get('version')}",
+            next_step="use the flatq that wrote it, or write it again",
+        )
+    try:
+        model = ModelConfig.model_validate(content["model"])
+        process = ProcessConfig.model_validate(content["process"])
+        weights = {
+            name: dict(content["weights"][name])
+            for name in AVERAGES
+            if content["weights"].get(name) is not None
+        }
+        provenance = dict(content["provenance"])
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the configuration in {path} is not valid",
+            expected="the keys model, process, weights, provenance",
+            got=" ".join(str(error).split())[:200],
+            next_step="write the checkpoint again with this version of flatq",
+        ) from error
+    if not weights:
+        raise CheckpointError(
+            f"{path} holds no weights",
+            expected="raw, ema or swa weights",
+            got="none of them",
+            next_step="write the checkpoint again",
+        )
+    return Checkpoint(model, process, weights, provenance, file_digest(path), path)

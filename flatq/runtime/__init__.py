@@ -1,0 +1,7 @@
+"""Running models: one file for each backend, one protocol. Nothing here makes files or samples images."""
+
+from __future__ import annotations
+
+from flatq.runtime.base import Runtime, default_threads
+
+__all__ = ["Runtime", "default_threads"]

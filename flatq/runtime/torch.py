@@ -1,0 +1,63 @@
+"""PyTorch: float networks and lowered Q/DQ graphs alike."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatq.runtime.base import default_threads
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TorchRuntime"]
+
+
+class TorchRuntime:
+    """Runs a module `(x, t) -> output`, without gradients.
+
+    Args:
+        module: already in eval mode, or a graph that has no modes.
+        device: a torch device.
+        threads: intra-op threads while it is open; the process's own setting comes back on exit.
+    """
+
+    def __init__(self, module: torch.nn.Module, *, device: str = "cpu", threads: int | None = None) -> None:
+        import torch
+
+        self._torch = torch
+        self._device = torch.device(device)
+        self._module = module.to(self._device)
+        self._threads = threads or default_threads()
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "runtime": "torch",
+            "version": str(self._torch.__version__),
+            "device": str(self._device),
+            "threads": self._threads,
+        }
+
+    def __call__(self, x: NDArray[np.float32], t: NDArray[np.int64]) -> NDArray[np.float32]:
+        torch = self._torch
+        with torch.no_grad():
+            output = self._module(
+                torch.from_numpy(np.ascontiguousarray(x)).to(self._device),
+                torch.from_numpy(np.ascontiguousarray(t)).to(self._device),
+            )
+        result: NDArray[np.float32] = output.cpu().numpy()
+        return result
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._torch.set_num_threads(self._threads_before)
