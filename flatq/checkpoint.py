@@ -7,7 +7,6 @@ Reads and writes `.pt` files (nothing is unpickled) and builds the diffusers net
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,7 +161,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     }
     try:
         torch.save(content, partial)
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return Checkpoint(

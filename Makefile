@@ -1,0 +1,47 @@
+# make demo, make test, make check. Another interpreter: make test PYTHON=python3.12
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+EXTRAS ?= cpu,dev
+
+VENV := .venv
+CHECK := .venv-check
+STAMP := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+
+.PHONY: venv demo test check clean
+
+venv: $(STAMP)
+
+# torch goes first and pinned, so that the second command does not choose another build of it.
+# setuptools is here because tests/test_packaging.py and `make check` build a wheel without isolation.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -U pip "setuptools>=77"
+	$(PIP) install -q "$(TORCH)"
+	$(PIP) install -q -e ".[$(EXTRAS)]"
+	touch $@
+
+demo: venv
+	$(VENV)/bin/flatq demo
+
+test: venv
+	$(VENV)/bin/python -m pytest
+
+# mypy and import-linter cannot see train/, calib/ and export/ in an editable install, so they look at a
+# normal one. They run inside $(CHECK), so that the flatq/ folder of the checkout does not shadow it.
+check: venv
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	rm -rf build *.egg-info $(CHECK)
+	$(PYTHON) -m venv --without-pip $(CHECK)
+	$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(CHECK)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/workbench.pth"
+	$(CHECK)/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-build-isolation \
+		--force-reinstall .
+	rm -rf build *.egg-info
+	cd $(CHECK) && bin/python -m mypy --config-file ../pyproject.toml -p flatq
+	cd $(CHECK) && bin/python -c "from importlinter.cli import lint_imports_command as run; run()" \
+		--config ../pyproject.toml --no-cache
+
+clean:
+	rm -rf $(VENV) $(CHECK) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,211 @@
+"""The artifact: a quantized model on disk, target-neutral, and its file format.
+
+A folder with `flatq.json` (the manifest), `weights.safetensors` (integer codes packed at their real width,
+scales, the float rest) and `ranges.safetensors` (activation ranges as observed). It holds no Q/DQ placement
+and no zero point: those depend on the target and are `flatq.quantize.lowering`'s work.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from flatq.calib.inputs import CalibrationPlan
+from flatq.checkpoint import ModelConfig, file_digest
+from flatq.deployment import MANIFEST
+from flatq.errors import ArtifactError, UsageError
+from flatq.process import ProcessConfig
+from flatq.recipe import Decision, QuantRecipe
+
+__all__ = ["Artifact", "Manifest", "pack", "read_artifact", "read_manifest", "unpack", "write_artifact"]
+
+_WEIGHTS, _RANGES = "weights.safetensors", "ranges.safetensors"
+
+
+class Manifest(BaseModel):
+    """`flatq.json` of an artifact; no timestamps, so that equal work gives equal bytes.
+
+    Attributes:
+        model, process: of the checkpoint.
+        recipe, decisions: what was asked for, and what was decided for every candidate.
+        calibration, calibration_digest: how the inputs were drawn, and sha256 of them.
+        parent: digest, weights' average and provenance of the checkpoint.
+        graph_digest: of the traced network that the decisions speak of.
+        files: sha256 by file name.
+        versions: of the packages that made it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["flatq-artifact"] = "flatq-artifact"
+    version: Literal[1] = 1
+    model: ModelConfig
+    process: ProcessConfig
+    recipe: QuantRecipe
+    decisions: tuple[Decision, ...]
+    calibration: CalibrationPlan
+    calibration_digest: str
+    parent: dict[str, Any]
+    graph_digest: str
+    files: dict[str, str] = {}
+    versions: dict[str, str]
+
+    @property
+    def planned(self) -> list[str]:
+        """Names of the layers whose weights are integers, in order of execution."""
+        return [d.node for d in self.decisions if d.port == "weight" and d.scheme is not None]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A quantized model in memory.
+
+    Attributes:
+        manifest: everything but the tensors.
+        codes: layer name -> int8 codes of its weight.
+        scales: layer name -> float32 scales, [channels] or [].
+        rest: the parameters left in float, by their name in the network.
+        ranges: `<layer>.input` or `<layer>.output` -> float32 [groups, 2], smallest and largest value seen.
+    """
+
+    manifest: Manifest
+    codes: Mapping[str, torch.Tensor]
+    scales: Mapping[str, torch.Tensor]
+    rest: Mapping[str, torch.Tensor]
+    ranges: Mapping[str, torch.Tensor]
+
+
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes at their real width: two 4-bit codes in a byte, the first in the low half; 8-bit as they are.
+
+    Args:
+        codes: int8, any shape, within the width.
+    """
+    if bits == 8:
+        return codes.contiguous()
+    nibbles = (codes.reshape(-1) & 0xF).to(torch.uint8)
+    if len(nibbles) % 2:
+        nibbles = torch.cat([nibbles, nibbles.new_zeros(1)])
+    return nibbles[0::2] | (nibbles[1::2] << 4)
+
+
+def unpack(packed: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """The inverse of `pack`: int8 codes of the given shape."""
+    if bits == 8:
+        return packed.reshape(shape)
+    nibbles = torch.stack([packed & 0xF, packed >> 4], dim=1).reshape(-1).to(torch.int8)
+    count = int(torch.Size(shape).numel())
+    signed = torch.where(nibbles > 7, nibbles - 16, nibbles)[:count]
+    return signed.reshape(shape)
+
+
+def _weight_decisions(manifest: Manifest) -> list[tuple[Decision, int]]:
+    return [(d, d.scheme.bits) for d in manifest.decisions if d.port == "weight" and d.scheme is not None]
+
+
+def write_artifact(artifact: Artifact, folder: Path) -> Manifest:
+    """Write the folder under a temporary name, then move it into place.
+
+    Returns:
+        The manifest with the digests of the files.
+
+    Raises:
+        UsageError: the folder exists and is not empty.
+    """
+    from safetensors.torch import save_file
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(
+            f"{folder} already exists",
+            expected="a new or empty folder",
+            got="something that would be overwritten",
+            next_step="choose another name with -o, or remove it",
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        tensors = {name: value.contiguous() for name, value in artifact.rest.items()}
+        for decision, bits in _weight_decisions(artifact.manifest):
+            tensors[f"{decision.node}.weight.codes"] = pack(artifact.codes[decision.node], bits)
+            tensors[f"{decision.node}.weight.scale"] = artifact.scales[decision.node].contiguous()
+        save_file(tensors, partial / _WEIGHTS)
+        save_file({k: v.contiguous() for k, v in artifact.ranges.items()}, partial / _RANGES)
+        files = {name: file_digest(partial / name) for name in (_WEIGHTS, _RANGES)}
+        manifest = artifact.manifest.model_copy(update={"files": files})
+        (partial / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        partial.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an artifact.
+
+    Raises:
+        ArtifactError: it is missing, damaged or of another version.
+    """
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            f"{folder} is not an artifact",
+            expected=f"a folder with a readable {MANIFEST}",
+            got=str(error),
+            next_step="write one with `flatq quantize`",
+        ) from error
+    except ValidationError as error:
+        raise ArtifactError(
+            f"{path} is not an artifact's manifest of this version",
+            expected="format flatq-artifact, version 1",
+            got=" ".join(str(error).split())[:200],
+            next_step="quantize again with this version of flatq",
+        ) from error
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Read an artifact and check the digest of every file.
+
+    Raises:
+        ArtifactError: a file is missing, changed, or does not hold what the manifest says.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    manifest = read_manifest(folder)
+    for name in (_WEIGHTS, _RANGES):
+        path = folder / name
+        digest = file_digest(path) if path.is_file() else "no such file"
+        if digest != manifest.files.get(name):
+            raise ArtifactError(
+                f"{path} is not the file that the manifest speaks of",
+                expected=f"sha256 {manifest.files.get(name, 'unknown')[:16]}...",
+                got=digest[:16],
+                next_step="copy the artifact again, or quantize again",
+            )
+    try:
+        rest, ranges = load_file(folder / _WEIGHTS), load_file(folder / _RANGES)
+        codes, scales = {}, {}
+        for decision, bits in _weight_decisions(manifest):
+            packed = rest.pop(f"{decision.node}.weight.codes")
+            codes[decision.node] = unpack(packed, bits, decision.shape)
+            scales[decision.node] = rest.pop(f"{decision.node}.weight.scale")
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise ArtifactError(
+            f"the tensors of {folder} are not those of its manifest",
+            expected="codes and a scale for every planned layer",
+            got=" ".join(str(error).split())[:200],
+            next_step="quantize again",
+        ) from error
+    return Artifact(manifest, codes, scales, rest, ranges)

@@ -1,0 +1,159 @@
+"""From an artifact to a Q/DQ graph for one target.
+
+The codes, scales and ranges are the artifact's; the target decides where Q/DQ nodes stand and whether
+activations may have a zero point. The graph comes from torchao's `convert_pt2e`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from flatq.checkpoint import ModelConfig
+from flatq.deployment import Target
+from flatq.errors import ArtifactError
+from flatq.network import build_network
+from flatq.quantize.artifact import Artifact
+from flatq.quantize.quantizer import FlatqQuantizer, Qparams, activation_qparams, code_range, fixed_spec
+from flatq.quantize.rounding import weight_codes
+from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
+from flatq.recipe import Decision
+
+__all__ = ["TARGETS", "Lowered", "Placement", "lower"]
+
+_quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a target wants of a Q/DQ graph.
+
+    Attributes:
+        outputs: Q/DQ also behind the layers that run as one integer kernel with an integer result.
+        symmetric: activations with zero point 0 only.
+    """
+
+    outputs: bool
+    symmetric: bool
+
+
+TARGETS: dict[Target, Placement] = {"onnxruntime": Placement(outputs=True, symmetric=False)}
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph for one target.
+
+    Attributes:
+        graph: `(x, t) -> output` with Q/DQ nodes; runs in torch as it is.
+        layers: name of each planned layer -> name of its weight's codes in the graph's state.
+    """
+
+    graph: fx.GraphModule
+    layers: dict[str, str]
+
+
+def lower(artifact: Artifact, target: Target) -> Lowered:
+    """Build the target's graph from an artifact, without calibrating again.
+
+    Raises:
+        ArtifactError: this version of diffusers or torch traces another graph than the artifact's.
+    """
+    placement = TARGETS[target]
+    manifest = artifact.manifest
+    graph, layers = _retrace(artifact, manifest.model)
+
+    def spec(decision: Decision, node: fx.Node) -> Any:
+        assert decision.scheme is not None
+        if decision.port == "weight":
+            low, high, dtype = code_range(decision.scheme)
+            scale = artifact.scales[decision.node]
+            zero_point = torch.zeros_like(scale, dtype=torch.int64)
+            return fixed_spec(Qparams(scale, zero_point, low, high, dtype))
+        if decision.port == "output" and not (placement.outputs and _is_one_kernel(node)):
+            return None
+        low_value, high_value = artifact.ranges[f"{decision.node}.{decision.port}"][decision.group].tolist()
+        scheme = decision.scheme.model_copy(
+            update={"symmetric": decision.scheme.symmetric or placement.symmetric}
+        )
+        return fixed_spec(activation_qparams(low_value, high_value, scheme))
+
+    with quiet():
+        prepared = prepare_pt2e(graph, FlatqQuantizer(list(manifest.decisions), spec))
+        converted = convert_pt2e(prepared)
+    _clamp_narrow(converted)
+    return Lowered(converted, _check_codes(converted, layers, artifact))
+
+
+def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, list[Layer]]:
+    network = build_network(config)
+    state = dict(artifact.rest)
+    for name, codes in artifact.codes.items():
+        scale = artifact.scales[name]
+        columns = scale.reshape(-1, *[1] * (codes.ndim - 1)) if scale.ndim else scale
+        state[f"{name}.weight"] = codes.float() * columns
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ArtifactError(
+            "the artifact's tensors do not fit its configuration",
+            expected="every parameter of the network, once",
+            got=" ".join(str(error).split())[:200],
+            next_step="quantize again",
+        ) from error
+    graph = trace(network.eval(), config.image_shape)
+    digest = graph_digest(graph)
+    if digest != artifact.manifest.graph_digest:
+        made_with = ", ".join(f"{k} {v}" for k, v in artifact.manifest.versions.items())
+        raise ArtifactError(
+            "the installed packages trace this network into another graph than the artifact's",
+            expected=f"graph {artifact.manifest.graph_digest[:16]}... ({made_with})",
+            got=f"graph {digest[:16]}...",
+            next_step="install the versions named, or quantize again",
+        )
+    return graph, find_layers(graph)
+
+
+def _is_one_kernel(node: fx.Node) -> bool:
+    """Convolutions and 2-d linear layers have a kernel with an integer result; batched products do not."""
+    value: torch.Tensor = node.meta["val"]
+    return node.target is not torch.ops.aten.linear.default or value.ndim == 2
+
+
+def _clamp_narrow(graph: fx.GraphModule) -> None:
+    """Say a narrow code range as a clamp of the value, since ONNX's QuantizeLinear knows only full widths.
+
+    The clamp bounds are those of the codes, so the quantized values do not change.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is not _quantize:
+            continue
+        source, scale, zero_point, low, high, dtype = node.args[:6]
+        limits = torch.iinfo(dtype)
+        if (low, high) == (limits.min, limits.max):
+            continue
+        with graph.graph.inserting_before(node):
+            bounds = ((low - zero_point) * scale, (high - zero_point) * scale)
+            clamped = graph.graph.call_function(torch.ops.aten.clamp.default, (source, *bounds))
+            clamped.meta = dict(source.meta)
+        node.replace_input_with(source, clamped)
+    graph.recompile()
+
+
+def _check_codes(converted: fx.GraphModule, layers: list[Layer], artifact: Artifact) -> dict[str, str]:
+    """Every planned layer multiplies with exactly the artifact's integers; returns their names in the graph."""
+    nodes = {node.name: node for node in converted.graph.nodes}
+    names = {}
+    for layer in layers:
+        name = layer.candidate.node
+        if name not in artifact.codes:
+            continue
+        codes, _ = weight_codes(converted, layer.node.name)
+        if not torch.equal(codes, artifact.codes[name]):
+            raise AssertionError(f"lowering changed the integers of {name}")
+        names[name] = str(nodes[layer.node.name].args[1].args[0].target)
+    return names

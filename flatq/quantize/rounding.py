@@ -1,0 +1,171 @@
+"""From a float checkpoint to integer codes and activation ranges: `quantize_checkpoint`.
+
+Round to nearest on min-max ranges. The codes are read out of the graph that torchao's `convert_pt2e` makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import fx
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
+from flatq.checkpoint import Checkpoint
+from flatq.errors import ModelError
+from flatq.quantize.artifact import Artifact, Manifest
+from flatq.quantize.quantizer import FlatqQuantizer, observing_spec
+from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
+from flatq.recipe import Decision, QuantRecipe, plan
+from flatq.runtime.torch import TorchRuntime
+
+__all__ = ["package_versions", "quantize_checkpoint", "weight_codes"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total)."""
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide what the numbers are."""
+    return {name: version(name) for name in ("flatq", "torch", "torchao", "diffusers", "numpy")}
+
+
+def quantize_checkpoint(
+    checkpoint: Checkpoint,
+    recipe: QuantRecipe,
+    *,
+    average: str | None = None,
+    calibration: CalibrationPlan | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Quantize the chosen weights of a checkpoint by a recipe.
+
+    Args:
+        average: raw, ema or swa; None takes the checkpoint's default.
+
+    Raises:
+        CheckpointError, ModelError: the weights do not fit, are not finite, or the network cannot be traced.
+    """
+    calibration = calibration or CalibrationPlan()
+    chosen = checkpoint.choose(average)
+    network = checkpoint.network(chosen)
+    shape = checkpoint.model.image_shape
+    total = calibration.images * calibration.steps
+    done = 0
+
+    def drawn(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress("calibration inputs", done, total)
+
+    with TorchRuntime(network, threads=threads) as runtime:
+        inputs = collect_inputs(runtime, checkpoint.process, calibration, shape, progress=drawn)
+        graph = trace(network, shape)
+        layers = find_layers(graph)
+        decisions = plan(recipe, [layer.candidate for layer in layers])
+        digest = graph_digest(graph)
+        prepared = _observed(graph, decisions, inputs, progress)
+        ranges = _ranges(prepared, layers, decisions)
+        with quiet():
+            converted = convert_pt2e(prepared)
+    planned = {d.node for d in decisions if d.port == "weight" and d.scheme is not None}
+    codes, scales = {}, {}
+    for layer in layers:
+        name = layer.candidate.node
+        if name in planned:
+            codes[name], scales[name] = weight_codes(converted, layer.node.name)
+    rest = {
+        name: value.detach().cpu()
+        for name, value in network.state_dict().items()
+        if name.removesuffix(".weight") not in planned
+    }
+    manifest = Manifest(
+        model=checkpoint.model,
+        process=checkpoint.process,
+        recipe=recipe,
+        decisions=tuple(decisions),
+        calibration=calibration,
+        calibration_digest=inputs.digest,
+        parent={
+            "sha256": checkpoint.digest,
+            "file": checkpoint.source.name if checkpoint.source else None,
+            "weights": chosen,
+            "provenance": dict(checkpoint.provenance),
+        },
+        graph_digest=digest,
+        versions=package_versions(),
+    )
+    return Artifact(manifest, codes, scales, rest, ranges)
+
+
+def _observed(
+    graph: fx.GraphModule, decisions: list[Decision], inputs: CalibrationSet, progress: Progress | None
+) -> fx.GraphModule:
+    def spec(decision: Decision, node: fx.Node) -> Any:
+        assert decision.scheme is not None
+        return observing_spec(decision.scheme, weight=decision.port == "weight")
+
+    with quiet():
+        prepared = prepare_pt2e(graph, FlatqQuantizer(decisions, spec))
+        with torch.no_grad():
+            for step, (x, t) in enumerate(zip(inputs.x, inputs.t, strict=True)):
+                prepared(torch.from_numpy(x), torch.full((len(x),), int(t)))
+                if progress is not None:
+                    progress("observing ranges", step + 1, len(inputs.t))
+    return prepared
+
+
+def _ranges(prepared: fx.GraphModule, layers: list[Layer], decisions: list[Decision]) -> dict[str, torch.Tensor]:
+    nodes = {node.name: node for node in prepared.graph.nodes}
+    observed = {(d.node, d.port) for d in decisions if d.scheme is not None}
+    ranges = {}
+    for layer in layers:
+        name, node = layer.candidate.node, nodes[layer.node.name]
+        for port in ("input", "output"):
+            if (name, port) not in observed:
+                continue
+            if port == "input":
+                source = node.args[0]
+            else:
+                source = next(user for user in node.users if user.op == "call_module")
+            observer: Any = prepared.get_submodule(str(source.target))
+            found = torch.stack([observer.min_val, observer.max_val]).reshape(1, 2).float()
+            if not bool(found.isfinite().all()):
+                raise ModelError(
+                    f"the {port} of {name} is not finite during calibration",
+                    expected="finite activations",
+                    got=str(found.tolist()),
+                    next_step="check the checkpoint with `flatq sample`",
+                )
+            ranges[f"{name}.{port}"] = found.clone()
+    return ranges
+
+
+def weight_codes(converted: fx.GraphModule, node_name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (int8) and scales (float32) of a layer's weight in a graph that `convert_pt2e` made."""
+    node = next(n for n in converted.graph.nodes if n.name == node_name)
+    dequantize = node.args[1]
+    if "dequantize" not in str(dequantize.target):
+        raise ModelError(
+            f"torchao left the weight of {node_name} in float",
+            expected="a dequantize node behind the weight",
+            got=str(dequantize.target),
+            next_step="this is a bug or an unsupported torchao version: report it",
+        )
+    codes, scale = (_constant(converted, argument) for argument in dequantize.args[:2])
+    return codes.to(torch.int8), scale.float()
+
+
+def _constant(graph: fx.GraphModule, argument: Any) -> torch.Tensor:
+    if not isinstance(argument, fx.Node):
+        return torch.tensor(argument)
+    value: Any = graph
+    for part in str(argument.target).split("."):
+        value = getattr(value, part)
+    assert isinstance(value, torch.Tensor)
+    return value.detach().cpu()

@@ -1,0 +1,155 @@
+"""The traced network: a torch.export graph that runs at any batch size, and the layers found in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim, export
+
+from flatq.errors import ModelError
+from flatq.recipe import Candidate, Kind
+
+__all__ = ["Layer", "example_inputs", "export_any_batch", "find_layers", "graph_digest", "quiet", "trace"]
+
+_aten = torch.ops.aten
+_KINDS: dict[Any, Kind] = {
+    _aten.conv2d.default: "conv2d",
+    _aten.conv2d.padding: "conv2d",
+    _aten.linear.default: "linear",
+    _aten.scaled_dot_product_attention.default: "attention",
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A candidate and the node that computes it."""
+
+    candidate: Candidate
+    node: fx.Node
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides the upstream exporters' notes on torchvision and deprecations; errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "torchao")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def example_inputs(image_shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs to trace with: x [2, C, H, W] and t [2]."""
+    return torch.zeros(2, *image_shape), torch.zeros(2, dtype=torch.int64)
+
+
+def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModule:
+    """The network as a graph of ATen operators, runnable at any batch size.
+
+    diffusers' up-sampling calls `contiguous()` for batches of 64 and more, and on tensors of more than 2^31
+    elements, which the trace sees as a guard on the batch. The call changes no value, so the graph is traced
+    below the guard, and the guard is then dropped.
+
+    Raises:
+        ModelError: the network cannot be traced on images of this shape.
+    """
+    batch = Dim("batch", min=1, max=63)
+    try:
+        with quiet():
+            program = export(
+                network, example_inputs(image_shape), dynamic_shapes=({0: batch}, {0: batch}), strict=False
+            )
+            graph = program.module(check_guards=False)
+    except Exception as error:
+        raise ModelError(
+            f"the network cannot be traced on images of shape {list(image_shape)}",
+            expected="a UNet that torch.export accepts with a free batch size",
+            got=" ".join(str(error).split())[:300],
+            next_step="check that the image size is divisible by 2 for every down-sampling",
+        ) from error
+    assert isinstance(graph, fx.GraphModule)
+    _drop_input_checks(graph)
+    return graph
+
+
+def _drop_input_checks(graph: fx.GraphModule) -> None:
+    # torch.export hangs the range of the batch on the module as a hook; `check_guards` does not cover it.
+    graph._forward_pre_hooks.clear()
+    graph._forward_pre_hooks_with_kwargs.clear()
+
+
+def export_any_batch(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
+    """Export a traced graph again with a batch size that is free."""
+    batch = Dim("batch", min=1)
+    with quiet():
+        return export(graph, example_inputs(image_shape), dynamic_shapes=({0: batch}, {0: batch}), strict=False)
+
+
+def find_layers(graph: fx.GraphModule) -> list[Layer]:
+    """Every convolution, linear layer and attention product of a traced graph, in order of execution.
+
+    Raises:
+        ModelError: two layers share a weight, or a layer's weight is computed.
+    """
+    layers = []
+    seen: set[str] = set()
+    for node in graph.graph.nodes:
+        kind = _KINDS.get(node.target) if node.op == "call_function" else None
+        if kind is None:
+            continue
+        if kind == "attention":
+            name = _module_name(node)
+            query, key = (node.args[i].meta["val"].shape for i in (0, 1))
+            macs = 2 * math.prod(int(n) for n in query[1:]) * int(key[-2])
+            candidate = Candidate(node=name, kind=kind, macs=macs)
+        else:
+            weight = node.args[1]
+            if not (isinstance(weight, fx.Node) and weight.op == "get_attr"):
+                raise ModelError(
+                    f"the weight of {_module_name(node)} is computed in the graph",
+                    expected="a stored weight",
+                    next_step="leave this layer in float with a rule of the recipe",
+                )
+            name = str(weight.target).removesuffix(".weight")
+            shape = tuple(int(n) for n in weight.meta["val"].shape)
+            output = node.meta["val"].shape
+            positions = math.prod(int(n) for n in (output[2:] if kind == "conv2d" else output[1:-1]))
+            candidate = Candidate(node=name, kind=kind, shape=shape, macs=math.prod(shape) * positions)
+        if name in seen:
+            raise ModelError(f"two layers share the name or the weight {name}", expected="one layer for each weight")
+        seen.add(name)
+        layers.append(Layer(candidate, node))
+    return layers
+
+
+def _module_name(node: fx.Node) -> str:
+    """Dotted name of the innermost module that a node was traced from."""
+    stack = node.meta.get("nn_module_stack") or {}
+    names = [name for name, _ in stack.values()]
+    return str(names[-1]).removeprefix("L['self'].") if names else node.name
+
+
+def graph_digest(graph: fx.GraphModule) -> str:
+    """sha256 of the graph's operators and the layers' names and shapes, hex.
+
+    It changes when another version of diffusers or torch traces the network into another graph.
+    """
+    operators = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    layers = [layer.candidate.model_dump(mode="json") for layer in find_layers(graph)]
+    return hashlib.sha256(json.dumps([operators, layers]).encode()).hexdigest()

@@ -1,0 +1,199 @@
+"""What report.json holds, and reading and writing a report's folder.
+
+The page is made in `flatq.report.markdown`, pictures in `flatq.report.grids`; a stored report is decided on
+again in `flatq.report.regate`. The numbers come from `flatq.evaluate`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flatq import __version__
+from flatq.errors import DataError
+from flatq.evaluate.drift import Drift
+from flatq.evaluate.gate import Verdict
+from flatq.evaluate.kid import KidDrift
+from flatq.report.markdown import render_markdown
+
+__all__ = [
+    "REPORT_FORMAT",
+    "REPORT_VERSION",
+    "Baseline",
+    "Environment",
+    "Extractor",
+    "ModelEntry",
+    "ReferenceEntry",
+    "Report",
+    "read_report",
+    "write_report",
+]
+
+REPORT_FORMAT = "flatq-report"
+REPORT_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Extractor(_Part):
+    """The feature network: its name, sha256 and number of features."""
+
+    name: str
+    digest: str
+    dim: int = Field(gt=0)
+
+
+class ReferenceEntry(_Part):
+    """The reference images: their name, digest and number."""
+
+    name: str
+    digest: str
+    n: int = Field(gt=0)
+
+
+class Baseline(_Part):
+    """The float model. runtime: its identity. latency_ms: as in `ModelEntry`."""
+
+    name: str
+    digest: str
+    precision: str
+    runtime: dict[str, Any]
+    size_bytes: int = Field(ge=0)
+    latency_ms: float | None = None
+
+
+class ModelEntry(_Part):
+    """A quantized model beside the baseline.
+
+    name: of the file or folder. label: for tables. latency_ms: median of one network evaluation at the
+    sampling batch. drift, kid, finite and the distances: as in `flatq.evaluate.compare.Comparison`. grid,
+    sidecar: paths relative to the report's folder.
+    """
+
+    name: str
+    label: str
+    precision: str
+    digest: str
+    runtime: dict[str, Any]
+    size_bytes: int = Field(ge=0)
+    latency_ms: float | None = None
+    drift: Drift | None
+    kid: KidDrift | None
+    finite: bool
+    rms_distance_mean: float | None
+    rms_distance_max: float | None
+    verdict: Verdict | None = None
+    grid: str | None = None
+    sidecar: str | None = None
+
+
+class Environment(_Part):
+    """versions: of the packages that move the numbers, by name."""
+
+    python: str
+    platform: str
+    versions: dict[str, str]
+    cpu: str
+
+
+class Report(_Part):
+    """All of report.json. plan: the fields of the `SamplePlan`. n: the number of pairs."""
+
+    format: Literal["flatq-report"] = "flatq-report"
+    version: Literal[1] = 1
+    created_with: str = __version__
+    plan: dict[str, Any]
+    n: int = Field(gt=0)
+    first_index: int = Field(ge=0)
+    last_index: int = Field(ge=0)
+    extractor: Extractor
+    reference: ReferenceEntry
+    rounding: Literal["round", "truncate"]
+    baseline: Baseline
+    models: list[ModelEntry]
+    environment: Environment
+
+
+def read_report(path: str | os.PathLike[str]) -> Report:
+    """Reads a report.json, or the one in a folder.
+
+    Raises:
+        DataError: no such file, no JSON, another format or version, or fields that are missing or wrong.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "report.json"
+    try:
+        text = file.read_text(encoding="utf-8")
+        raw = json.loads(text)
+    except OSError as error:
+        raise DataError(
+            f"the report {file} cannot be read",
+            expected="a report.json, or the folder that holds it",
+            got=error.strerror or str(error),
+            next_step="check the path",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is no JSON", expected="a report.json of flatq", got=str(error)) from error
+    found = raw.get("format") if isinstance(raw, dict) else None
+    if found != REPORT_FORMAT:
+        raise DataError(
+            f"{file} is no flatq report",
+            expected=f'a JSON object with "format": "{REPORT_FORMAT}"',
+            got=f"format {found!r}" if isinstance(raw, dict) else type(raw).__name__,
+        )
+    if raw.get("version") != REPORT_VERSION:
+        raise DataError(
+            f"{file} has another format version",
+            expected=str(REPORT_VERSION),
+            got=repr(raw.get("version")),
+            next_step=f"read it with the flatq that made it: {raw.get('created_with', 'unknown')}",
+        )
+    try:
+        return Report.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise DataError(
+            f"the report {file} is damaged: {error.error_count()} fields are missing or wrong",
+            got=f"{where}: {first['msg']}",
+            next_step="run the evaluation again",
+        ) from error
+
+
+def write_report(report: Report, folder: str | os.PathLike[str]) -> Path:
+    """Writes report.md and report.json into `folder` (made where absent), each atomically.
+
+    Returns:
+        The path of report.json.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        _write(target / "report.md", render_markdown(report))
+        _write(target / "report.json", report.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise DataError(
+            f"cannot write the report into {target}",
+            expected="a folder that can be written",
+            got=error.strerror or str(error),
+        ) from error
+    return target / "report.json"
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)  # noqa: PTH105 (the house rule names os.replace)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flatq.errors import DataError
+from flatq.evaluate.drift import Drift, fid_drift, kid_drift
+from flatq.evaluate.moments import reference_from_features
+from flatq.report.grids import save_pair_grid
+from flatq.report.markdown import render_markdown
+from flatq.report.model import (
+    Baseline,
+    Environment,
+    Extractor,
+    ModelEntry,
+    ReferenceEntry,
+    Report,
+    read_report,
+    write_report,
+)
+from flatq.report.regate import regate, with_verdicts
+
+D = 6
+RUNTIME = {"runtime": "onnxruntime", "version": "1.22.0", "device": "cpu", "threads": 1}
+
+
+def _entry(kind: str, n: int = 400, **more: Any) -> ModelEntry:
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(800, D))
+    x = rng.normal(size=(n, D)) + 0.1
+    q = {
+        "identical": x,
+        "small": x + 0.05 * rng.normal(size=x.shape),
+        "large": 1.5 * x + 0.5,
+        "collapse": np.repeat(x[:1], n, axis=0),
+    }.get(kind)
+    fields: dict[str, Any] = {"drift": None, "kid": None, "rms_distance_mean": None, "rms_distance_max": None}
+    if q is not None:
+        fields = {
+            "drift": fid_drift(x, q, reference_from_features(real)),
+            "kid": kid_drift(x, q, real),
+            "rms_distance_mean": 0.05,
+            "rms_distance_max": 0.2,
+        }
+    base: dict[str, Any] = {
+        "name": f"{kind}.onnx",
+        "label": kind,
+        "precision": "w8a8",
+        "digest": "ab" * 32,
+        "runtime": RUNTIME,
+        "size_bytes": 1_234_567,
+        "latency_ms": 1.5,
+        "finite": q is not None,
+    }
+    return ModelEntry(**(base | fields | more))
+
+
+def _report(*models: ModelEntry) -> Report:
+    return Report(
+        plan={"steps": 20, "sampler": "ddim", "eta": 0.0, "seed": 7, "clip": True},
+        n=400,
+        first_index=0,
+        last_index=399,
+        extractor=Extractor(name="digits48", digest="cd" * 32, dim=48),
+        reference=ReferenceEntry(name="digits:heldout", digest="ef" * 32, n=297),
+        rounding="round",
+        baseline=Baseline(
+            name="float.onnx", digest="01" * 32, precision="fp32", runtime=RUNTIME, size_bytes=4_000_000
+        ),
+        models=list(models),
+        environment=Environment(
+            python="3.12.1", platform="Linux", versions={"numpy": "2.4.6"}, cpu="Some CPU"
+        ),
+    )
+
+
+def test_roundtrip_is_exact(tmp_path: Path) -> None:
+    kinds = ("identical", "small", "large", "collapse", "broken")
+    report = _report(*map(_entry, kinds))
+    report = with_verdicts(report, regate(report, 0.5))
+    file = write_report(report, tmp_path / "new" / "folder")
+    again = read_report(file)
+    assert again == report == read_report(file.parent)
+    assert isinstance(again.models[0].drift, Drift)
+    assert regate(again, 0.1) == regate(report, 0.1)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["report.json", "report.md"]
+    json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_infinity_survives(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    kid = kid_drift(np.ones((20, D)), rng.normal(size=(20, D)), rng.normal(size=(30, D)))
+    assert kid.variance_share == math.inf
+    file = write_report(_report(_entry("small", kid=kid)), tmp_path)
+    json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert read_report(file).models[0].kid == kid
+
+
+def test_regate() -> None:
+    report = _report(*map(_entry, ("identical", "small", "large", "collapse", "broken")), _entry("small", 10))
+    outcomes = [verdict.outcome for verdict in regate(report, 1.0)]
+    assert outcomes == ["pass", "pass", "fail", "fail", "fail", "inconclusive"]
+    assert [verdict.metric for verdict in regate(report, 1e6)][2:5] == ["fid", "kid", "samples"]
+    few = regate(report, 1.0, min_samples=1000)
+    assert few[1].outcome == "inconclusive"
+    assert few[1].samples_to_settle == 1000
+
+
+def test_markdown() -> None:
+    report = _report(
+        _entry("small", grid="grids/small one.png", sidecar="small.npz"),
+        _entry("small", 10, label="few"),
+        _entry("large", precision="w4a8", label="a|b"),
+        _entry("broken"),
+    )
+    text = render_markdown(with_verdicts(report, regate(report, 0.5)))
+    assert text.index("**small: PASS**") < text.index("| model |")
+    assert "digits48" in text
+    assert "These distances compare with each other, never with Inception FID." in text
+    assert "no interval: 10 clusters are fewer than 20" in text
+    assert "4-bit values run on 8-bit kernels" in text
+    assert "![small: float and quantized](grids/small%20one.png)" in text
+    assert "the quantized samples are not finite" in text
+    for line in (
+        "- steps: 20",
+        "- sampler: ddim",
+        "- seed: 7",
+        "- rounding: round",
+        "n: 400 pairs",
+        "297 images",
+    ):
+        assert line in text
+    rows = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 1 + 4
+    assert {row.count("|") for row in rows} == {13}
+    drift = report.models[0].drift
+    assert drift is not None
+    for value in (
+        f"{drift.fid_float:.4g}",
+        f"{drift.fid_quantized:.4g}",
+        f"{drift.corrected:+.4g}",
+        "1.23 MB",
+    ):
+        assert value in rows[3]
+    eight = render_markdown(_report(_entry("small", precision="w8a8")))
+    assert "4-bit" not in eight
+    assert "**small: not gated**" in eight
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read"),
+        ("not json", "is no JSON"),
+        ("[1]", "is no flatq report"),
+        ('{"format": "other"}', "is no flatq report"),
+        ('{"format": "flatq-report", "version": 2}', "another format version"),
+        ('{"format": "flatq-report", "version": 1, "n": -1}', "damaged"),
+    ],
+)
+def test_bad_file(tmp_path: Path, text: str | None, message: str) -> None:
+    file = tmp_path / "report.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_report(file)
+
+
+def test_bad_bytes_and_folder(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="is no JSON"):
+        read_report(tmp_path)
+    with pytest.raises(DataError, match="cannot write"):
+        write_report(_report(), tmp_path / "report.json")
+
+
+def test_pair_grid(tmp_path: Path) -> None:
+    black, white = np.zeros((6, 1, 8, 8), np.uint8), np.full((6, 1, 8, 8), 200, np.uint8)
+    save_pair_grid(tmp_path / "pair.png", black, white, columns=3)
+    with Image.open(tmp_path / "pair.png") as picture:
+        pixels = np.asarray(picture)
+    height, width = pixels.shape
+    assert width > 2 * 3 * 48
+    assert height > 2 * 48
+    assert (pixels[-20, 20], pixels[-20, -20]) == (0, 200)
+    assert (pixels[:12] < 128).any()  # the labels
+    assert [path.name for path in tmp_path.iterdir()] == ["pair.png"]
+    save_pair_grid(tmp_path / "rgb.png", *[np.zeros((1, 3, 64, 64), np.uint8)] * 2)
+    with pytest.raises(DataError, match="pair up"):
+        save_pair_grid(tmp_path / "x.png", black, white[:3])
+    with pytest.raises(DataError, match="cannot write"):
+        save_pair_grid(tmp_path / "none" / "x.png", black, white)

@@ -1,0 +1,79 @@
+"""Sharpness-aware minimization: the gradient at the worst point nearby. The step is the optimizer's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+
+from flatq.errors import UsageError
+
+__all__ = ["sam_gradients"]
+
+
+def sam_gradients(
+    parameters: Iterable[torch.nn.Parameter], closure: Callable[[], torch.Tensor], rho: float
+) -> tuple[float, float]:
+    """Leaves the gradient at w + e in `.grad`, where e = rho * g / ||g||_2 and g is the gradient at w.
+
+    The norm is taken over all parameters together. Both passes start from the same state of torch's global
+    generators, so that they share the dropout mask. The weights come back from a copy, bit for bit, also
+    where the second pass fails. Where g is zero there is no direction: e = 0 and g stays in `.grad`.
+    Foret et al. 2021, algorithm 1. Clipping is for the caller, and so touches the second gradient only.
+
+    Args:
+        parameters: the weights; those that need no gradient are left alone. What `.grad` held is dropped.
+        closure: the loss at the present weights, a scalar, without backward. It must use the same x0, t and
+            noise at each call: else e follows the noise of the draw and not the slope.
+        rho: radius, positive and finite.
+
+    Returns:
+        The loss at w and at w + e.
+
+    Raises:
+        UsageError: rho is not positive and finite.
+    """
+    if not (math.isfinite(rho) and rho > 0):
+        raise UsageError(
+            "SAM's radius must be positive",
+            expected="a finite rho > 0",
+            got=str(rho),
+            next_step='use the method "adm" to train without SAM',
+        )
+    weights = [parameter for parameter in parameters if parameter.requires_grad]
+    devices = sorted({w.device.index for w in weights if w.device.type == "cuda"})
+    cpu_state = torch.get_rng_state()
+    cuda_states = [torch.cuda.get_rng_state(device) for device in devices]
+
+    loss = _backward(weights, closure)
+    moved = [(w, w.grad) for w in weights if w.grad is not None]
+    if not moved:
+        return loss, loss
+    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for _, g in moved])))
+    if norm == 0:
+        return loss, loss
+    copies = [w.detach().clone() for w, _ in moved]
+    try:
+        with torch.no_grad():
+            for w, gradient in moved:
+                # divided first: rho / norm may overflow where the gradient is tiny
+                w.add_(gradient / norm, alpha=rho)
+        torch.set_rng_state(cpu_state)
+        for device, state in zip(devices, cuda_states, strict=True):
+            torch.cuda.set_rng_state(state, device)
+        sharp_loss = _backward(weights, closure)
+    finally:
+        with torch.no_grad():
+            for (w, _), copy in zip(moved, copies, strict=True):
+                w.copy_(copy)
+    return loss, sharp_loss
+
+
+def _backward(weights: list[torch.nn.Parameter], closure: Callable[[], torch.Tensor]) -> float:
+    for w in weights:
+        w.grad = None
+    with torch.enable_grad():
+        loss = closure()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())
