@@ -1,0 +1,144 @@
+"""A traced or lowered graph as an ONNX model, opset 21.
+
+Codes of 4 bits are stored as INT4 and widened by a Cast, which ONNX Runtime folds at load, so that its int8
+kernels run them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import fx
+
+from flatq.errors import ModelError
+from flatq.quantize.trace import export_any_batch, quiet
+
+__all__ = ["OPSET", "store_int4", "to_onnx", "weight_initializers"]
+
+OPSET = 21
+"""The first with INT4, and the last whose operators every target's parser builds."""
+
+
+def to_onnx(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
+    """Export a graph with inputs x float32 [batch, C, H, W], t int64 [batch] and the output `out`.
+
+    Raises:
+        ModelError: the exporter refuses the graph, or onnx's checker the model.
+    """
+    program = export_any_batch(graph, image_shape)
+    try:
+        with quiet():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["x", "t"],
+                output_names=["out"],
+                verbose=False,
+            )
+        assert exported is not None
+        model = exported.model_proto
+        onnx.checker.check_model(model, full_check=True)
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ModelError(
+            "torch's ONNX exporter refuses the network",
+            expected=f"operators with an ONNX form in opset {OPSET}",
+            got=" ".join(str(error).split())[:300],
+            next_step="leave the operator out of the network, or report it",
+        ) from error
+    except onnx.checker.ValidationError as error:
+        raise ModelError(
+            "the exported model is not valid ONNX",
+            expected="a model that onnx's checker accepts",
+            got=" ".join(str(error).split())[:300],
+            next_step="report it with the versions that `flatq doctor` prints",
+        ) from error
+    _name_batch(model)
+    _strip(model)
+    return model
+
+
+def _name_batch(model: onnx.ModelProto) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del model.graph.value_info[:]
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Take out the exporter's notes: source paths and stack traces of the exporting machine."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for initializer in model.graph.initializer:
+        initializer.doc_string = ""
+        del initializer.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    model.graph.doc_string = ""
+    del model.graph.metadata_props[:]
+
+
+def weight_initializers(model: onnx.ModelProto, layers: Mapping[str, str]) -> dict[str, str]:
+    """Layer name -> name of the initializer with its codes.
+
+    Args:
+        layers: layer name -> name of the codes in the lowered graph, as `Lowered.layers`.
+
+    Raises:
+        ModelError: an initializer is missing; the exporter renamed or folded it.
+    """
+    present = {_plain(initializer.name): initializer.name for initializer in model.graph.initializer}
+    missing = [layer for layer, name in layers.items() if _plain(name) not in present]
+    if missing:
+        raise ModelError(
+            f"the exported model holds no integers for {len(missing)} planned layers",
+            expected=f"an initializer for {missing[0]}",
+            got="none of its name",
+            next_step="report it with the versions that `flatq doctor` prints",
+        )
+    return {layer: present[_plain(name)] for layer, name in layers.items()}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W", "_", name)
+
+
+def store_int4(model: onnx.ModelProto, names: Mapping[str, Any]) -> None:
+    """Store the named INT8 initializers as INT4 and widen each with a Cast.
+
+    Raises:
+        ModelError: a code does not fit 4 bits.
+    """
+    casts = []
+    for index, initializer in enumerate(model.graph.initializer):
+        if initializer.name not in names:
+            continue
+        codes = numpy_helper.to_array(initializer)
+        if codes.min() < -8 or codes.max() > 7:
+            raise ModelError(
+                f"{initializer.name} does not fit 4 bits",
+                expected="codes in -8..7",
+                got=f"{codes.min()}..{codes.max()}",
+            )
+        narrow = f"{initializer.name}.int4"
+        flat = codes.reshape(-1).astype(np.int8)
+        nibbles = (np.append(flat, np.zeros(flat.size % 2, np.int8)) & 0xF).astype(np.uint8)
+        packed = nibbles[0::2] | (nibbles[1::2] << 4)
+        casts.append(
+            helper.make_node("Cast", [narrow], [initializer.name], name=f"{narrow}.cast", to=onnx.TensorProto.INT8)
+        )
+        model.graph.initializer[index].CopyFrom(
+            helper.make_tensor(narrow, onnx.TensorProto.INT4, codes.shape, packed.tobytes(), raw=True)
+        )
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*casts, *rest])
