@@ -52,7 +52,9 @@ def export_artifact(folder: Path, target: Target, out: Path) -> Deployment:
     )
 
 
-def export_checkpoint(checkpoint: Checkpoint, target: Target, out: Path, *, average: str | None = None) -> Deployment:
+def export_checkpoint(
+    checkpoint: Checkpoint, target: Target, out: Path, *, average: str | None = None
+) -> Deployment:
     """Write the float model of a checkpoint as a deployment folder, by the same exporter.
 
     Raises: as `export_artifact`.
@@ -73,7 +75,7 @@ def export_checkpoint(checkpoint: Checkpoint, target: Target, out: Path, *, aver
 
 
 def _check_free(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and set(p.name for p in out.iterdir()) <= {MANIFEST, _FILE}):
+    if out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= {MANIFEST, _FILE}):
         raise UsageError(
             f"{out} holds something else than an export",
             expected="a new folder, or an earlier export to replace",

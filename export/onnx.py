@@ -134,7 +134,9 @@ def store_int4(model: onnx.ModelProto, names: Mapping[str, Any]) -> None:
         nibbles = (np.append(flat, np.zeros(flat.size % 2, np.int8)) & 0xF).astype(np.uint8)
         packed = nibbles[0::2] | (nibbles[1::2] << 4)
         casts.append(
-            helper.make_node("Cast", [narrow], [initializer.name], name=f"{narrow}.cast", to=onnx.TensorProto.INT8)
+            helper.make_node(
+                "Cast", [narrow], [initializer.name], name=f"{narrow}.cast", to=onnx.TensorProto.INT8
+            )
         )
         model.graph.initializer[index].CopyFrom(
             helper.make_tensor(narrow, onnx.TensorProto.INT4, codes.shape, packed.tobytes(), raw=True)

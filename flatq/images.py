@@ -239,7 +239,7 @@ def _digits(source: str) -> tuple[U8, NDArray[np.int64]]:
             f"there is no part {source}", expected='"digits", "digits:train" or "digits:heldout"', got=source
         )
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingRuntimeError(
             "the digits come with scikit-learn, which is not installed",

@@ -81,7 +81,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def deployment_folder(path: Path, target: str = "onnxruntime") -> Path:
-    """Where `flatq export` puts a deployment when not told otherwise: inside the artifact, beside a checkpoint."""
+    """Where `flatq export` puts a deployment by default: inside the artifact, beside a checkpoint."""
     return path.with_name(f"{path.stem}.fp32") / target if path.is_file() else path / target
 
 

@@ -5,7 +5,7 @@ Needs torch and diffusers; nothing else in flatq builds networks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -50,7 +50,9 @@ def build_network(config: ModelConfig) -> Denoiser:
     Raises:
         CheckpointError: diffusers refuses the configuration, or it does not fit the image size.
     """
-    from diffusers import UNet2DModel
+    import diffusers
+
+    unet_class: Any = diffusers.UNet2DModel
 
     pixels = config.patch_size**2
     if config.image_size % config.patch_size:
@@ -61,7 +63,7 @@ def build_network(config: ModelConfig) -> Denoiser:
             next_step="choose another patch size",
         )
     try:
-        unet = UNet2DModel(
+        unet = unet_class(
             sample_size=config.image_size // config.patch_size,
             in_channels=config.image_channels * pixels,
             out_channels=config.out_channels * pixels,

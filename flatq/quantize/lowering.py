@@ -145,7 +145,7 @@ def _clamp_narrow(graph: fx.GraphModule) -> None:
 
 
 def _check_codes(converted: fx.GraphModule, layers: list[Layer], artifact: Artifact) -> dict[str, str]:
-    """Every planned layer multiplies with exactly the artifact's integers; returns their names in the graph."""
+    """Names of the integers in the graph, each checked to be exactly the artifact's."""
     nodes = {node.name: node for node in converted.graph.nodes}
     names = {}
     for layer in layers:

@@ -21,6 +21,7 @@ from flatq.recipe import Decision, Scheme
 
 __all__ = ["FlatqQuantizer", "Qparams", "activation_qparams", "code_range", "fixed_spec", "observing_spec"]
 
+
 @dataclass(frozen=True)
 class Qparams:
     """value = (code - zero_point) * scale.
@@ -155,7 +156,8 @@ class FlatqQuantizer(Quantizer):  # type: ignore[misc]
             inputs = {}
             if specs["input"] is not None:
                 # Layers that read one tensor (query, key, value) share one quantizer.
-                inputs[node.args[0]] = shared.setdefault(node.args[0], specs["input"])
+                source, *_ = node.all_input_nodes
+                inputs[source] = shared.setdefault(source, specs["input"])
             if specs["weight"] is not None:
                 inputs[node.args[1]] = specs["weight"]
             if inputs or specs["output"] is not None:

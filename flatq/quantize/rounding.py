@@ -111,7 +111,7 @@ def _observed(
         return observing_spec(decision.scheme, weight=decision.port == "weight")
 
     with quiet():
-        prepared = prepare_pt2e(graph, FlatqQuantizer(decisions, spec))
+        prepared: fx.GraphModule = prepare_pt2e(graph, FlatqQuantizer(decisions, spec))
         with torch.no_grad():
             for step, (x, t) in enumerate(zip(inputs.x, inputs.t, strict=True)):
                 prepared(torch.from_numpy(x), torch.full((len(x),), int(t)))
@@ -120,7 +120,9 @@ def _observed(
     return prepared
 
 
-def _ranges(prepared: fx.GraphModule, layers: list[Layer], decisions: list[Decision]) -> dict[str, torch.Tensor]:
+def _ranges(
+    prepared: fx.GraphModule, layers: list[Layer], decisions: list[Decision]
+) -> dict[str, torch.Tensor]:
     nodes = {node.name: node for node in prepared.graph.nodes}
     observed = {(d.node, d.port) for d in decisions if d.scheme is not None}
     ranges = {}

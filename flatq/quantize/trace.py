@@ -94,11 +94,15 @@ def _drop_input_checks(graph: fx.GraphModule) -> None:
     graph._forward_pre_hooks_with_kwargs.clear()
 
 
-def export_any_batch(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
+def export_any_batch(
+    graph: fx.GraphModule, image_shape: tuple[int, int, int]
+) -> torch.export.ExportedProgram:
     """Export a traced graph again with a batch size that is free."""
     batch = Dim("batch", min=1)
     with quiet():
-        return export(graph, example_inputs(image_shape), dynamic_shapes=({0: batch}, {0: batch}), strict=False)
+        return export(
+            graph, example_inputs(image_shape), dynamic_shapes=({0: batch}, {0: batch}), strict=False
+        )
 
 
 def find_layers(graph: fx.GraphModule) -> list[Layer]:
@@ -132,7 +136,9 @@ def find_layers(graph: fx.GraphModule) -> list[Layer]:
             positions = math.prod(int(n) for n in (output[2:] if kind == "conv2d" else output[1:-1]))
             candidate = Candidate(node=name, kind=kind, shape=shape, macs=math.prod(shape) * positions)
         if name in seen:
-            raise ModelError(f"two layers share the name or the weight {name}", expected="one layer for each weight")
+            raise ModelError(
+                f"two layers share the name or the weight {name}", expected="one layer for each weight"
+            )
         seen.add(name)
         layers.append(Layer(candidate, node))
     return layers

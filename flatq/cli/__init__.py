@@ -1,0 +1,47 @@
+"""The command line: each file parses the options of one command, calls one function and prints.
+
+Results go to stdout, progress and notes to stderr.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+
+from flatq.errors import EXIT_BUG, FlatqError
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line and exit with the codes of `flatq.errors`."""
+    import click
+
+    from flatq.cli.app import app
+
+    # Notes of the libraries on optional parts that flatq does not use; their errors still show.
+    for name in ("torchao", "torch.utils._pytree", "torch.onnx", "diffusers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+    try:
+        result = app(standalone_mode=False)
+    except FlatqError as error:
+        print(f"flatq: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        print("flatq: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception:  # a bug must never look like a failed gate
+        traceback.print_exc()
+        print(
+            "flatq: this is a bug in flatq, not a verdict; please report it with the lines above",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_BUG)
+    sys.exit(result if isinstance(result, int) else 0)

@@ -1,0 +1,40 @@
+"""The application: every command, by name."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated
+
+import typer
+
+from flatq import __version__
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Quantize diffusion models, run them on deployment runtimes, and gate on the FID drift.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"flatq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _name in ("demo", "train", "quantize", "inspect", "export", "sample", "eval", "gate", "doctor"):
+    _module = importlib.import_module(f"flatq.cli.{_name}_command")
+    app.command(_name)(_module.command)

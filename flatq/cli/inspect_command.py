@@ -1,0 +1,89 @@
+"""`flatq inspect`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flatq.cli.common import one_artifact
+
+__all__ = ["command"]
+
+
+def command(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A checkpoint, artifact or deployment.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Show what a checkpoint, an artifact or a deployment folder holds; for an artifact, every decision."""
+    from flatq.models import kind_of
+
+    path = one_artifact(path)
+    kind = kind_of(path)
+    if kind == "artifact":
+        from flatq.quantize.artifact import read_artifact
+
+        manifest = read_artifact(path).manifest
+        content: dict[str, Any] = manifest.model_dump(mode="json")
+    elif kind == "deployment":
+        from flatq.deployment import read_deployment
+
+        content = read_deployment(path)[0].model_dump(mode="json")
+    else:
+        from flatq.checkpoint import load_checkpoint
+
+        checkpoint = load_checkpoint(path)
+        content = {
+            "format": "flatq-checkpoint",
+            "sha256": checkpoint.digest,
+            "weights": {
+                name: {"tensors": len(w), "parameters": sum(v.numel() for v in w.values())}
+                for name, w in checkpoint.weights.items()
+            },
+            "model": checkpoint.model.model_dump(mode="json"),
+            "process": checkpoint.process.model_dump(mode="json"),
+            "provenance": dict(checkpoint.provenance),
+        }
+    if as_json:
+        typer.echo(json.dumps(content, indent=1))
+    elif kind == "artifact":
+        _print_decisions(content)
+    else:
+        _print_fields(content)
+
+
+def _print_fields(content: dict[str, Any], indent: str = "") -> None:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            typer.echo(f"{indent}{key}:")
+            _print_fields(value, indent + "  ")
+        else:
+            typer.echo(f"{indent}{key}: {value}")
+
+
+def _print_decisions(content: dict[str, Any]) -> None:
+    from flatq.recipe import Scheme
+
+    typer.echo(
+        f"recipe {content['recipe']['name']}, {content['parent']['weights']} weights of {content['parent']['file']}"
+    )
+    calibration = content["calibration"]
+    typer.echo(
+        f"calibrated on {calibration['images']} chains x {calibration['steps']} timesteps, seed {calibration['seed']}"
+    )
+    typer.echo("")
+    rows = [("layer", "kind", "port", "MACs", "as", "reason")]
+    for d in content["decisions"]:
+        scheme = Scheme(**d["scheme"]).describe() if d["scheme"] else "float"
+        rows.append((d["node"], d["kind"], d["port"], f"{d['macs']:,}", scheme, d["reason"]))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    for row in rows:
+        cells = [
+            cell.rjust(w) if i == 3 else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row[:5], widths, strict=True))
+        ]
+        typer.echo("  ".join([*cells, row[5]]).rstrip())

@@ -1,0 +1,58 @@
+"""`flatq quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flatq.cli.common import note, progress_bar
+
+__all__ = ["command"]
+
+
+def command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint, .pt.")],
+    bits: Annotated[int, typer.Option(help="Width of the weights: 8 or 4.")] = 8,
+    act_bits: Annotated[int, typer.Option(help="Width of the activations: 8, 4, or 32 for float.")] = 8,
+    weights: Annotated[str | None, typer.Option(help="raw, ema or swa; ema if there, else raw.")] = None,
+    calib_images: Annotated[int, typer.Option(help="Sampling chains to calibrate on.")] = 32,
+    calib_steps: Annotated[int, typer.Option(help="Timesteps along each chain.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the calibration noise.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the artifact.")] = None,
+) -> None:
+    """Quantize a checkpoint into a target-neutral artifact (CKPT.w4a8 and the like)."""
+    from pydantic import ValidationError
+
+    from flatq.errors import UsageError
+    from flatq.recipe import recipe_for_bits
+
+    recipe = recipe_for_bits(bits, act_bits)
+
+    from flatq.calib import CalibrationPlan
+    from flatq.checkpoint import load_checkpoint
+    from flatq.quantize.artifact import write_artifact
+    from flatq.quantize.rounding import quantize_checkpoint
+
+    try:
+        calibration = CalibrationPlan(images=calib_images, steps=calib_steps, seed=seed)
+    except ValidationError as error:
+        raise UsageError(
+            "the calibration options are not valid",
+            expected="positive --calib-images and --calib-steps, and a seed of at least 0",
+            got=f"{calib_images}, {calib_steps}, {seed}",
+        ) from error
+    loaded = load_checkpoint(checkpoint)
+    chosen = loaded.choose(weights)
+    activations = "float" if act_bits == 32 else f"{act_bits}-bit"
+    note(f"{chosen} weights at {bits} bits, activations {activations} (recipe {recipe.name})")
+    folder = out or checkpoint.with_name(f"{checkpoint.stem}.{recipe.name}")
+    with progress_bar() as bar:
+        artifact = quantize_checkpoint(
+            loaded, recipe, average=chosen, calibration=calibration, threads=threads, progress=bar
+        )
+        manifest = write_artifact(artifact, folder)
+    note(f"{len(manifest.planned)} layers quantized; `flatq inspect {folder}` shows every decision")
+    typer.echo(str(folder))

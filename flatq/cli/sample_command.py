@@ -1,0 +1,101 @@
+"""`flatq sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flatq.cli.common import note, progress_bar
+from flatq.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from flatq.sampler import SamplePlan
+
+__all__ = ["command", "make_plan"]
+
+
+def command(
+    path: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A checkpoint, artifact or deployment folder.")
+    ],
+    n: Annotated[int, typer.Option("-n", help="Number of images.")] = 64,
+    first: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
+    steps: Annotated[int, typer.Option(help="Network evaluations for an image.")] = 20,
+    sampler: Annotated[str, typer.Option(help="ancestral or ddim.")] = "ancestral",
+    eta: Annotated[float, typer.Option(help="Of ddim.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    runtime: Annotated[str | None, typer.Option(help="torch or onnxruntime.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Of a checkpoint: raw, ema or swa.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+    grid: Annotated[Path | None, typer.Option(help="Write a grid PNG.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write an .npz with arr_0, uint8 NHWC.")
+    ] = None,
+) -> None:
+    """Sample images; the same index gives the same noise whatever the batch size or runtime."""
+    import numpy as np
+
+    from flatq.images import save_grid, to_uint8
+    from flatq.models import open_model
+    from flatq.sampler import sample
+
+    if grid is None and out is None:
+        raise UsageError("nowhere to write", expected="--grid FILE.png or -o FILE.npz", got="neither")
+    if n < 1 or first < 0:
+        raise UsageError(
+            "no images", expected="-n at least 1 and --first at least 0", got=f"-n {n} --first {first}"
+        )
+    plan = make_plan(steps, sampler, eta, seed)
+    model = open_model(path, runtime=runtime, average=weights, threads=threads)
+    note(f"{model.name}: {model.precision}, {model.weights} weights, on {model.runtime.identity['runtime']}")
+    done = 0
+    with progress_bar() as bar, model.runtime:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            bar("sampling", done, n * steps)
+
+        images = sample(
+            model.runtime,
+            model.process,
+            plan,
+            range(first, first + n),
+            model.image_shape,
+            batch_size=batch_size,
+            progress=advance,
+        )
+    if not np.isfinite(images).all():
+        raise ModelError(
+            f"{path} samples values that are not finite", expected="finite images", got="NaN or infinity",
+            next_step="check the weights; quantize from another checkpoint",
+        )  # fmt: skip
+    pixels = to_uint8(images)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(f".{out.name}.partial.npz")
+        np.savez(partial, arr_0=pixels.transpose(0, 2, 3, 1))
+        partial.replace(out)
+        typer.echo(str(out))
+    if grid is not None:
+        grid.parent.mkdir(parents=True, exist_ok=True)
+        save_grid(grid, pixels, columns=max(1, round(n**0.5)), scale=max(1, 64 // pixels.shape[-1]))
+        typer.echo(str(grid))
+
+
+def make_plan(steps: int, sampler: str, eta: float, seed: int) -> SamplePlan:
+    """A sampling plan from options; a `UsageError` names the one that is wrong."""
+    from pydantic import ValidationError
+
+    from flatq.sampler import SamplePlan
+
+    try:
+        return SamplePlan.model_validate({"steps": steps, "sampler": sampler, "eta": eta, "seed": seed})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"--{first['loc'][0]} is not valid", expected=first["msg"], got=str(first["input"])
+        ) from error
