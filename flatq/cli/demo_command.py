@@ -38,9 +38,7 @@ def command(
     typer.echo("")
     for line in conclusion(rows):
         typer.echo(line)
-    typer.echo(
-        "Distances are in the features of digits48, flatq's own network: never compare them with Inception FID."
-    )
+    typer.echo("Distances are in the features of digits48, flatq's own network; no Inception FID compares.")
     typer.echo(f"results: {out}/ (picture: {out / 'demo.png'}; reports: {out}/*/*/eval/report.md)")
 
 

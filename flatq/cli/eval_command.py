@@ -68,23 +68,34 @@ def command(
             note(f"{path} has no export for ONNX Runtime yet: writing {folder}")
             export_artifact(path, "onnxruntime", folder)
     task = Assessment(
-        models=paths, baseline=baseline, data=data, out=out, plan=plan, images=n, first=first, batch_size=batch_size,
-        features=features, runtime=runtime, baseline_runtime=baseline_runtime, average=weights, threads=threads,
-        rounding="round" if rounding == "round" else "truncate", max_drift=max_drift,
-    )  # fmt: skip
+        models=paths,
+        baseline=baseline,
+        data=data,
+        out=out,
+        plan=plan,
+        images=n,
+        first=first,
+        batch_size=batch_size,
+        features=features,
+        runtime=runtime,
+        baseline_runtime=baseline_runtime,
+        average=weights,
+        threads=threads,
+        rounding="round" if rounding == "round" else "truncate",
+        max_drift=max_drift,
+    )
     with progress_bar() as bar:
         report = assess(task, bar)
     for entry in report.models:
         drift = entry.drift
+        fids = f"FID {drift.fid_float:.3f} -> {drift.fid_quantized:.3f}" if drift else ""
         if drift is None:
             typer.echo(f"{entry.name}: samples are not finite")
         elif drift.corrected is None:
-            typer.echo(
-                f"{entry.name}: FID {drift.fid_float:.3f} -> {drift.fid_quantized:.3f}, no interval: {drift.reason}"
-            )
+            typer.echo(f"{entry.name}: {fids}, no interval: {drift.reason}")
         else:
             typer.echo(
-                f"{entry.name}: FID {drift.fid_float:.3f} -> {drift.fid_quantized:.3f}, drift {drift.corrected:+.3f} "
+                f"{entry.name}: {fids}, drift {drift.corrected:+.3f} "
                 f"[{drift.low:+.3f}, {drift.high:+.3f}] ({report.extractor.name}, n = {report.n})"
             )
     typer.echo(str(out / "report.md"))

@@ -68,13 +68,10 @@ def _print_fields(content: dict[str, Any], indent: str = "") -> None:
 def _print_decisions(content: dict[str, Any]) -> None:
     from flatq.recipe import Scheme
 
-    typer.echo(
-        f"recipe {content['recipe']['name']}, {content['parent']['weights']} weights of {content['parent']['file']}"
-    )
-    calibration = content["calibration"]
-    typer.echo(
-        f"calibrated on {calibration['images']} chains x {calibration['steps']} timesteps, seed {calibration['seed']}"
-    )
+    parent, calibration = content["parent"], content["calibration"]
+    chains, timesteps, seed = (calibration[key] for key in ("images", "steps", "seed"))
+    typer.echo(f"recipe {content['recipe']['name']}, {parent['weights']} weights of {parent['file']}")
+    typer.echo(f"calibrated on {chains} chains x {timesteps} timesteps, seed {seed}")
     typer.echo("")
     rows = [("layer", "kind", "port", "MACs", "as", "reason")]
     for d in content["decisions"]:

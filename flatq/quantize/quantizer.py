@@ -159,7 +159,7 @@ class FlatqQuantizer(Quantizer):  # type: ignore[misc]
                 source, *_ = node.all_input_nodes
                 inputs[source] = shared.setdefault(source, specs["input"])
             if specs["weight"] is not None:
-                inputs[node.args[1]] = specs["weight"]
+                inputs[node.all_input_nodes[1]] = specs["weight"]
             if inputs or specs["output"] is not None:
                 node.meta["quantization_annotation"] = QuantizationAnnotation(
                     input_qspec_map=inputs, output_qspec=specs["output"], _annotated=True
