@@ -195,18 +195,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        first_line = str(error).strip().splitlines()[0][:200]
         raise CheckpointError(
             f"{path} cannot be read as plain tensors",
             expected="a file that torch.load(weights_only=True) accepts",
-            got=first_line,
+            got=_one_line(error),
             next_step="save the state dict alone; flatq never unpickles code",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint",
             expected="a complete .pt file",
-            got=f"{path.stat().st_size} bytes; {str(error).strip().splitlines()[0][:160]}",
+            got=f"{path.stat().st_size} bytes; {_one_line(error)}",
             next_step="copy the file again, or write it again with `flatq train`",
         ) from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -241,6 +240,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
             got=" ".join(str(error).split())[:200],
             next_step="write the checkpoint again with this version of flatq",
         ) from error
+    odd = [f"{a}: {k}" for a, w in weights.items() for k, v in w.items() if not isinstance(v, torch.Tensor)]
+    if odd:
+        raise CheckpointError(
+            f"{path} holds weights that are not tensors",
+            expected="tensors by name",
+            got=odd[0],
+            next_step="write the checkpoint again",
+        )
     if not weights:
         raise CheckpointError(
             f"{path} holds no weights",
@@ -249,3 +256,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             next_step="write the checkpoint again",
         )
     return Checkpoint(model, process, weights, provenance, file_digest(path), path)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -52,7 +52,7 @@ def run_demo(
     out: Path,
     progress: Progress,
     *,
-    steps: int = 1500,
+    steps: int = 1000,
     images: int = 1000,
     threads: int | None = None,
     extractor: str | None = None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from typing import Any
 
 from flatq.errors import EXIT_BUG, FlatqError
 
@@ -16,7 +17,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line and exit with the codes of `flatq.errors`."""
-    import click
+    import typer
 
     from flatq.cli.app import app
 
@@ -24,15 +25,17 @@ def main() -> None:
     for name in ("torchao", "torch.utils._pytree", "torch.onnx", "diffusers"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
+    # typer may carry a click of its own, so the class is found through typer.
+    usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
         result = app(standalone_mode=False)
     except FlatqError as error:
         print(f"flatq: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except click.ClickException as error:
+    except usage_error as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         print("flatq: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:

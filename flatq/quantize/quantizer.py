@@ -58,13 +58,10 @@ def activation_qparams(low: float, high: float, scheme: Scheme) -> Qparams:
     """
     first, last, dtype = code_range(scheme)
     low, high = min(low, 0.0), max(high, 0.0)
-    if scheme.symmetric:
-        scale = max(-low, high) / min(-first, last)
-        zero_point = 0
-    else:
-        scale = (high - low) / (last - first)
-        zero_point = first if scale == 0 else int(min(max(round(first - low / scale), first), last))
-    scale = scale or 1.0
+    width = max(-low, high) / min(-first, last) if scheme.symmetric else (high - low) / (last - first)
+    # Runtimes flush denormals to zero, and a scale of zero divides by it.
+    scale = max(width, float(torch.finfo(torch.float32).tiny)) if width else 1.0
+    zero_point = 0 if scheme.symmetric else min(max(round(first - low / scale), first), last)
     return Qparams(torch.tensor(scale, dtype=torch.float32), torch.tensor(zero_point), first, last, dtype)
 
 

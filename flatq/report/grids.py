@@ -93,13 +93,15 @@ def save_labelled_rows(
         make_grid(pixels, columns=len(pixels), scale=max(1, height // pixels.shape[-1])) for _, pixels in rows
     ]
     left = 110
-    page = Image.new("RGB", (left + max(s.width for s in strips), sum(s.height for s in strips)), "white")
+    page = Image.new(
+        "RGB", (left + max(s.width for s in strips), sum(s.height + _MARGIN for s in strips)), "white"
+    )
     draw = ImageDraw.Draw(page)
     top = 0
     for (label, _), strip in zip(rows, strips, strict=True):
         draw.text((4, top + strip.height // 2 - 6), label, fill="black")
         page.paste(strip.convert("RGB"), (left, top))
-        top += strip.height
+        top += strip.height + _MARGIN
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:

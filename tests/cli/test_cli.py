@@ -1,0 +1,166 @@
+"""The command line: exit codes, what it leaves on disk, and what it prints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from flatq.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from flatq.cli import main
+from flatq.train import TrainConfig, train
+
+
+class _Cli:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+        self.out = self.err = ""
+
+    def __call__(self, *arguments: object) -> int:
+        self._monkeypatch.setattr(sys, "argv", ["flatq", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        self.out, self.err = self._capsys.readouterr()
+        assert "Traceback" not in self.err
+        assert isinstance(stop.value.code, int)
+        return stop.value.code
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> _Cli:
+    return _Cli(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = TrainConfig(data="digits", steps=3, batch_size=8, channels=(16, 32), patch_size=2, threads=2)
+    source = train(config, tmp_path_factory.mktemp("digits")).source
+    assert source is not None
+    return source
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("quantize", "CKPT", "--bits", "3"),
+        ("quantize", "CKPT", "--act-bits", "5"),
+        ("quantize", "CKPT", "--calib-images", "0"),
+        ("quantize", "CKPT", "--weights", "swa"),
+        ("quantize", "nothing.pt"),
+        ("quantize",),
+        ("quantize", "CKPT", "--no-such-option"),
+        ("export", "CKPT"),
+        ("export", "nothing", "--onnx"),
+        ("export", ".", "--onnx"),
+        ("inspect", "nothing"),
+        ("sample", "CKPT", "-n", "1"),
+        ("sample", "CKPT", "-n", "0", "-o", "a.npz"),
+        ("sample", "CKPT", "-n", "1", "--sampler", "euler", "-o", "a.npz"),
+        ("sample", "CKPT", "-n", "1", "--runtime", "other", "-o", "a.npz"),
+        ("sample", "CKPT", "-n", "1", "--runtime", "onnxruntime", "-o", "a.npz"),
+        ("eval", "CKPT", "--baseline", "CKPT"),
+        ("eval", "CKPT", "--fid"),
+        ("eval", "CKPT", "--fid", "--baseline", "CKPT", "--on-inconclusive", "maybe"),
+        ("eval", "CKPT", "--fid", "--baseline", "nothing.pt"),
+        ("eval", "CKPT", "--fid", "--baseline", "CKPT", "--data", "nothing"),
+        ("gate", "nothing.json", "--max-drift", "1"),
+        ("train", "run", "--channels", "a,b"),
+        ("train", "run", "--method", "other"),
+        ("train", "run", "--data", "nothing"),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_exits_2_and_leaves_nothing(
+    arguments: tuple[str, ...], cli: _Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(digits.parent.iterdir())
+    assert cli(*(str(digits) if a == "CKPT" else a for a in arguments)) == 2
+    assert cli.err
+    assert not cli.out
+    assert not list(tmp_path.iterdir())
+    assert sorted(digits.parent.iterdir()) == before
+
+
+def test_help_and_version_exit_0(cli: _Cli) -> None:
+    assert cli("--version") == 0
+    assert cli.out.startswith("flatq ")
+    assert cli("quantize", "--help") == 0
+    assert cli("doctor") == 0
+
+
+def test_weights_that_are_not_finite_exit_2(cli: _Cli, digits: Path, tmp_path: Path) -> None:
+    good = load_checkpoint(digits)
+    raw = {name: value.clone() for name, value in good.weights["raw"].items()}
+    raw["conv_in.weight"][0, 0, 0, 0] = float("nan")
+    save_checkpoint(Checkpoint(good.model, good.process, {"raw": raw}), tmp_path / "nan.pt")
+    assert cli("quantize", tmp_path / "nan.pt") == 2
+    assert "not finite" in cli.err
+    assert cli("sample", tmp_path / "nan.pt", "-n", 1, "-o", tmp_path / "a.npz") == 2
+    assert cli("export", tmp_path / "nan.pt", "--onnx") == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["nan.pt"]
+
+
+def test_a_damaged_checkpoint_exits_2(cli: _Cli, digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "half.pt").write_bytes(digits.read_bytes()[:5000])
+    assert cli("quantize", tmp_path / "half.pt") == 2
+    (tmp_path / "empty.pt").write_bytes(b"")
+    assert cli("quantize", tmp_path / "empty.pt") == 2
+
+
+def test_a_bug_exits_70(
+    digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: Path) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("flatq.checkpoint.load_checkpoint", fail)
+    monkeypatch.setattr(sys, "argv", ["flatq", "quantize", str(digits)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 70
+    assert "a bug in flatq" in capsys.readouterr().err
+
+
+def _evaluate(cli: _Cli, model: Path, digits: Path, out: Path, n: int, *more: object) -> int:
+    return cli(
+        "eval", model, "--baseline", digits, "--fid", "--data", "digits", "-n", n, "--steps", 3,
+        "--max-drift", 0.5, "-o", out, *more,
+    )  # fmt: skip
+
+
+def test_a_checkpoint_against_itself_does_not_drift(cli: _Cli, digits: Path, tmp_path: Path) -> None:
+    assert _evaluate(cli, digits, digits, tmp_path / "e", 300) == 0
+    assert "drift +0.000 [+0.000, +0.000]" in cli.out
+    assert "PASS" in cli.out
+    from flatq.report.model import read_report
+
+    drift = read_report(tmp_path / "e" / "report.json").models[0].drift
+    assert drift is not None
+    assert (drift.corrected, drift.low, drift.high) == (0.0, 0.0, 0.0)
+    assert drift.fid_float == drift.fid_quantized
+    assert cli("gate", tmp_path / "e" / "report.json", "--max-drift", 0.1) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e"]
+
+
+def test_from_checkpoint_to_a_verdict(cli: _Cli, digits: Path, tmp_path: Path) -> None:
+    artifact = tmp_path / "q"
+    quantize = ("quantize", digits, "--calib-images", 2, "--calib-steps", 2, "-o", artifact)
+    assert cli(*quantize) == 0
+    assert cli.out.strip() == str(artifact)
+    assert cli(*quantize) == 2  # it exists
+    assert cli("inspect", artifact) == 0
+    assert cli("sample", artifact, "-n", 2, "--steps", 2, "-o", tmp_path / "a.npz") == 2  # not exported
+    assert cli("export", artifact, "--onnx") == 0
+    assert cli("sample", artifact, "-n", 2, "--steps", 2, "-o", tmp_path / "a.npz") == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "q"]
+
+    # 20 images are too few for an interval in 48 dimensions.
+    assert _evaluate(cli, artifact, digits, tmp_path / "a", 20) == 4
+    assert "INCONCLUSIVE" in cli.out
+    assert _evaluate(cli, artifact, digits, tmp_path / "b", 20, "--on-inconclusive", "fail") == 1
+    assert _evaluate(cli, artifact, digits, tmp_path / "c", 20, "--on-inconclusive", "pass") == 0
+    report = tmp_path / "a" / "report.json"
+    assert cli("gate", report, "--max-drift", 1) == 4
+    assert cli("gate", report, "--max-drift", 1, "--on-inconclusive", "fail") == 1

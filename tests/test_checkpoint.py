@@ -1,0 +1,129 @@
+"""Checkpoint files: round trip and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flatq.checkpoint import Checkpoint, file_digest, load_checkpoint, save_checkpoint
+from flatq.errors import CheckpointError, UsageError
+
+
+class _Stranger:
+    pass
+
+
+def _content(tiny: Checkpoint) -> dict[str, Any]:
+    assert tiny.source is not None
+    content: dict[str, Any] = torch.load(tiny.source, weights_only=True)
+    return content
+
+
+def test_a_checkpoint_reads_as_it_was_written(tiny: Checkpoint, tmp_path: Path) -> None:
+    assert tiny.source is not None
+    again = load_checkpoint(tiny.source)
+    assert (again.model, again.process, again.provenance) == (tiny.model, tiny.process, tiny.provenance)
+    assert again.digest == tiny.digest == file_digest(tiny.source)
+    assert again.weights.keys() == {"raw"}
+    for name, value in tiny.weights["raw"].items():
+        assert torch.equal(again.weights["raw"][name], value)
+    saved = save_checkpoint(again, tmp_path / "new" / "b.pt")
+    assert saved.digest == file_digest(tmp_path / "new" / "b.pt")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["b.pt"]
+    x, t = torch.zeros(1, 3, 16, 16), torch.tensor([3])
+    with torch.no_grad():
+        assert torch.equal(again.network()(x, t), tiny.network()(x, t))
+
+
+def test_a_failed_save_leaves_nothing_behind(
+    tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(content: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(tiny, tmp_path / "c.pt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("what", ["missing", "folder", "empty", "truncated", "text", "object"])
+def test_a_file_that_cannot_be_read_is_refused(what: str, tiny: Checkpoint, tmp_path: Path) -> None:
+    assert tiny.source is not None
+    path = tmp_path / "c.pt"
+    if what == "folder":
+        path.mkdir()
+    elif what == "empty":
+        path.write_bytes(b"")
+    elif what == "truncated":
+        content = tiny.source.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    elif what == "text":
+        path.write_text("not a checkpoint")
+    elif what == "object":
+        torch.save(_content(tiny) | {"provenance": _Stranger()}, path)
+    with pytest.raises(CheckpointError, match=r"c\.pt"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "other"},
+        {"version": 2},
+        {"model": {}},
+        {"process": {"schedule": "none"}},
+        {"weights": {}},
+        {"weights": None},
+        {"weights": {"raw": 3}},
+        {"weights": {"raw": {"conv_in.weight": 3}}},
+        {"provenance": None},
+    ],
+    ids=str,
+)
+def test_another_content_is_refused(change: dict[str, Any], tiny: Checkpoint, tmp_path: Path) -> None:
+    torch.save(_content(tiny) | change, tmp_path / "c.pt")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "c.pt").network()
+
+
+def test_a_bare_state_dict_or_tensor_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
+    for content in (dict(tiny.weights["raw"]), torch.zeros(3), [1, 2]):
+        torch.save(content, tmp_path / "c.pt")
+        with pytest.raises(CheckpointError, match="not a flatq checkpoint"):
+            load_checkpoint(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("how", ["shape", "missing", "extra"])
+def test_weights_that_do_not_fit_are_refused(how: str, tiny: Checkpoint) -> None:
+    weights = dict(tiny.weights["raw"])
+    if how == "shape":
+        weights["conv_in.weight"] = weights["conv_in.weight"][:, :2]
+    elif how == "missing":
+        del weights["conv_in.weight"]
+    else:
+        weights["conv_in.other"] = torch.zeros(1)
+    with pytest.raises(CheckpointError, match=r"do not fit.*\n.*conv_in"):
+        Checkpoint(tiny.model, tiny.process, {"raw": weights}).network()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, tiny: Checkpoint) -> None:
+    weights = {name: tensor.clone() for name, tensor in tiny.weights["raw"].items()}
+    weights["conv_in.weight"][0, 0, 0, 0] = value
+    with pytest.raises(CheckpointError, match="not finite"):
+        Checkpoint(tiny.model, tiny.process, {"raw": weights}).network()
+
+
+def test_the_weights_asked_for_must_be_there(tiny: Checkpoint) -> None:
+    raw = tiny.weights["raw"]
+    with pytest.raises(UsageError, match="ema"):
+        tiny.choose("ema")
+    assert tiny.choose() == "raw"
+    held = Checkpoint(tiny.model, tiny.process, {"raw": raw, "swa": raw, "ema": raw})
+    assert held.choose() == "ema"
+    assert held.choose("swa") == "swa"
