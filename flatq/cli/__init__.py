@@ -6,6 +6,7 @@ Results go to stdout, progress and notes to stderr.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from typing import Any
@@ -24,6 +25,7 @@ def main() -> None:
     # Notes of the libraries on optional parts that flatq does not use; their errors still show.
     for name in ("torchao", "torch.utils._pytree", "torch.onnx", "diffusers"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
     # typer may carry a click of its own, so the class is found through typer.
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
