@@ -1,4 +1,4 @@
-"""What the commands share: progress on stderr, the artifact of the working folder, output names."""
+"""What the commands share: options of sampling, progress on stderr, the artifact of the working folder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,35 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import typer
 
 from flatq.errors import UsageError
 
-__all__ = ["Report", "note", "one_artifact", "progress_bar"]
+if TYPE_CHECKING:
+    from flatq.sampler import SamplePlan
+
+__all__ = [
+    "BatchSize",
+    "Eta",
+    "Report",
+    "Sampler",
+    "Seed",
+    "Steps",
+    "Threads",
+    "make_plan",
+    "note",
+    "one_artifact",
+    "progress_bar",
+]
+
+Steps = Annotated[int, typer.Option(help="Network evaluations for an image.")]
+Sampler = Annotated[str, typer.Option(help="ancestral or ddim.")]
+Eta = Annotated[float, typer.Option(help="Of ddim.")]
+Seed = Annotated[int, typer.Option(help="Of the noise.")]
+BatchSize = Annotated[int, typer.Option(help="Images at a time.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
 
 
 class Report(Protocol):
@@ -70,3 +94,18 @@ def one_artifact(path: Path | None) -> Path:
             next_step="name one" if found else "make one with `flatq quantize`",
         )
     return found[0]
+
+
+def make_plan(steps: int, sampler: str, eta: float, seed: int) -> SamplePlan:
+    """A sampling plan from options; a `UsageError` names the one that is wrong."""
+    from pydantic import ValidationError
+
+    from flatq.sampler import SamplePlan
+
+    try:
+        return SamplePlan.model_validate({"steps": steps, "sampler": sampler, "eta": eta, "seed": seed})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"--{first['loc'][0]} is not valid", expected=first["msg"], got=str(first["input"])
+        ) from error

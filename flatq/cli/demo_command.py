@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flatq.cli.common import note, progress_bar
+from flatq.cli.common import Threads, note, progress_bar
 
 if TYPE_CHECKING:
     from flatq.demo import DemoRow
@@ -23,7 +23,7 @@ def command(
     ),
     steps: Annotated[int, typer.Option(help="Training steps for each method.")] = 1000,
     n: Annotated[int, typer.Option("-n", help="Images sampled for each model.")] = 1000,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Train ADM and SAM on digits, quantize, export, sample on ONNX Runtime, and compare."""
     from flatq.demo import conclusion, run_demo

@@ -7,9 +7,19 @@ from typing import Annotated
 
 import typer
 
-from flatq.cli.common import note, one_artifact, progress_bar
+from flatq.cli.common import (
+    BatchSize,
+    Eta,
+    Sampler,
+    Seed,
+    Steps,
+    Threads,
+    make_plan,
+    note,
+    one_artifact,
+    progress_bar,
+)
 from flatq.cli.gate_command import print_verdicts, worst_code
-from flatq.cli.sample_command import make_plan
 from flatq.errors import UsageError
 
 __all__ = ["command"]
@@ -32,11 +42,11 @@ def command(
     ] = None,
     n: Annotated[int, typer.Option("-n", help="Images for each model.")] = 1000,
     first: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
-    steps: Annotated[int, typer.Option(help="Network evaluations for an image.")] = 20,
-    sampler: Annotated[str, typer.Option(help="ancestral or ddim.")] = "ancestral",
-    eta: Annotated[float, typer.Option(help="Of ddim.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    steps: Steps = 20,
+    sampler: Sampler = "ancestral",
+    eta: Eta = 0.0,
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
     runtime: Annotated[str | None, typer.Option(help="Of the models: torch or onnxruntime.")] = None,
     baseline_runtime: Annotated[str | None, typer.Option(help="Of the baseline; torch by default.")] = None,
     weights: Annotated[str | None, typer.Option(help="Of checkpoints: raw, ema or swa.")] = None,
@@ -45,7 +55,7 @@ def command(
     ] = "round",
     max_drift: Annotated[float | None, typer.Option(help="Gate: the largest drift that passes.")] = None,
     on_inconclusive: Annotated[str | None, typer.Option(help="fail or pass: instead of exit 4.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+    threads: Threads = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report.")] = Path("flatq-eval"),
 ) -> None:
     """Sample float and quantized models on the same noise, and report the FID drift with its interval."""

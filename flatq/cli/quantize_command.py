@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flatq.cli.common import note, progress_bar
+from flatq.cli.common import Threads, note, progress_bar
 
 __all__ = ["command"]
 
@@ -20,7 +20,7 @@ def command(
     calib_images: Annotated[int, typer.Option(help="Sampling chains to calibrate on.")] = 32,
     calib_steps: Annotated[int, typer.Option(help="Timesteps along each chain.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the calibration noise.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+    threads: Threads = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the artifact.")] = None,
 ) -> None:
     """Quantize a checkpoint into a target-neutral artifact (CKPT.w4a8 and the like)."""

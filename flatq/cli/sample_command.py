@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from flatq.cli.common import note, progress_bar
+from flatq.cli.common import BatchSize, Eta, Sampler, Seed, Steps, Threads, make_plan, note, progress_bar
 from flatq.errors import ModelError, UsageError
 
-if TYPE_CHECKING:
-    from flatq.sampler import SamplePlan
-
-__all__ = ["command", "make_plan"]
+__all__ = ["command"]
 
 
 def command(
@@ -22,14 +19,14 @@ def command(
     ],
     n: Annotated[int, typer.Option("-n", help="Number of images.")] = 64,
     first: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
-    steps: Annotated[int, typer.Option(help="Network evaluations for an image.")] = 20,
-    sampler: Annotated[str, typer.Option(help="ancestral or ddim.")] = "ancestral",
-    eta: Annotated[float, typer.Option(help="Of ddim.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    steps: Steps = 20,
+    sampler: Sampler = "ancestral",
+    eta: Eta = 0.0,
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
     runtime: Annotated[str | None, typer.Option(help="torch or onnxruntime.")] = None,
     weights: Annotated[str | None, typer.Option(help="Of a checkpoint: raw, ema or swa.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+    threads: Threads = None,
     grid: Annotated[Path | None, typer.Option(help="Write a grid PNG.")] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write an .npz with arr_0, uint8 NHWC.")
@@ -84,18 +81,3 @@ def command(
         grid.parent.mkdir(parents=True, exist_ok=True)
         save_grid(grid, pixels, columns=max(1, round(n**0.5)), scale=max(1, 64 // pixels.shape[-1]))
         typer.echo(str(grid))
-
-
-def make_plan(steps: int, sampler: str, eta: float, seed: int) -> SamplePlan:
-    """A sampling plan from options; a `UsageError` names the one that is wrong."""
-    from pydantic import ValidationError
-
-    from flatq.sampler import SamplePlan
-
-    try:
-        return SamplePlan.model_validate({"steps": steps, "sampler": sampler, "eta": eta, "seed": seed})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(
-            f"--{first['loc'][0]} is not valid", expected=first["msg"], got=str(first["input"])
-        ) from error
