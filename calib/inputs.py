@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from flatq.errors import ModelError
+from flatq.labels import Classes
 from flatq.process import ProcessConfig
-from flatq.runtime.base import Runtime
+from flatq.runtime.base import Condition, Runtime
 from flatq.sampler import SamplePlan, sample
 
 __all__ = ["CALIBRATION_STREAM", "CalibrationPlan", "CalibrationSet", "collect_inputs"]
@@ -28,9 +29,11 @@ class CalibrationPlan(BaseModel):
     """How calibration inputs are drawn; part of the artifact.
 
     Attributes:
-        images: number of sampling chains.
-        steps: network evaluations along each chain; every one of these timesteps gives `images` inputs.
+        images: number of sampling chains; labels are dealt out to them in turn.
+        steps: timesteps along each chain; every one of them gives `images` inputs, and as many without a
+            label where guidance asks for them.
         seed: of the noise.
+        guidance: of the sampling, see `flatq.sampler.SamplePlan`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +41,7 @@ class CalibrationPlan(BaseModel):
     images: int = Field(default=32, gt=0)
     steps: int = Field(default=20, gt=0)
     seed: int = Field(default=0, ge=0)
+    guidance: float = Field(default=1.0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,15 @@ class CalibrationSet:
     """Inputs of the network, ordered by timestep.
 
     Attributes:
-        x: float32 [steps, images, C, H, W].
+        x: float32 [steps, n, C, H, W]; n is images, or twice that with guidance.
         t: int64 [steps], training timesteps, ascending.
-        digest: sha256 of both, hex.
+        label: int64 [steps, n], None for a network without classes.
+        digest: sha256 of all of them, hex.
     """
 
     x: NDArray[np.float32]
     t: NDArray[np.int64]
+    label: NDArray[np.int64] | None
     digest: str
 
 
@@ -61,25 +67,38 @@ def collect_inputs(
     plan: CalibrationPlan,
     image_shape: tuple[int, int, int],
     *,
+    classes: Classes | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CalibrationSet:
     """Sample with the float model by the ancestral update and keep the inputs of every step.
 
     Raises:
         ModelError: the model's samples are not finite.
+        UsageError: guidance for a network that has no null label.
     """
-    x = np.empty((plan.steps, plan.images, *image_shape), dtype=np.float32)
+    kept_x: list[list[NDArray[np.float32]]] = [[] for _ in range(plan.steps)]
+    kept_label: list[list[NDArray[np.int64]]] = [[] for _ in range(plan.steps)]
     t = np.empty(plan.steps, dtype=np.int64)
-    filled = np.zeros(plan.steps, dtype=np.int64)
 
-    def keep(i: int, batch: NDArray[np.float32], timesteps: NDArray[np.int64]) -> None:
-        x[i, filled[i] : filled[i] + len(batch)] = batch
+    def keep(i: int, batch: NDArray[np.float32], timesteps: NDArray[np.int64], cond: Condition) -> None:
+        kept_x[i].append(batch.copy())
         t[i] = timesteps[0]
-        filled[i] += len(batch)
+        if "label" in cond:
+            kept_label[i].append(cond["label"])
 
     indices = range(CALIBRATION_STREAM, CALIBRATION_STREAM + plan.images)
-    sampling = SamplePlan(steps=plan.steps, seed=plan.seed)
-    images = sample(runtime, process, sampling, indices, image_shape, progress=progress, observe=keep)
+    images = sample(
+        runtime,
+        process,
+        SamplePlan(steps=plan.steps, seed=plan.seed, guidance=plan.guidance),
+        indices,
+        image_shape,
+        classes=classes,
+        progress=progress,
+        observe=keep,
+    )
+    x = np.stack([np.concatenate(batches) for batches in kept_x])
+    label = None if classes is None else np.stack([np.concatenate(batches) for batches in kept_label])
     if not (np.isfinite(x).all() and np.isfinite(images).all()):
         raise ModelError(
             "the float model samples values that are not finite",
@@ -87,5 +106,5 @@ def collect_inputs(
             got="NaN or infinity during calibration",
             next_step="check the checkpoint with `flatq sample` first",
         )
-    digest = hashlib.sha256(x.tobytes() + t.tobytes()).hexdigest()
-    return CalibrationSet(x, t, digest)
+    digest = hashlib.sha256(x.tobytes() + t.tobytes() + (b"" if label is None else label.tobytes()))
+    return CalibrationSet(x, t, label, digest.hexdigest())

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from flatq.checkpoint import Checkpoint
+from flatq.checkpoint import Checkpoint, ModelConfig
 from flatq.deployment import MANIFEST, Deployment, Target
 from flatq.errors import UsageError
 from flatq.export.onnx import store_int4, to_onnx, weight_initializers
@@ -37,7 +37,7 @@ def export_artifact(folder: Path, target: Target, out: Path) -> Deployment:
     artifact = read_artifact(folder)
     manifest = artifact.manifest
     lowered = lower(artifact, target)
-    model = to_onnx(lowered.graph, manifest.model.image_shape)
+    model = to_onnx(lowered.graph, manifest.model)
     names = weight_initializers(model, lowered.layers)
     bits = {d.node: d.scheme.bits for d in manifest.decisions if d.port == "weight" and d.scheme}
     store_int4(model, {initializer: layer for layer, initializer in names.items() if bits[layer] == 4})
@@ -47,9 +47,7 @@ def export_artifact(folder: Path, target: Target, out: Path) -> Deployment:
         "weights_bits": {layer: bits[layer] for layer in names},
         "parent": manifest.parent,
     }
-    return _write(
-        model, out, target, manifest.model.image_shape, manifest.process, manifest.recipe.name, provenance
-    )
+    return _write(model, out, target, manifest.model, manifest.process, manifest.recipe.name, provenance)
 
 
 def export_checkpoint(
@@ -61,8 +59,8 @@ def export_checkpoint(
     """
     _check_free(out)
     chosen = checkpoint.choose(average)
-    shape = checkpoint.model.image_shape
-    model = to_onnx(trace(checkpoint.network(chosen), shape), shape)
+    config = checkpoint.model
+    model = to_onnx(trace(checkpoint.network(chosen), config), config)
     provenance = {
         "parent": {
             "sha256": checkpoint.digest,
@@ -71,7 +69,7 @@ def export_checkpoint(
             "provenance": dict(checkpoint.provenance),
         }
     }
-    return _write(model, out, target, shape, checkpoint.process, "fp32", provenance)
+    return _write(model, out, target, config, checkpoint.process, "fp32", provenance)
 
 
 def _check_free(out: Path) -> None:
@@ -88,7 +86,7 @@ def _write(
     model: onnx.ModelProto,
     out: Path,
     target: Target,
-    image_shape: tuple[int, int, int],
+    config: ModelConfig,
     process: ProcessConfig,
     precision: str,
     provenance: dict[str, Any],
@@ -104,7 +102,8 @@ def _write(
         target=target,
         file=_FILE,
         sha256=hashlib.sha256(content).hexdigest(),
-        image_shape=image_shape,
+        image_shape=config.image_shape,
+        classes=config.classes,
         process=process,
         precision=precision,
         provenance=provenance,

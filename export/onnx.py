@@ -16,8 +16,9 @@ import torch
 from onnx import helper, numpy_helper
 from torch import fx
 
+from flatq.checkpoint import ModelConfig
 from flatq.errors import ModelError
-from flatq.quantize.trace import export_any_batch, quiet
+from flatq.quantize.trace import export_any_batch, input_names, quiet
 
 __all__ = ["OPSET", "store_int4", "to_onnx", "weight_initializers"]
 
@@ -25,20 +26,21 @@ OPSET = 21
 """The first with INT4, and the last whose operators every target's parser builds."""
 
 
-def to_onnx(graph: fx.GraphModule, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
-    """Export a graph with inputs x float32 [batch, C, H, W], t int64 [batch] and the output `out`.
+def to_onnx(graph: fx.GraphModule, config: ModelConfig) -> onnx.ModelProto:
+    """Export a graph with inputs x float32 [batch, C, H, W], t and maybe label int64 [batch], and the output
+    `out`.
 
     Raises:
         ModelError: the exporter refuses the graph, or onnx's checker the model.
     """
-    program = export_any_batch(graph, image_shape)
+    program = export_any_batch(graph, config)
     try:
         with quiet():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["x", "t"],
+                input_names=input_names(config),
                 output_names=["out"],
                 verbose=False,
             )

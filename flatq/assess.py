@@ -31,7 +31,7 @@ from flatq.report.model import (
     Report,
     write_report,
 )
-from flatq.runtime.base import Runtime
+from flatq.runtime.base import UNCONDITIONED, Condition, Runtime
 from flatq.sampler import SamplePlan, sample
 
 __all__ = ["Assessment", "assess", "environment"]
@@ -89,9 +89,11 @@ class _Timed:
     def identity(self) -> dict[str, Any]:
         return self._runtime.identity
 
-    def __call__(self, x: NDArray[np.float32], t: NDArray[np.int64]) -> NDArray[np.float32]:
+    def __call__(
+        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
+    ) -> NDArray[np.float32]:
         start = time.perf_counter()
-        output = self._runtime(x, t)
+        output = self._runtime(x, t, cond)
         if len(x) == self._batch_size:
             self.seconds.append(time.perf_counter() - start)
         return output
@@ -229,6 +231,7 @@ def _sample(
             task.plan,
             range(task.first, task.first + task.images),
             model.image_shape,
+            classes=model.classes,
             batch_size=task.batch_size,
             progress=advance,
         )

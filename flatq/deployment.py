@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flatq.errors import ArtifactError
+from flatq.labels import Classes
 from flatq.process import ProcessConfig
 
 __all__ = ["MANIFEST", "Deployment", "Target", "read_deployment"]
@@ -28,6 +29,7 @@ class Deployment(BaseModel):
         file: name of the model file in the folder.
         sha256: of that file, hex.
         image_shape: [C, H, W] of one image.
+        classes: the labels that the network takes, None where it takes none.
         process: the diffusion process that the model was trained for.
         precision: `fp32` or the recipe's name.
         provenance: digests and versions of what it was made from.
@@ -41,6 +43,7 @@ class Deployment(BaseModel):
     file: str
     sha256: str
     image_shape: tuple[int, int, int]
+    classes: Classes | None = None
     process: ProcessConfig
     precision: str
     provenance: dict[str, Any]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from flatq.deployment import MANIFEST, read_deployment
 from flatq.errors import ArtifactError, CheckpointError, UsageError
+from flatq.labels import Classes
 from flatq.process import ProcessConfig
 from flatq.runtime.base import Runtime
 
@@ -25,7 +26,7 @@ class Model:
 
     Attributes:
         runtime: close it (or use it as a context manager) when done.
-        process, image_shape: what the sampler needs.
+        process, image_shape, classes: what the sampler needs.
         name: of the path it was opened from.
         precision: fp32 or the recipe's name.
         weights: raw, ema or swa.
@@ -36,6 +37,7 @@ class Model:
     runtime: Runtime
     process: ProcessConfig
     image_shape: tuple[int, int, int]
+    classes: Classes | None
     name: str
     precision: str
     weights: str
@@ -143,6 +145,7 @@ def _open_deployment(folder: Path, name: str, threads: int | None) -> Model:
         OnnxRuntime(file, threads=threads),
         deployment.process,
         deployment.image_shape,
+        deployment.classes,
         name,
         deployment.precision,
         str(parent.get("weights", "unknown")),
@@ -159,9 +162,9 @@ def _open_checkpoint(path: Path, average: str | None, threads: int | None) -> Mo
     chosen = checkpoint.choose(average)
     network = checkpoint.network(chosen)
     size = sum(value.numel() * value.element_size() for value in checkpoint.weights[chosen].values())
-    shape, digest = checkpoint.model.image_shape, checkpoint.digest or ""
-    runtime = TorchRuntime(network, threads=threads)
-    return Model(runtime, checkpoint.process, shape, path.name, "fp32", chosen, digest, size)
+    shape, classes, digest = checkpoint.model.image_shape, checkpoint.model.classes, checkpoint.digest or ""
+    runtime = TorchRuntime(network, labelled=classes is not None, threads=threads)
+    return Model(runtime, checkpoint.process, shape, classes, path.name, "fp32", chosen, digest, size)
 
 
 def _open_artifact(path: Path, threads: int | None) -> Model:
@@ -172,11 +175,13 @@ def _open_artifact(path: Path, threads: int | None) -> Model:
 
     artifact = read_artifact(path)
     manifest = artifact.manifest
-    runtime = TorchRuntime(lower(artifact, "onnxruntime").graph, threads=threads)
+    labelled = manifest.model.classes is not None
+    runtime = TorchRuntime(lower(artifact, "onnxruntime").graph, labelled=labelled, threads=threads)
     return Model(
         runtime,
         manifest.process,
         manifest.model.image_shape,
+        manifest.model.classes,
         path.name,
         manifest.recipe.name,
         str(manifest.parent["weights"]),

@@ -1,10 +1,12 @@
-"""The diffusion process in numpy: betas, respacing, parameterisation, learned variance, and the updates.
+"""The diffusion process in numpy: parameterisation, learned variance, and the two updates.
 
-Ported from guided-diffusion (`gaussian_diffusion.py`, `respace.py`; MIT, (c) 2021 OpenAI); symbols follow
+Ported from guided-diffusion (`gaussian_diffusion.py`; MIT, (c) 2021 OpenAI); betas and timesteps come from
+`flatq.schedule`. Symbols follow
 
 - Ho, Jain, Abbeel 2020, "Denoising Diffusion Probabilistic Models" (DDPM),
 - Nichol, Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models" (IDDPM),
-- Song, Meng, Ermon 2021, "Denoising Diffusion Implicit Models" (DDIM).
+- Song, Meng, Ermon 2021, "Denoising Diffusion Implicit Models" (DDIM),
+- Salimans, Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models" (v-prediction).
 
 Coefficients are float64; they are cast to the dtype of x (float32 in use, float64 in oracles) where they meet
 it, as in the original. Only its DDIM step works out sigma and its companions in float32, which moves x by up
@@ -17,20 +19,18 @@ are not finite pass through; to find them is the sampler's business.
 from __future__ import annotations
 
 import math
-import operator
-import re
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flatq.errors import DataError, ModelError, UsageError
+from flatq.schedule import Schedule, Spacing, as_index, beta_schedule, spaced_timesteps
 
-__all__ = ["FloatArray", "Process", "ProcessConfig", "beta_schedule", "space_timesteps"]
+__all__ = ["FloatArray", "Process", "ProcessConfig"]
 
 FloatArray = npt.NDArray[np.floating[Any]]
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -41,11 +41,17 @@ class ProcessConfig(BaseModel):
     """What a network was trained for. Stored in checkpoints and manifests; unknown keys are refused.
 
     Args:
-        schedule: the training betas, see `beta_schedule`.
+        schedule: the training betas, see `beta_schedule`; "table": the `betas` given.
         train_steps: T, the number of training timesteps.
-        prediction: what the first C channels of the network's output mean.
-        variance: "fixed_large" (sigma_i**2 = beta_i; guided-diffusion's learn_sigma=False) or "learned_range"
-            (C further channels interpolate the log variance; learn_sigma=True).
+        beta_ends: first and last beta, see `beta_schedule`.
+        betas: all T of them, for the schedule "table" only.
+        prediction: what the first C channels of the network's output mean: the noise, x_0 ("sample"), or
+            v = sqrt(alpha-bar) noise - sqrt(1 - alpha-bar) x_0.
+        variance: of the ancestral update: "fixed_large" (sigma_i**2 = beta_i; guided-diffusion's
+            learn_sigma=False), "fixed_small" (beta-tilde_i) or "learned_range" (C further channels
+            interpolate the log variance; learn_sigma=True).
+        clip_range: pred_x0 is limited to [-clip_range, clip_range]; None leaves it as it is.
+        spacing, steps_offset: which timesteps a sampler keeps, see `spaced_timesteps`.
 
     Raises:
         pydantic.ValidationError: an unknown key or value; a reader of files turns it into its own error.
@@ -53,107 +59,39 @@ class ProcessConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schedule: Literal["cosine", "linear"]
+    schedule: Schedule | Literal["table"]
     train_steps: int = Field(default=1000, ge=1)
-    prediction: Literal["epsilon"] = "epsilon"
-    variance: Literal["fixed_large", "learned_range"] = "fixed_large"
+    beta_ends: tuple[float, float] | None = None
+    betas: tuple[float, ...] | None = None
+    prediction: Literal["epsilon", "v", "sample"] = "epsilon"
+    variance: Literal["fixed_large", "fixed_small", "learned_range"] = "fixed_large"
+    clip_range: float | None = Field(default=1.0, gt=0)
+    spacing: Spacing = "respaced"
+    steps_offset: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _table_is_whole(self) -> Self:
+        if (self.schedule == "table") != (self.betas is not None):
+            raise ValueError('betas are given with the schedule "table", and only with it')
+        if self.betas is not None and len(self.betas) != self.train_steps:
+            raise ValueError(f"{len(self.betas)} betas for {self.train_steps} training steps")
+        if self.betas is not None and not all(0 < beta < 1 for beta in self.betas):
+            raise ValueError("betas lie in (0, 1)")
+        return self
+
+    def training_betas(self) -> npt.NDArray[np.float64]:
+        """The betas of all training timesteps, float64 [train_steps].
+
+        Raises:
+            UsageError: as `beta_schedule`.
+        """
+        if self.schedule == "table":
+            return np.array(self.betas, dtype=np.float64)
+        return beta_schedule(self.schedule, self.train_steps, self.beta_ends)
 
     def output_channels(self, image_channels: int) -> int:
         """Channels that the network gives for images of C: C, or 2C with a learned variance."""
         return 2 * image_channels if self.variance == "learned_range" else image_channels
-
-
-def beta_schedule(schedule: Literal["cosine", "linear"], train_steps: int) -> npt.NDArray[np.float64]:
-    """The training betas, float64 [train_steps], in (0, 1).
-
-    "linear": 1e-4 to 0.02 (DDPM section 4), scaled by 1000 / train_steps. "cosine": IDDPM eq. 17 with
-    s = 0.008, each beta at most 0.999.
-
-    Raises:
-        UsageError: "linear" with so few training steps (20 or less) that a beta would reach 1.
-    """
-    if schedule == "linear":
-        scale = 1000 / train_steps
-        if scale * 0.02 >= 1:
-            raise UsageError(
-                "The linear schedule has no betas below 1 for so few training steps.",
-                expected="train_steps above 20",
-                got=str(train_steps),
-                next_step='take schedule "cosine" or more training steps',
-            )
-        return np.linspace(scale * 0.0001, scale * 0.02, train_steps, dtype=np.float64)
-
-    def alpha_bar(t: float) -> float:
-        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    edges = [alpha_bar(i / train_steps) for i in range(train_steps + 1)]
-    return np.array([min(1 - b / a, 0.999) for a, b in pairwise(edges)], dtype=np.float64)
-
-
-def space_timesteps(train_steps: int, steps: int | str | None) -> npt.NDArray[np.int64]:
-    """The training timesteps that a respaced process keeps: guided-diffusion's `space_timesteps`.
-
-    Args:
-        train_steps: T.
-        steps: None for all of them; N or "N" for N timesteps spread over [0, T - 1] with both ends kept
-            (N = 1 keeps timestep 0, as the original does); "A,B,..." for T cut into equal sections with
-            A, B, ... timesteps; "ddimN" for the DDIM paper's integer stride from 0, where
-            one gives exactly N.
-
-    Returns:
-        int64, strictly ascending, each in [0, T).
-
-    Raises:
-        UsageError: a spec that cannot be read, a count outside 1..T (or its section), a ddim count
-            that no stride gives.
-    """
-    if steps is None:
-        return np.arange(train_steps, dtype=np.int64)
-    spec = steps.strip() if isinstance(steps, str) else str(_as_index("The number of steps", steps))
-    if match := re.fullmatch(r"ddim([0-9]{1,9})", spec):
-        return _strided(train_steps, int(match[1]))
-    if not re.fullmatch(r"-?[0-9]{1,9}( *, *[0-9]{1,9})*", spec):
-        raise UsageError(
-            "The number of sampling steps cannot be read.",
-            expected='N, "N", "A,B,..." or "ddimN"',
-            got=repr(steps),
-        )
-    counts = [int(part) for part in spec.split(",")]
-    size_per, extra = divmod(train_steps, len(counts))
-    kept: list[int] = []
-    start = 0
-    for section, count in enumerate(counts):
-        size = size_per + (1 if section < extra else 0)
-        if not 1 <= count <= size:
-            where = "" if len(counts) == 1 else f" in section {section + 1} of {len(counts)}"
-            raise UsageError(
-                f"The number of sampling steps{where} is out of range.",
-                expected=f"1 to {size}",
-                got=str(count),
-            )
-        stride = (size - 1) / (count - 1) if count > 1 else 1.0
-        position = 0.0  # summed up, not multiplied: rounding ties must fall as in the original
-        for _ in range(count):
-            kept.append(start + round(position))
-            position += stride
-        start += size
-    return np.array(kept, dtype=np.int64)
-
-
-def _strided(train_steps: int, count: int) -> npt.NDArray[np.int64]:
-    for stride in range(1, train_steps):
-        if len(range(0, train_steps, stride)) == count:
-            return np.arange(0, train_steps, stride, dtype=np.int64)
-    offered = sorted(
-        {len(range(0, train_steps, stride)) for stride in range(1, train_steps)}, key=lambda n: abs(n - count)
-    )
-    raise UsageError(
-        f"No integer stride over {train_steps} timesteps gives exactly {count} DDIM steps.",
-        expected="a count that a stride gives"
-        + (f", such as {' or '.join(f'ddim{n}' for n in sorted(offered[:2]))}" if offered else ""),
-        got=f"ddim{count}",
-        next_step=f'or take evenly spread timesteps: "{count}" in place of "ddim{count}"',
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,13 +113,13 @@ class Process:
 
     @classmethod
     def from_config(cls, config: ProcessConfig, steps: int | str | None = None) -> Self:
-        """The process that keeps the timesteps of `space_timesteps(config.train_steps, steps)`.
+        """The process that keeps the timesteps of `spaced_timesteps`, by the configuration's spacing.
 
         Raises:
             UsageError: steps that cannot be had, or a schedule that does not exist at this train_steps.
         """
-        timesteps = space_timesteps(config.train_steps, steps)
-        kept = np.cumprod(1.0 - beta_schedule(config.schedule, config.train_steps))[timesteps]
+        timesteps = spaced_timesteps(config.train_steps, steps, config.spacing, config.steps_offset)
+        kept = np.cumprod(1.0 - config.training_betas())[timesteps]
         betas: npt.NDArray[np.float64] = 1 - kept / np.append(1.0, kept[:-1])
         return cls(config, _frozen(timesteps), _frozen(betas))
 
@@ -271,12 +209,13 @@ class Process:
             model_out: float [n, output_channels(C), H, W]; cast to the dtype of x.
             x: float32 or float64 [n, C, H, W].
             i: one index, or an integer array [n], each in [0, steps).
-            clip: whether pred_x0 is limited to [-1, 1].
+            clip: False leaves pred_x0 as it is even where the process has a clip_range.
 
         Returns:
             pred_x0, eps and log_variance, each of the shape and dtype of x. eps is the noise that leads from
             pred_x0 to x (DDPM eq. 4), so it follows the clipped pred_x0. log_variance is log sigma_i**2 of
-            p(x_{i-1} | x_i): log beta_i, or for "learned_range" IDDPM eq. 15 with v = (output + 1) / 2.
+            p(x_{i-1} | x_i): log beta_i, log beta-tilde_i, or for "learned_range" IDDPM eq. 15 with
+            v = (output + 1) / 2.
 
         Raises:
             ModelError: model_out of a wrong shape or not floating.
@@ -287,13 +226,15 @@ class Process:
         i = self._check_index(i, len(x))
         out, learned = self._split(model_out, x)
         x0 = self._x0_from_output(out, x, i)
-        if clip:
-            x0 = np.clip(x0, -1, 1)
+        if clip and self.config.clip_range is not None:
+            x0 = np.clip(x0, -self.config.clip_range, self.config.clip_range)
         eps = (_coef(np.sqrt(1 / self.alphas_cumprod), i, x) * x - x0) / _coef(
             np.sqrt(1 / self.alphas_cumprod - 1), i, x
         )
         if learned is None:
-            log_variance = np.broadcast_to(_coef(self.fixed_large_log_variance, i, x), x.shape).copy()
+            small = self.config.variance == "fixed_small"
+            fixed = self.posterior_log_variance_clipped if small else self.fixed_large_log_variance
+            log_variance = np.broadcast_to(_coef(fixed, i, x), x.shape).copy()
         else:
             v = (learned + 1) / 2
             log_variance = v * _coef(np.log(self.betas), i, x) + (1 - v) * _coef(
@@ -311,7 +252,7 @@ class Process:
             model_out: float [n, output_channels(C), H, W].
             i: in [0, steps).
             noise: standard normal, the shape of x; None exactly at i = 0, where none is added.
-            clip: whether pred_x0 is limited to [-1, 1].
+            clip: False leaves pred_x0 as it is even where the process has a clip_range.
 
         Returns:
             x_{i-1} and pred_x0, of the shape and dtype of x.
@@ -320,7 +261,7 @@ class Process:
             ModelError, DataError: as `predict`; DataError also for noise of a wrong shape.
             UsageError: i out of range; noise given where it is not used, or missing where it is.
         """
-        i = _as_index("The step index", i)
+        i = as_index("The step index", i)
         pred_x0, _, log_variance = self.predict(model_out, x, i, clip)
         mean = _coef(self.posterior_mean_coef1, i, x) * pred_x0 + _coef(self.posterior_mean_coef2, i, x) * x
         noise = _check_noise(noise, x, needed=i > 0, rule="i > 0")
@@ -345,7 +286,7 @@ class Process:
             i: in [0, steps).
             eta: in [0, 1]; 0 is deterministic, 1 has the variance beta-tilde_i.
             noise: standard normal, the shape of x; given exactly where it is used: i > 0 and eta > 0.
-            clip: whether pred_x0 is limited to [-1, 1].
+            clip: False leaves pred_x0 as it is even where the process has a clip_range.
 
         Returns:
             x_{i-1} and pred_x0, of the shape and dtype of x.
@@ -354,7 +295,7 @@ class Process:
             ModelError, DataError: as `predict`; DataError also for noise of a wrong shape.
             UsageError: i or eta out of range; noise given where it is not used, or missing where it is.
         """
-        i = _as_index("The step index", i)
+        i = as_index("The step index", i)
         if not 0 <= eta <= 1:
             raise UsageError("eta is out of range.", expected="a number in [0, 1]", got=repr(eta))
         pred_x0, eps, _ = self.predict(model_out, x, i, clip)
@@ -373,6 +314,13 @@ class Process:
 
     def _x0_from_output(self, out: FloatArray, x: FloatArray, i: Index) -> FloatArray:
         """pred_x0 before clipping: the one place that knows what the output means (`config.prediction`)."""
+        if self.config.prediction == "sample":
+            return out
+        if self.config.prediction == "v":  # Salimans, Ho 2022, appendix D
+            return (
+                _coef(np.sqrt(self.alphas_cumprod), i, x) * x
+                - _coef(np.sqrt(1 - self.alphas_cumprod), i, x) * out
+            )
         # "epsilon", DDPM eq. 4 solved for x_0
         return (
             _coef(np.sqrt(1 / self.alphas_cumprod), i, x) * x
@@ -396,7 +344,7 @@ class Process:
 
     def _check_index(self, i: Index, n: int) -> Index:
         if not isinstance(i, np.ndarray):
-            i = _as_index("The step index", i)
+            i = as_index("The step index", i)
             low = high = i
         else:
             if i.shape != (n,) or not np.issubdtype(i.dtype, np.integer):
@@ -426,15 +374,6 @@ def _coef(table: npt.NDArray[np.float64], i: Index, x: FloatArray) -> FloatArray
     """table[i] in the dtype of x, shaped [1 or n, 1, 1, 1] (guided-diffusion's `_extract_into_tensor`)."""
     picked: FloatArray = table[np.atleast_1d(i)].astype(x.dtype)
     return picked.reshape(-1, 1, 1, 1)
-
-
-def _as_index(name: str, value: int) -> int:
-    try:
-        if not isinstance(value, (bool, np.bool_)):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise UsageError(f"{name} is no integer.", expected="an integer", got=repr(value))
 
 
 def _check_images(name: str, x: FloatArray) -> None:

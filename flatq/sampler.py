@@ -1,7 +1,7 @@
 """Sampling over any runtime: the loop over batches and steps. The arithmetic is `flatq.process`'s.
 
-The noise of an image depends on (seed, index) alone, so two models sampled with the same plan are paired
-image by image, whatever the batch size or the runtime.
+The noise and the label of an image depend on (seed, index) alone, so two models sampled with the same plan
+are paired image by image, whatever the batch size or the runtime.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from flatq.errors import ModelError, UsageError
+from flatq.labels import Classes
 from flatq.noise import ImageNoise
 from flatq.process import Process, ProcessConfig
-from flatq.runtime.base import Runtime
+from flatq.runtime.base import UNCONDITIONED, Condition, Runtime
 
-__all__ = ["SamplePlan", "sample", "sample_batches"]
+__all__ = ["SamplePlan", "check_labels", "sample", "sample_batches"]
 
 Progress = Callable[[int], None]
 """Called with the number of network evaluations times images since the last call."""
 
-Observer = Callable[[int, NDArray[np.float32], NDArray[np.int64]], None]
-"""Called before each evaluation with (step index, x, t)."""
+Observer = Callable[[int, NDArray[np.float32], NDArray[np.int64], Condition], None]
+"""Called before each evaluation with (step index, x, t, what else the network is told)."""
 
 
 class SamplePlan(BaseModel):
@@ -35,7 +36,11 @@ class SamplePlan(BaseModel):
         sampler: the ancestral update (Ho et al. 2020) or DDIM (Song et al. 2021).
         eta: of DDIM; 0 is deterministic.
         seed: of the noise.
-        clip: whether the predicted x0 is clipped to [-1, 1] at every step.
+        clip: False leaves the predicted x0 as it is even where the process clips it.
+        label: of all images; None deals the labels of a network with classes out in turn.
+        guidance: w of classifier-free guidance (Ho, Salimans 2022, with their w + 1): the network's output
+            is null + w (labelled - null), a learned variance that of the label. 1 takes the labelled output
+            alone; any other w takes two evaluations a step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +50,8 @@ class SamplePlan(BaseModel):
     eta: float = Field(default=0.0, ge=0.0, le=1.0)
     seed: int = Field(default=0, ge=0)
     clip: bool = True
+    label: int | None = Field(default=None, ge=0)
+    guidance: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
 
 
 def sample_batches(
@@ -54,6 +61,7 @@ def sample_batches(
     indices: Sequence[int],
     image_shape: tuple[int, int, int],
     *,
+    classes: Classes | None = None,
     batch_size: int = 64,
     progress: Progress | None = None,
     observe: Observer | None = None,
@@ -62,35 +70,37 @@ def sample_batches(
 
     Args:
         image_shape: [C, H, W].
+        classes: the labels that the network takes; None for a network without.
 
     Yields:
         float32 [<= batch_size, C, H, W], about [-1, 1]; not finite where the model is not.
 
     Raises:
-        UsageError: a batch size below 1.
+        UsageError: a batch size below 1; labels as `check_labels`.
         ModelError: the model's output does not have the shape that the process needs.
     """
     if batch_size < 1:
         raise UsageError("the batch is empty", expected="a batch size of at least 1", got=str(batch_size))
+    check_labels(plan, classes)
     process = Process.from_config(config, plan.steps)
-    expected = (process.output_channels(image_shape[0]), *image_shape[1:])
     last = len(process.timesteps) - 1
     for start in range(0, len(indices), batch_size):
         batch = indices[start : start + batch_size]
         noise = ImageNoise(plan.seed, batch, image_shape)
         x = noise.draw()
+        cond = UNCONDITIONED if classes is None else {"label": classes.assign(batch, plan.label)}
         for i in range(last, -1, -1):
             t = np.full(len(batch), process.timesteps[i], dtype=np.int64)
             if observe is not None:
-                observe(i, x, t)
-            output = runtime(x, t)
-            if output.shape[1:] != expected:
-                raise ModelError(
-                    "the model's output does not fit its process",
-                    expected=f"[N, {', '.join(map(str, expected))}]",
-                    got=str(list(output.shape)),
-                    next_step="check the variance setting of the checkpoint's process",
-                )
+                observe(i, x, t, cond)
+            output = _evaluate(runtime, process, x, t, cond)
+            if plan.guidance != 1:
+                assert classes is not None
+                assert classes.null is not None
+                null = {"label": np.full(len(batch), classes.null, dtype=np.int64)}
+                if observe is not None:
+                    observe(i, x, t, null)
+                output = _guide(output, _evaluate(runtime, process, x, t, null), plan.guidance, len(x[0]))
             if plan.sampler == "ancestral":
                 x, _ = process.ancestral_step(x, output, i, noise.draw() if i else None, clip=plan.clip)
             else:
@@ -101,6 +111,56 @@ def sample_batches(
         yield x
 
 
+def check_labels(plan: SamplePlan, classes: Classes | None) -> None:
+    """Refuse a plan whose labels the network does not have.
+
+    Raises:
+        UsageError: a label or guidance for a network without classes, a label out of range, guidance without
+            a null label.
+    """
+    if classes is None:
+        if plan.label is not None or plan.guidance != 1:
+            raise UsageError(
+                "the network takes no labels",
+                expected="neither --label nor --guidance",
+                got=f"label {plan.label}, guidance {plan.guidance:g}",
+                next_step="leave them out",
+            )
+        return
+    classes.assign([], plan.label)
+    if plan.guidance != 1 and classes.null is None:
+        raise UsageError(
+            "the network has no null label, which classifier-free guidance needs",
+            expected="--guidance 1",
+            got=f"--guidance {plan.guidance:g}",
+            next_step="leave --guidance out, or name the null label when importing (--null-label)",
+        )
+
+
+def _evaluate(
+    runtime: Runtime, process: Process, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition
+) -> NDArray[np.float32]:
+    output = runtime(x, t, cond)
+    expected = (len(x), process.output_channels(x.shape[1]), *x.shape[2:])
+    if output.shape != expected:
+        raise ModelError(
+            "the model's output does not fit its process",
+            expected=str(list(expected)),
+            got=str(list(output.shape)),
+            next_step="check the variance setting of the checkpoint's process",
+        )
+    return output
+
+
+def _guide(
+    labelled: NDArray[np.float32], null: NDArray[np.float32], w: float, channels: int
+) -> NDArray[np.float32]:
+    """null + w (labelled - null) in the first `channels` channels, the others as labelled."""
+    guided = labelled.copy()
+    guided[:, :channels] = null[:, :channels] + np.float32(w) * (labelled - null)[:, :channels]
+    return guided
+
+
 def sample(
     runtime: Runtime,
     config: ProcessConfig,
@@ -108,13 +168,22 @@ def sample(
     indices: Sequence[int],
     image_shape: tuple[int, int, int],
     *,
+    classes: Classes | None = None,
     batch_size: int = 64,
     progress: Progress | None = None,
     observe: Observer | None = None,
 ) -> NDArray[np.float32]:
     """All images of `sample_batches` in one array [n, C, H, W]; same arguments, same errors."""
     batches = sample_batches(
-        runtime, config, plan, indices, image_shape, batch_size=batch_size, progress=progress, observe=observe
+        runtime,
+        config,
+        plan,
+        indices,
+        image_shape,
+        classes=classes,
+        batch_size=batch_size,
+        progress=progress,
+        observe=observe,
     )
     empty = np.empty((0, *image_shape), dtype=np.float32)
     return np.concatenate([empty, *batches])

@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from flatq.errors import DataError, ModelError, UsageError
-from flatq.process import FloatArray, Process, ProcessConfig, beta_schedule, space_timesteps
+from flatq.process import FloatArray, Process, ProcessConfig
+from flatq.schedule import beta_schedule, space_timesteps
 
 LEARNED = ProcessConfig(schedule="cosine", variance="learned_range")
 FIXED = ProcessConfig(schedule="cosine")
@@ -214,7 +215,11 @@ def test_linear_with_too_few_training_steps() -> None:
     "fields",
     [
         {"schedule": "cosine", "steps": 20},
-        {"schedule": "sigmoid"},
+        {"schedule": "sqrt"},
+        {"schedule": "table"},
+        {"schedule": "cosine", "betas": [0.1]},
+        {"schedule": "table", "train_steps": 2, "betas": [0.1, 1.0]},
+        {"schedule": "cosine", "clip_range": 0},
         {"schedule": "cosine", "train_steps": 0},
         {"schedule": "cosine", "variance": "fixed"},
         {},

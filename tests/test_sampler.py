@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from toy_runtime import Toy
 
 from flatq.errors import ModelError, UsageError
 from flatq.process import ProcessConfig
+from flatq.runtime.base import UNCONDITIONED, Condition
 from flatq.sampler import SamplePlan, sample, sample_batches
 
 SHAPE = (3, 4, 4)
 FIXED = ProcessConfig(schedule="cosine")
 LEARNED = ProcessConfig(schedule="cosine", variance="learned_range")
-
-
-class _Toy:
-    """An elementwise model, so that an image does not depend on its batch."""
-
-    def __init__(self, channels: int = 3) -> None:
-        self.channels = channels
-        self.calls: list[tuple[int, int]] = []
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"runtime": "toy"}
-
-    def __call__(self, x: NDArray[np.float32], t: NDArray[np.int64]) -> NDArray[np.float32]:
-        assert x.dtype == np.float32
-        assert t.dtype == np.int64
-        assert t.shape == (len(x),)
-        assert (t == t[0]).all()
-        self.calls.append((len(x), int(t[0])))
-        output = np.tanh(x) * np.float32(0.8) + t[:, None, None, None].astype(np.float32) / 5000
-        return np.concatenate([output, output])[: len(x)].repeat(2, axis=1)[:, : self.channels]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
 
 PLANS = [
@@ -62,7 +34,7 @@ PLANS = [
     "plan", PLANS, ids=lambda plan: f"{plan.sampler}-{plan.eta}-{plan.steps}-{plan.clip}"
 )
 def test_an_image_depends_on_its_index_alone(plan: SamplePlan, config: ProcessConfig) -> None:
-    model = _Toy(config.output_channels(3))
+    model = Toy(config.output_channels(3))
     three = sample(model, config, plan, range(2, 13), SHAPE, batch_size=3)
     eight = sample(model, config, plan, range(2, 13), SHAPE, batch_size=8)
     assert three.shape == (11, *SHAPE)
@@ -76,7 +48,7 @@ def test_an_image_depends_on_its_index_alone(plan: SamplePlan, config: ProcessCo
 
 
 def test_batches_come_in_order_and_every_step_is_seen() -> None:
-    model, seen, done = _Toy(), [], []
+    model, seen, done = Toy(), [], []
     plan = SamplePlan(steps=4)
     batches = list(
         sample_batches(
@@ -87,7 +59,7 @@ def test_batches_come_in_order_and_every_step_is_seen() -> None:
             SHAPE,
             batch_size=3,
             progress=done.append,
-            observe=lambda i, x, t: seen.append((i, len(x))),
+            observe=lambda i, x, t, cond: seen.append((i, len(x))),
         )
     )
     assert [len(batch) for batch in batches] == [3, 3, 1]
@@ -101,12 +73,14 @@ def test_batches_come_in_order_and_every_step_is_seen() -> None:
 @pytest.mark.parametrize(("config", "channels"), [(FIXED, 6), (LEARNED, 3)])
 def test_another_output_shape_is_refused(config: ProcessConfig, channels: int) -> None:
     with pytest.raises(ModelError, match="does not fit its process"):
-        sample(_Toy(channels), config, SamplePlan(steps=2), range(2), SHAPE)
+        sample(Toy(channels), config, SamplePlan(steps=2), range(2), SHAPE)
 
 
 def test_a_network_that_loses_images_is_refused() -> None:
-    class Short(_Toy):
-        def __call__(self, x: NDArray[np.float32], t: NDArray[np.int64]) -> NDArray[np.float32]:
+    class Short(Toy):
+        def __call__(
+            self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
+        ) -> NDArray[np.float32]:
             return super().__call__(x, t)[:1]
 
     with pytest.raises(ModelError):
@@ -114,9 +88,9 @@ def test_a_network_that_loses_images_is_refused() -> None:
 
 
 def test_no_images_and_empty_batches() -> None:
-    assert sample(_Toy(), FIXED, SamplePlan(steps=2), [], SHAPE).shape == (0, *SHAPE)
+    assert sample(Toy(), FIXED, SamplePlan(steps=2), [], SHAPE).shape == (0, *SHAPE)
     with pytest.raises(UsageError, match="batch"):
-        sample(_Toy(), FIXED, SamplePlan(steps=2), range(2), SHAPE, batch_size=0)
+        sample(Toy(), FIXED, SamplePlan(steps=2), range(2), SHAPE, batch_size=0)
 
 
 @pytest.mark.parametrize(

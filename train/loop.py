@@ -19,7 +19,7 @@ from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.errors import ModelError, UsageError
 from flatq.images import ImageSet, load_images, to_float
 from flatq.network import build_network
-from flatq.process import ProcessConfig, beta_schedule
+from flatq.process import ProcessConfig
 from flatq.train.averages import Ema
 from flatq.train.config import TrainConfig, model_config_for
 from flatq.train.objective import noise_prediction_loss
@@ -67,7 +67,7 @@ def train(
     images = load_images(config.data, size=config.size, limit=config.limit)
     model = model_config_for(config, images.shape)
     process = ProcessConfig(schedule=config.schedule, train_steps=config.train_steps)
-    alphas_cumprod = torch.from_numpy(np.cumprod(1 - beta_schedule(config.schedule, config.train_steps)))
+    alphas_cumprod = torch.from_numpy(np.cumprod(1 - process.training_betas()))
 
     with _threads(config.threads), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchSize",
     "Eta",
+    "Guidance",
+    "Label",
     "Report",
     "Sampler",
     "Seed",
     "Steps",
     "Threads",
+    "Weights",
     "make_plan",
     "note",
     "one_artifact",
@@ -33,6 +36,15 @@ Steps = Annotated[int, typer.Option(help="Network evaluations for an image.")]
 Sampler = Annotated[str, typer.Option(help="ancestral or ddim.")]
 Eta = Annotated[float, typer.Option(help="Of ddim.")]
 Seed = Annotated[int, typer.Option(help="Of the noise.")]
+Label = Annotated[
+    int | None, typer.Option(help="Class of all images; by default the classes take turns by image index.")
+]
+Guidance = Annotated[
+    float, typer.Option(help="Classifier-free guidance: null + GUIDANCE x (labelled - null).")
+]
+Weights = Annotated[
+    str | None, typer.Option(help="Of a checkpoint: raw, ema or swa; ema if there, else raw.")
+]
 BatchSize = Annotated[int, typer.Option(help="Images at a time.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
 
@@ -96,14 +108,25 @@ def one_artifact(path: Path | None) -> Path:
     return found[0]
 
 
-def make_plan(steps: int, sampler: str, eta: float, seed: int) -> SamplePlan:
+def make_plan(
+    steps: int, sampler: str, eta: float, seed: int, label: int | None, guidance: float
+) -> SamplePlan:
     """A sampling plan from options; a `UsageError` names the one that is wrong."""
     from pydantic import ValidationError
 
     from flatq.sampler import SamplePlan
 
     try:
-        return SamplePlan.model_validate({"steps": steps, "sampler": sampler, "eta": eta, "seed": seed})
+        return SamplePlan.model_validate(
+            {
+                "steps": steps,
+                "sampler": sampler,
+                "eta": eta,
+                "seed": seed,
+                "label": label,
+                "guidance": guidance,
+            }
+        )
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(

@@ -10,10 +10,13 @@ import typer
 from flatq.cli.common import (
     BatchSize,
     Eta,
+    Guidance,
+    Label,
     Sampler,
     Seed,
     Steps,
     Threads,
+    Weights,
     make_plan,
     note,
     one_artifact,
@@ -46,10 +49,12 @@ def command(
     sampler: Sampler = "ancestral",
     eta: Eta = 0.0,
     seed: Seed = 0,
+    label: Label = None,
+    guidance: Guidance = 1.0,
     batch_size: BatchSize = 64,
     runtime: Annotated[str | None, typer.Option(help="Of the models: torch or onnxruntime.")] = None,
     baseline_runtime: Annotated[str | None, typer.Option(help="Of the baseline; torch by default.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Of checkpoints: raw, ema or swa.")] = None,
+    weights: Weights = None,
     rounding: Annotated[
         str, typer.Option(help="To uint8: round, or truncate as guided-diffusion does.")
     ] = "round",
@@ -69,7 +74,7 @@ def command(
     code_for = worst_code(on_inconclusive)
     paths = tuple(models) if models else (one_artifact(None),)
     baseline = baseline or _sibling_checkpoint(paths[0])
-    plan = make_plan(steps, sampler, eta, seed)
+    plan = make_plan(steps, sampler, eta, seed, label, guidance)
     for path in paths:
         folder = deployment_folder(path)
         if kind_of(path) == "artifact" and runtime in (None, "onnxruntime") and not folder.exists():

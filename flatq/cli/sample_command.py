@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from flatq.cli.common import BatchSize, Eta, Sampler, Seed, Steps, Threads, make_plan, note, progress_bar
+from flatq.cli.common import (
+    BatchSize,
+    Eta,
+    Guidance,
+    Label,
+    Sampler,
+    Seed,
+    Steps,
+    Threads,
+    Weights,
+    make_plan,
+    note,
+    progress_bar,
+)
 from flatq.errors import ModelError, UsageError
 
 __all__ = ["command"]
@@ -23,9 +36,11 @@ def command(
     sampler: Sampler = "ancestral",
     eta: Eta = 0.0,
     seed: Seed = 0,
+    label: Label = None,
+    guidance: Guidance = 1.0,
     batch_size: BatchSize = 64,
     runtime: Annotated[str | None, typer.Option(help="torch or onnxruntime.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Of a checkpoint: raw, ema or swa.")] = None,
+    weights: Weights = None,
     threads: Threads = None,
     grid: Annotated[Path | None, typer.Option(help="Write a grid PNG.")] = None,
     out: Annotated[
@@ -45,7 +60,7 @@ def command(
         raise UsageError(
             "no images", expected="-n at least 1 and --first at least 0", got=f"-n {n} --first {first}"
         )
-    plan = make_plan(steps, sampler, eta, seed)
+    plan = make_plan(steps, sampler, eta, seed, label, guidance)
     model = open_model(path, runtime=runtime, average=weights, threads=threads)
     note(f"{model.name}: {model.precision}, {model.weights} weights, on {model.runtime.identity['runtime']}")
     done = 0
@@ -62,6 +77,7 @@ def command(
             plan,
             range(first, first + n),
             model.image_shape,
+            classes=model.classes,
             batch_size=batch_size,
             progress=advance,
         )

@@ -49,7 +49,7 @@ class Lowered:
     """A graph for one target.
 
     Attributes:
-        graph: `(x, t) -> output` with Q/DQ nodes; runs in torch as it is.
+        graph: `(x, t, label) -> output` with Q/DQ nodes; runs in torch as it is.
         layers: name of each planned layer -> name of its weight's codes in the graph's state.
     """
 
@@ -105,7 +105,7 @@ def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, l
             got=" ".join(str(error).split())[:200],
             next_step="quantize again",
         ) from error
-    graph = trace(network.eval(), config.image_shape)
+    graph = trace(network.eval(), config)
     digest = graph_digest(graph)
     if digest != artifact.manifest.graph_digest:
         made_with = ", ".join(f"{k} {v}" for k, v in artifact.manifest.versions.items())

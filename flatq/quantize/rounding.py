@@ -53,7 +53,7 @@ def quantize_checkpoint(
     calibration = calibration or CalibrationPlan()
     chosen = checkpoint.choose(average)
     network = checkpoint.network(chosen)
-    shape = checkpoint.model.image_shape
+    model = checkpoint.model
     total = calibration.images * calibration.steps
     done = 0
 
@@ -63,9 +63,11 @@ def quantize_checkpoint(
         if progress is not None:
             progress("calibration inputs", done, total)
 
-    with TorchRuntime(network, threads=threads) as runtime:
-        inputs = collect_inputs(runtime, checkpoint.process, calibration, shape, progress=drawn)
-        graph = trace(network, shape)
+    with TorchRuntime(network, labelled=model.classes is not None, threads=threads) as runtime:
+        inputs = collect_inputs(
+            runtime, checkpoint.process, calibration, model.image_shape, classes=model.classes, progress=drawn
+        )
+        graph = trace(network, model)
         layers = find_layers(graph)
         decisions = plan(recipe, [layer.candidate for layer in layers])
         digest = graph_digest(graph)
@@ -85,7 +87,7 @@ def quantize_checkpoint(
         if name.removesuffix(".weight") not in planned
     }
     manifest = Manifest(
-        model=checkpoint.model,
+        model=model,
         process=checkpoint.process,
         recipe=recipe,
         decisions=tuple(decisions),
@@ -114,7 +116,8 @@ def _observed(
         prepared: fx.GraphModule = prepare_pt2e(graph, FlatqQuantizer(decisions, spec))
         with torch.no_grad():
             for step, (x, t) in enumerate(zip(inputs.x, inputs.t, strict=True)):
-                prepared(torch.from_numpy(x), torch.full((len(x),), int(t)))
+                label = () if inputs.label is None else (torch.from_numpy(inputs.label[step]),)
+                prepared(torch.from_numpy(x), torch.full((len(x),), int(t)), *label)
                 if progress is not None:
                     progress("observing ranges", step + 1, len(inputs.t))
     return prepared

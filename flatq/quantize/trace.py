@@ -14,12 +14,22 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export import Dim, export
+from torch.export import Dim, ExportedProgram, export
 
+from flatq.checkpoint import ModelConfig
 from flatq.errors import ModelError
 from flatq.recipe import Candidate, Kind
 
-__all__ = ["Layer", "example_inputs", "export_any_batch", "find_layers", "graph_digest", "quiet", "trace"]
+__all__ = [
+    "Layer",
+    "example_inputs",
+    "export_any_batch",
+    "find_layers",
+    "graph_digest",
+    "input_names",
+    "quiet",
+    "trace",
+]
 
 _aten = torch.ops.aten
 _KINDS: dict[Any, Kind] = {
@@ -54,12 +64,18 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def example_inputs(image_shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs to trace with: x [2, C, H, W] and t [2]."""
-    return torch.zeros(2, *image_shape), torch.zeros(2, dtype=torch.int64)
+def input_names(model: ModelConfig) -> list[str]:
+    """Names of the network's inputs, in order."""
+    return ["x", "t"] if model.classes is None else ["x", "t", "label"]
 
 
-def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModule:
+def example_inputs(model: ModelConfig) -> tuple[torch.Tensor, ...]:
+    """Inputs to trace with: x [2, C, H, W], t [2] and, with classes, label [2]."""
+    rest = (torch.zeros(2, dtype=torch.int64) for _ in input_names(model)[1:])
+    return torch.zeros(2, *model.image_shape), *rest
+
+
+def trace(network: nn.Module, model: ModelConfig) -> fx.GraphModule:
     """The network as a graph of ATen operators, runnable at any batch size.
 
     diffusers' up-sampling calls `contiguous()` for batches of 64 and more, and on tensors of more than 2^31
@@ -69,16 +85,13 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModu
     Raises:
         ModelError: the network cannot be traced on images of this shape.
     """
-    batch = Dim("batch", min=1, max=63)
     try:
         with quiet():
-            program = export(
-                network, example_inputs(image_shape), dynamic_shapes=({0: batch}, {0: batch}), strict=False
-            )
+            program = _export(network, model, Dim("batch", min=1, max=63))
             graph = program.module(check_guards=False)
     except Exception as error:
         raise ModelError(
-            f"the network cannot be traced on images of shape {list(image_shape)}",
+            f"the network cannot be traced on images of shape {list(model.image_shape)}",
             expected="a UNet that torch.export accepts with a free batch size",
             got=" ".join(str(error).split())[:300],
             next_step="check that the image size is divisible by 2 for every down-sampling",
@@ -88,21 +101,21 @@ def trace(network: nn.Module, image_shape: tuple[int, int, int]) -> fx.GraphModu
     return graph
 
 
+def _export(network: nn.Module, model: ModelConfig, batch: Any) -> ExportedProgram:
+    inputs = example_inputs(model)
+    return export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False)
+
+
 def _drop_input_checks(graph: fx.GraphModule) -> None:
     # torch.export hangs the range of the batch on the module as a hook; `check_guards` does not cover it.
     graph._forward_pre_hooks.clear()
     graph._forward_pre_hooks_with_kwargs.clear()
 
 
-def export_any_batch(
-    graph: fx.GraphModule, image_shape: tuple[int, int, int]
-) -> torch.export.ExportedProgram:
+def export_any_batch(graph: fx.GraphModule, model: ModelConfig) -> ExportedProgram:
     """Export a traced graph again with a batch size that is free."""
-    batch = Dim("batch", min=1)
     with quiet():
-        return export(
-            graph, example_inputs(image_shape), dynamic_shapes=({0: batch}, {0: batch}), strict=False
-        )
+        return _export(graph, model, Dim("batch", min=1))
 
 
 def find_layers(graph: fx.GraphModule) -> list[Layer]:

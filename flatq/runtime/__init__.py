@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from flatq.runtime.base import Runtime, default_threads
+from flatq.runtime.base import Condition, Runtime, default_threads
 
-__all__ = ["Runtime", "default_threads"]
+__all__ = ["Condition", "Runtime", "default_threads"]

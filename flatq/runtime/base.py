@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
-from types import TracebackType
+from collections.abc import Mapping
+from types import MappingProxyType, TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Runtime", "default_threads"]
+from flatq.errors import ModelError
+
+__all__ = ["UNCONDITIONED", "Condition", "Runtime", "check_condition", "default_threads"]
+
+Condition = Mapping[str, NDArray[np.int64]]
+"""What else the network is told, by input name: `label` int64 [N] for a network with classes."""
+
+UNCONDITIONED: Condition = MappingProxyType({})
 
 
 class Runtime(Protocol):
@@ -23,8 +31,14 @@ class Runtime(Protocol):
         """Backend, version, device, threads and precision: whatever moves the numbers."""
         ...
 
-    def __call__(self, x: NDArray[np.float32], t: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Model output for noised images x [N, C, H, W] at training timesteps t [N]."""
+    def __call__(
+        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
+    ) -> NDArray[np.float32]:
+        """Model output for noised images x [N, C, H, W] at training timesteps t [N].
+
+        Raises:
+            ModelError: `cond` lacks an input of the model, or names one that it does not have.
+        """
         ...
 
     def __enter__(self) -> Self: ...
@@ -32,6 +46,21 @@ class Runtime(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+def check_condition(cond: Condition, wanted: tuple[str, ...]) -> None:
+    """Refuse conditions that are not exactly the model's.
+
+    Raises:
+        ModelError: one is missing or left over.
+    """
+    if set(cond) != set(wanted):
+        raise ModelError(
+            "the model's conditions do not fit",
+            expected=", ".join(wanted) or "x and t alone",
+            got=", ".join(cond) or "x and t alone",
+            next_step="give a label exactly where the network has classes",
+        )
 
 
 def default_threads() -> int:

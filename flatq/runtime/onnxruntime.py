@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import ArtifactError, MissingRuntimeError
-from flatq.runtime.base import default_threads
+from flatq.runtime.base import UNCONDITIONED, Condition, check_condition, default_threads
 
 __all__ = ["OnnxRuntime", "import_onnxruntime"]
 
@@ -34,7 +34,7 @@ def import_onnxruntime() -> Any:
 
 
 class OnnxRuntime:
-    """Runs an ONNX file with inputs `x` float32 [N, C, H, W] and `t` int64 [N].
+    """Runs an ONNX file with inputs `x` float32 [N, C, H, W], `t` int64 [N] and maybe `label` int64 [N].
 
     Args:
         path: the model file.
@@ -43,7 +43,7 @@ class OnnxRuntime:
 
     Raises:
         MissingRuntimeError: onnxruntime is not installed.
-        ArtifactError: ONNX Runtime refuses the file, or its inputs are not x and t.
+        ArtifactError: ONNX Runtime refuses the file, or its inputs are others.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, optimized_path: Path | None = None) -> None:
@@ -65,13 +65,14 @@ class OnnxRuntime:
                 next_step="export again with this version of flatq",
             ) from error
         names = [value.name for value in self._session.get_inputs()]
-        if names != ["x", "t"]:
+        if names not in (["x", "t"], ["x", "t", "label"]):
             raise ArtifactError(
                 f"{path} is not a flatq export",
-                expected="the inputs x, t",
+                expected="the inputs x, t and, with classes, label",
                 got=", ".join(names) or "no inputs",
                 next_step="write it with `flatq export --onnx`",
             )
+        self._conditions = tuple(names[2:])
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -82,8 +83,11 @@ class OnnxRuntime:
             "threads": self._threads,
         }
 
-    def __call__(self, x: NDArray[np.float32], t: NDArray[np.int64]) -> NDArray[np.float32]:
-        output: NDArray[np.float32] = self._session.run(None, {"x": x, "t": t})[0]
+    def __call__(
+        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
+    ) -> NDArray[np.float32]:
+        check_condition(cond, self._conditions)
+        output: NDArray[np.float32] = self._session.run(None, {"x": x, "t": t, **cond})[0]
         return output
 
     def __enter__(self) -> Self:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.runtime.base import default_threads
+from flatq.runtime.base import UNCONDITIONED, Condition, check_condition, default_threads
 
 if TYPE_CHECKING:
     import torch
@@ -17,20 +17,29 @@ __all__ = ["TorchRuntime"]
 
 
 class TorchRuntime:
-    """Runs a module `(x, t) -> output`, without gradients.
+    """Runs a module `(x, t) -> output`, or `(x, t, label) -> output`, without gradients.
 
     Args:
         module: already in eval mode, or a graph that has no modes.
+        labelled: whether the module takes labels.
         device: a torch device.
         threads: intra-op threads while it is open; the process's own setting comes back on exit.
     """
 
-    def __init__(self, module: torch.nn.Module, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        *,
+        labelled: bool = False,
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> None:
         import torch
 
         self._torch = torch
         self._device = torch.device(device)
         self._module = module.to(self._device)
+        self._conditions = ("label",) if labelled else ()
         self._threads = threads or default_threads()
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
@@ -44,12 +53,15 @@ class TorchRuntime:
             "threads": self._threads,
         }
 
-    def __call__(self, x: NDArray[np.float32], t: NDArray[np.int64]) -> NDArray[np.float32]:
+    def __call__(
+        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
+    ) -> NDArray[np.float32]:
+        check_condition(cond, self._conditions)
         torch = self._torch
+        inputs = (x, t, *(cond[name] for name in self._conditions))
         with torch.no_grad():
             output = self._module(
-                torch.from_numpy(np.ascontiguousarray(x)).to(self._device),
-                torch.from_numpy(np.ascontiguousarray(t)).to(self._device),
+                *(torch.from_numpy(np.ascontiguousarray(value)).to(self._device) for value in inputs)
             )
         result: NDArray[np.float32] = output.cpu().numpy()
         return result
