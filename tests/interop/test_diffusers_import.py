@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -485,7 +486,16 @@ def test_a_hub_id_fetches_what_is_needed(
 
 
 def test_without_diffusers(unet_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
+    class Broken:
+        """diffusers loads its parts on first use, and says so with a RuntimeError if it cannot."""
+
+        def __getattr__(self, name: str) -> object:
+            raise RuntimeError("Failed to import")
+
+    monkeypatch.setitem(sys.modules, "diffusers", Broken())
+    with pytest.raises(MissingRuntimeError, match="cannot be loaded"):
+        _import(unet_folder)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(MissingRuntimeError, match="pip install"):
         _import(unet_folder)
 
