@@ -7,6 +7,7 @@ Reads and writes `.pt` files (nothing is unpickled) and builds the diffusers net
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,7 +240,7 @@ def read_tensors(path: Path) -> Any:
         raise CheckpointError(
             f"{path} cannot be read as plain tensors",
             expected="a file that torch.load(weights_only=True) accepts",
-            got=_one_line(error),
+            got=_what_was_pickled(error),
             next_step="save the state dict alone; flatq never unpickles code",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -308,6 +309,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
             next_step="write the checkpoint again",
         )
     return Checkpoint(model, process, weights, provenance, file_digest(path), path)
+
+
+def _what_was_pickled(error: Exception) -> str:
+    """The heart of torch's message, without its advice to unpickle after all."""
+    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"a pickled {found[1]}"
+    heart = " ".join(str(error).split()).rsplit("WeightsUnpickler error: ", 1)[-1]
+    return heart.split(" Please file", 1)[0][:200]
 
 
 def _one_line(error: Exception) -> str:

@@ -74,7 +74,7 @@ def _read(source: str, flags: Path | None, ema: Path | None, scheduler: Path | N
             "take them from the training command",
         )
     if flags is None:
-        import importlib  # TODO
+        import importlib
 
         diffusers = importlib.import_module("flatq.interop.diffusers")
         imported: Checkpoint = diffusers.import_diffusers(source, ema=ema, scheduler=scheduler, note=note)
@@ -88,7 +88,7 @@ def _read(source: str, flags: Path | None, ema: Path | None, scheduler: Path | N
         )
     from flatq.interop.guided_diffusion import import_guided_diffusion
 
-    return import_guided_diffusion(path, flags, ema, note)
+    return import_guided_diffusion(path, flags, ema, note=note)
 
 
 def _with_null_label(checkpoint: Checkpoint, null_label: int) -> Checkpoint:

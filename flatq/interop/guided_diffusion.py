@@ -22,7 +22,7 @@ __all__ = ["import_guided_diffusion", "model_config", "process_config"]
 
 
 def import_guided_diffusion(
-    model: Path, flags: Path, ema: Path | None = None, note: Callable[[str], None] = print
+    model: Path, flags: Path, ema: Path | None = None, *, note: Callable[[str], None]
 ) -> Checkpoint:
     """The network of a state dict as guided-diffusion's `UNetModel` saves it.
 
@@ -55,9 +55,8 @@ def import_guided_diffusion(
     for average, path in files.items():
         check_tensors(states[average], wanted, said, path)
         weights[average] = renamed(states[average], wanted, said)
-    digests = {average: file_digest(path) for average, path in files.items()}
-    if digests.get("ema") == digests["raw"]:
-        note(f"{model.name} and the ema file are the same, byte by byte")
+    if ema is not None and all(torch.equal(states["ema"][key], states["raw"][key]) for key in states["raw"]):
+        note(f"{ema.name} holds the same weights as {model.name}")
     first = states["raw"]
     rows = len(first["label_emb.weight"]) if said.class_cond else None
     config = model_config(said, first["input_blocks.0.0.weight"].shape[1], rows)
@@ -69,8 +68,8 @@ def import_guided_diffusion(
         "source": "guided-diffusion",
         "flags": said.resolved(),
         "files": {
-            **{average: {"file": path.name, "sha256": digests[average]} for average, path in files.items()},
-            "flags": {"file": flags.name, "sha256": file_digest(flags)},
+            name: {"file": path.name, "sha256": file_digest(path)}
+            for name, path in {**files, "flags": flags}.items()
         },
         "versions": {"flatq": __version__},
     }

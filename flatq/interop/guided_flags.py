@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from flatq.errors import UsageError
 
-__all__ = ["Flags", "read_flags"]
+__all__ = ["GROUPS", "Flags", "read_flags"]
 
 Note = Callable[[str], None]
 
@@ -145,7 +145,7 @@ class Flags(BaseModel):
                 f"image_size divisible by {2**halvings} for {halvings + 1} levels of channel_mult, "
                 f"not {self.image_size}"
             )
-        for width, up in self.attentions:
+        for width, up in sorted(self.attentions):
             self.heads(width, up=up)
         return self
 

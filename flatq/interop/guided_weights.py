@@ -6,7 +6,6 @@ The walk follows openai/guided-diffusion's `UNetModel`. What the tensors mean fo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,7 +268,7 @@ def check_tensors(state: State, wanted: Sequence[Tensor], flags: Flags, path: Pa
             f"the tensor {key} of {path} contradicts the flags",
             expected=str(list(shapes[key])),
             got=f"{list(state[key].shape)}, and {len(contradicted) - 1} more tensors of other shapes",
-            next_step=f"check {_suspect(key, tuple(state[key].shape), shapes[key])} in the flags",
+            next_step=f"check {_suspect(key, tuple(state[key].shape), shapes[key], flags)} in the flags",
         )
 
 
@@ -290,22 +289,26 @@ def _suspects(
         levels = len(flags.widths)
         fits = (found - levels) / levels  # found = 1 + levels x blocks + levels - 1
         hint = f" ({fits:.0f} would fit)" if fits >= 1 and fits.is_integer() else ""
-        return f"num_res_blocks{hint} and channel_mult (there are {found} input blocks, not {expected})"
+        return f"num_res_blocks{hint} and {_levels(flags)} (there are {found} input blocks, not {expected})"
     signs = {
-        "class_cond": r"label_emb",
-        "resblock_updown": r"\.op\.",
-        "attention_resolutions": r"\.qkv\.",
-        "channel_mult": r"\.skip_connection\.",
+        "label_emb.": "class_cond",
+        ".op.": "resblock_updown",
+        ".qkv.": "attention_resolutions",
+        ".skip_connection.": _levels(flags),
     }
-    named = [flag for flag, sign in signs.items() if any(re.search(sign, key) for key in differing)]
+    named = [flag for sign, flag in signs.items() if any(sign in key for key in differing)]
     return " and ".join(named) or "that the file is whole, and every flag"
+
+
+def _levels(flags: Flags) -> str:
+    return "channel_mult" if flags.channel_mult else "image_size, which implies channel_mult,"
 
 
 def _blocks(keys: Mapping[str, object]) -> int:
     return len({key.split(".")[1] for key in keys if key.startswith("input_blocks.")})
 
 
-def _suspect(key: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+def _suspect(key: str, got: tuple[int, ...], wanted: tuple[int, ...], flags: Flags) -> str:
     """The flag that most likely made a shape contradict."""
     if key.startswith(("time_embed.", "label_emb.")):
         return "num_channels"
@@ -315,7 +318,7 @@ def _suspect(key: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> str:
         return "learn_sigma"
     if ".emb_layers." in key and doubled:
         return "use_scale_shift_norm"
-    return "channel_mult and num_channels"
+    return f"num_channels and {_levels(flags)}"
 
 
 def renamed(state: State, wanted: Sequence[Tensor], flags: Flags) -> State:
@@ -329,7 +332,8 @@ def renamed(state: State, wanted: Sequence[Tensor], flags: Flags) -> State:
             weights[tensor.targets[0]] = value
             continue
         if not flags.use_new_attention_order:  # rows by head, then by q, k, v; now the other way round
-            value = value.unflatten(0, (tensor.heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+            by_head = value.reshape(tensor.heads, 3, -1, *value.shape[1:])
+            value = by_head.transpose(0, 1).reshape(value.shape)
         for target, part in zip(tensor.targets, value.chunk(3), strict=True):
             weights[target] = part.clone()
     return weights

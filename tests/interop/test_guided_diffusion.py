@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from guided_oracle import State, Unet
+from guided_files import BASE, SMALL, SMALL_UNET, imported
+from guided_oracle import Unet
 
-from flatq.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from flatq.interop.guided_diffusion import import_guided_diffusion
+from flatq.calib.inputs import CalibrationPlan
+from flatq.checkpoint import load_checkpoint, save_checkpoint
+from flatq.export import export_artifact
+from flatq.interop.guided_diffusion import import_guided_diffusion, process_config
+from flatq.interop.guided_flags import Flags
+from flatq.models import open_model
 from flatq.process import Process, ProcessConfig
+from flatq.quantize.artifact import write_artifact
+from flatq.quantize.rounding import quantize_checkpoint
+from flatq.recipe import PRESETS
 
 # The two networks of the vectors: 32 pixels, widths 32, 64, 64, 64, attention at 16 and 8 pixels.
 VECTORS = {
@@ -24,7 +30,6 @@ VECTORS = {
 
 # Name -> flags, and the same network in the oracle's words. What the flags leave out is guided-diffusion's
 # default: num_heads 4, attention at 16 and 8 pixels, scale-shift norm, legacy order, no learned sigma.
-BASE = {"num_channels": 32, "num_res_blocks": 1}
 NETWORKS: dict[str, tuple[dict[str, Any], Unet]] = {
     "64 pixels, labelled": (
         {"image_size": 64, "class_cond": True},
@@ -146,16 +151,6 @@ NETWORKS: dict[str, tuple[dict[str, Any], Unet]] = {
 }
 
 
-def _write(folder: Path, state: State, flags: dict[str, Any]) -> tuple[Path, Path]:
-    torch.save(state, folder / "model.pt")
-    (folder / "flags.json").write_text(json.dumps(flags), encoding="utf-8")
-    return folder / "model.pt", folder / "flags.json"
-
-
-def _import(folder: Path, state: State, flags: dict[str, Any]) -> Checkpoint:
-    return import_guided_diffusion(*_write(folder, state, flags), note=lambda line: None)
-
-
 def _inputs(unet: Unet, size: int, n: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(n, unet.image_channels, size, size, generator=generator)
@@ -193,14 +188,115 @@ def test_the_original_s_outputs(name: str, shared_data: Path) -> None:
 def test_the_oracle_s_outputs(name: str, tmp_path: Path) -> None:
     flags, unet = NETWORKS[name]
     state = unet.random_state(seed=3)
-    saved = save_checkpoint(_import(tmp_path, state, BASE | flags), tmp_path / "ckpt.pt")
+    checkpoint, _ = imported(tmp_path, state, BASE | flags)
+    assert checkpoint.model.num_classes == unet.classes
+    save_checkpoint(checkpoint, tmp_path / "ckpt.pt")
     network = load_checkpoint(tmp_path / "ckpt.pt").network()
-    assert saved.model.num_classes == unet.classes
     assert sum(v.numel() for v in network.parameters()) == sum(v.numel() for v in state.values())
     x, t, label = _inputs(unet, flags["image_size"], n=1 if flags["image_size"] > 32 else 2)
     expected = unet(state, x.double(), t, label)
-    print(_off(network(x, t, label), expected), expected.abs().max())
-    assert _off(network(x, t, label), expected) < 1e-5
-    d = _off(network.double()(x.double(), t, label), expected)
-    print(d)
+    assert _off(network(x, t, label), expected) < 1e-5  # about ten times what float32 loses here
     assert _off(network.double()(x.double(), t, label), expected) < 1e-12
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "wrong", [{"use_new_attention_order": True}, {"num_heads": 8}, {"num_head_channels": 64}]
+)
+def test_flags_that_no_tensor_tells_matter(wrong: dict[str, Any], tmp_path: Path) -> None:
+    # The wrong order, or heads of another width, load without a complaint; the outputs must tell.
+    state = SMALL_UNET.random_state(seed=4)
+    x, t, _ = _inputs(SMALL_UNET, 16)
+    expected = SMALL_UNET(state, x.double(), t)
+    assert _off(imported(tmp_path, state, SMALL)[0].network()(x, t), expected) < 1e-5
+    assert _off(imported(tmp_path, state, SMALL | wrong)[0].network()(x, t), expected) > 0.01
+
+
+@torch.no_grad()
+def test_a_timestep_that_training_rescaled(tmp_path: Path) -> None:
+    state = SMALL_UNET.random_state(seed=5)
+    flags = SMALL | {"diffusion_steps": 400, "rescale_timesteps": True}
+    network = imported(tmp_path, state, flags)[0].network()
+    x = _inputs(SMALL_UNET, 16)[0]
+    t = torch.tensor([3, 399])
+    expected = SMALL_UNET(state, x.double(), t.float() * 2.5)
+    assert _off(network.double()(x.double(), t), expected) < 1e-12
+    plain = imported(tmp_path, state, flags | {"rescale_timesteps": False})[0].network()
+    assert _off(plain(x, t), expected) > 1e-3
+
+
+@torch.no_grad()
+def test_the_average_is_kept_beside_the_raw_weights(tmp_path: Path) -> None:
+    raw, ema = SMALL_UNET.random_state(seed=6), SMALL_UNET.random_state(seed=7)
+    checkpoint, _ = imported(tmp_path, raw, SMALL, ema)
+    x, t, _ = _inputs(SMALL_UNET, 16)
+    for average, state in (("raw", raw), ("ema", ema)):
+        assert _off(checkpoint.network(average)(x, t), SMALL_UNET(state, x.double(), t)) < 1e-5
+    assert checkpoint.choose() == "ema"
+    provenance = checkpoint.provenance
+    assert provenance["source"] == "guided-diffusion"
+    assert provenance["flags"]["channel_mult"] == [1, 2]
+    assert provenance["flags"]["num_heads"] == 4
+    assert {file["file"] for file in provenance["files"].values()} == {"model.pt", "ema.pt", "flags.json"}
+    assert len({file["sha256"] for file in provenance["files"].values()}) == 3
+
+
+def test_one_head_width_is_said_in_diffusers_words(tmp_path: Path) -> None:
+    # Attention widths 64 (level) and 64 (middle) with four heads: nothing that diffusers lacks.
+    model = imported(tmp_path, SMALL_UNET.random_state(seed=0), SMALL)[0].model
+    assert model.unet["attention_head_dim"] == 16
+    assert (model.attention_heads, model.timestep_channels, model.timestep_scale) == (None, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, ProcessConfig(schedule="linear")),
+        ({"noise_schedule": "cosine", "learn_sigma": True},
+         ProcessConfig(schedule="cosine", variance="learned_range")),
+        ({"predict_xstart": True, "diffusion_steps": 4000},
+         ProcessConfig(schedule="linear", train_steps=4000, prediction="sample")),
+        ({"timestep_respacing": "ddim25"}, ProcessConfig(schedule="linear")),
+    ],
+)  # fmt: skip
+def test_the_process_of_the_flags(flags: dict[str, Any], expected: ProcessConfig) -> None:
+    assert process_config(Flags(**flags)) == expected
+
+
+@torch.no_grad()
+def test_sampling_follows_the_original_s_trajectory(shared_data: Path) -> None:
+    folder = shared_data / "adm" / "a"
+    checkpoint = import_guided_diffusion(folder / "model.pt", folder / "config.json", note=lambda line: None)
+    network = checkpoint.network()
+    recorded = np.load(folder / "sample20.npz")
+    process = Process.from_config(checkpoint.process, "20")
+    np.testing.assert_array_equal(process.timesteps[::-1], recorded["timesteps"])
+    x = recorded["x_T"]
+    for step, i in enumerate(range(19, -1, -1)):
+        t = torch.full((len(x),), int(process.timesteps[i]))
+        output = network(torch.from_numpy(x), t).numpy()
+        x, _ = process.ancestral_step(x, output, i, recorded["noise"][step] if i else None)
+        # 4e-6 of the output at each step, gathered over twenty; x is about 4.
+        np.testing.assert_allclose(x, recorded["traj"][step], atol=5e-4)
+
+
+@torch.no_grad()
+def test_from_import_to_a_deployment_with_labels(tmp_path: Path) -> None:
+    # What diffusers' arguments cannot say: uneven heads, and a first level twice as wide.
+    flags = SMALL | {"class_cond": True, "channel_mult": "2,1", "attention_resolutions": "16"}
+    unet = Unet((2, 1), attention=(1,), classes=4)
+    checkpoint, _ = imported(tmp_path, unet.random_state(seed=8), flags)
+    assert checkpoint.model.attention_heads == (4, 4)
+    assert checkpoint.model.timestep_channels == 32
+    saved = save_checkpoint(checkpoint, tmp_path / "ckpt.pt")
+    plan = CalibrationPlan(images=2, steps=2)
+    artifact = quantize_checkpoint(saved, PRESETS["w8a8"], calibration=plan, threads=1)
+    write_artifact(artifact, tmp_path / "w8a8")
+    export_artifact(tmp_path / "w8a8", "onnxruntime", tmp_path / "w8a8" / "onnxruntime")
+    x, t, label = _inputs(unet, 16)
+    assert label is not None
+    with open_model(tmp_path / "w8a8", runtime="onnxruntime", threads=1).runtime as runtime:
+        output = runtime(x.numpy(), t.numpy(), {"label": label.numpy()})
+    expected = saved.network()(x, t, label).numpy()
+    rms = float(np.sqrt(((output - expected) ** 2).mean() / (expected**2).mean()))
+    assert 1e-3 < rms < 0.2  # eight bits of a random network: neither float nor another network
