@@ -186,10 +186,12 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 
     Returns:
         The checkpoint with `digest` and `source` set.
+
+    Raises:
+        CheckpointError: the file cannot be written.
     """
     import torch
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     content = {
         "format": _FORMAT,
@@ -203,10 +205,19 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         "provenance": dict(checkpoint.provenance),
     }
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(content, partial)
         partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch wraps what the file system says
+        raise CheckpointError(
+            f"cannot write {path}",
+            expected="a file name in a folder that can be written, and room for the weights",
+            got=_one_line(error),
+            next_step="choose another -o",
+        ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.is_file():
+            partial.unlink()
     return Checkpoint(
         checkpoint.model,
         checkpoint.process,
