@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchSize",
+    "Cache",
     "Eta",
+    "Features",
+    "FeaturesDevice",
     "Guidance",
+    "InceptionWeights",
     "Label",
     "Report",
     "Sampler",
@@ -44,6 +48,24 @@ Guidance = Annotated[
 ]
 Weights = Annotated[
     str | None, typer.Option(help="Of a checkpoint: raw, ema or swa; ema if there, else raw.")
+]
+Features = Annotated[
+    str | None,
+    typer.Option(
+        help="inception (the standard FID), or an ONNX feature network: uint8 NCHW in, N x d out. "
+        "Grey 8 x 8 images have a network of their own, digits48."
+    ),
+]
+InceptionWeights = Annotated[
+    Path | None,
+    typer.Option(
+        help="torch-fidelity's .pth file; by default torch's cache is looked in, else it is downloaded."
+    ),
+]
+FeaturesDevice = Annotated[str, typer.Option(help="Of the Inception network: cpu or cuda.")]
+Cache = Annotated[
+    bool,
+    typer.Option("--cache/--no-cache", help="Keep the reference's features in FLATQ_CACHE (~/.cache/flatq)."),
 ]
 BatchSize = Annotated[int, typer.Option(help="Images at a time.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
