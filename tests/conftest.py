@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -97,9 +97,7 @@ def inception_weights(torch_fidelity: ModuleType, tmp_path_factory: pytest.TempP
     return empty.with_name("weights.pth")
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A saved checkpoint of a small UNet with attention, random weights, 16 x 16 RGB."""
+def _tiny(folder: Path, **fields: Any) -> Checkpoint:
     import torch
 
     from flatq.checkpoint import Checkpoint, ModelConfig, save_checkpoint
@@ -119,12 +117,25 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
             "norm_num_groups": 8,
             "attn_norm_num_groups": 8,
         },
+        **fields,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         weights = build_network(config).unet.state_dict()
     checkpoint = Checkpoint(config, ProcessConfig(schedule="cosine"), {"raw": weights}, {"method": "none"})
-    return save_checkpoint(checkpoint, tmp_path_factory.mktemp("tiny") / "tiny.pt")
+    return save_checkpoint(checkpoint, folder / "tiny.pt")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A saved checkpoint of a small UNet with attention, random weights, 16 x 16 RGB."""
+    return _tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """As `tiny`, for 5 classes and the null label 5."""
+    return _tiny(tmp_path_factory.mktemp("labelled"), num_classes=6, null_label=5)
 
 
 @pytest.fixture(scope="session")
