@@ -17,10 +17,11 @@ from flatq.errors import ArtifactError, DataError, UsageError
 from flatq.evaluate.cache import Note, ReferenceCache, cache_folder
 from flatq.evaluate.compare import Comparison, Referee, compare, open_referee, stored_referee
 from flatq.evaluate.extractor import open_extractor
+from flatq.evaluate.frechet import frechet_side
 from flatq.evaluate.gate import decide
 from flatq.evaluate.prc import PrecisionRecall
 from flatq.evaluate.reference import load_reference
-from flatq.images import load_images, to_uint8
+from flatq.images import Resize, load_images, to_uint8
 from flatq.models import Model, kind_of, open_model
 from flatq.report.environment import environment
 from flatq.report.grids import save_pair_grid
@@ -63,6 +64,7 @@ class Assessment:
         reference: a file of statistics that the distances are taken to, in place of `data`.
         inception_weights, features_device: of the Inception network, as `open_extractor`.
         cache: whether the features of `data` are kept for the next time.
+        resize: how images of `data` get to the model's size; without it, others are refused.
     """
 
     models: tuple[Path, ...]
@@ -85,6 +87,7 @@ class Assessment:
     inception_weights: Path | None = None
     features_device: str = "cpu"
     cache: bool = True
+    resize: Resize | None = None
 
 
 class _Timed:
@@ -149,6 +152,7 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
             next_step="check the checkpoint with `flatq sample`",
         )
     features_float = referee.extract(float_side.images, rounding=task.rounding)
+    frechet_float = frechet_side(features_float, referee.reference)
     task.out.mkdir(parents=True, exist_ok=True)
     entries = []
     for number, path in enumerate(task.models):
@@ -163,6 +167,7 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
             confidence=task.confidence,
             rounding=task.rounding,
             features_float=features_float,
+            side_float=frechet_float,
         )
         entries.append(_entry(task, number, sampled, float_side, comparison))
     prc = referee.precision_recall(features_float)
@@ -202,9 +207,7 @@ def _referee(task: Assessment, shape: tuple[int, int, int], progress: Progress |
             )
         return stored_referee(stored, net, threads=threads)
     assert task.data is not None
-    images = load_images(
-        task.data, size=None if task.data.startswith("digits") else shape[1], channels=shape[0]
-    )
+    images = load_images(task.data, size=shape[1], resize=task.resize, channels=shape[0])
     if images.shape != shape:
         raise DataError(
             f"the images of {task.data} do not have the model's shape",

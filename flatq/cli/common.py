@@ -14,6 +14,7 @@ from flatq.errors import UsageError
 
 if TYPE_CHECKING:
     from flatq.checkpoint import Checkpoint
+    from flatq.images import Resize
     from flatq.sampler import SamplePlan
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "InceptionWeights",
     "Label",
     "Report",
+    "ResizeChoice",
     "Sampler",
     "Seed",
     "Steps",
@@ -34,6 +36,7 @@ __all__ = [
     "make_plan",
     "note",
     "one_artifact",
+    "parse_resize",
     "progress_bar",
     "say_weights",
 ]
@@ -65,6 +68,12 @@ InceptionWeights = Annotated[
     ),
 ]
 FeaturesDevice = Annotated[str, typer.Option(help="Of the Inception network: cpu or cuda.")]
+ResizeChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--resize", help="How images of another size get to it: center-crop-adm, center-crop or stretch."
+    ),
+]
 Cache = Annotated[
     bool,
     typer.Option("--cache/--no-cache", help="Keep the reference's features in FLATQ_CACHE (~/.cache/flatq)."),
@@ -116,6 +125,16 @@ def progress_bar() -> Iterator[Report]:
             progress.update(tasks[what], completed=done, total=total)
 
         yield report
+
+
+def parse_resize(choice: str | None) -> Resize | None:
+    """The named resize; a `UsageError` where there is none of that name."""
+    from flatq.images import RESIZES
+
+    found = next((name for name in RESIZES if name == choice), None)
+    if choice is not None and found is None:
+        raise UsageError("--resize is not valid", expected="; ".join(RESIZES), got=choice)
+    return found
 
 
 def one_artifact(path: Path | None) -> Path:

@@ -16,6 +16,7 @@ from flatq.cli.common import (
     Guidance,
     InceptionWeights,
     Label,
+    ResizeChoice,
     Sampler,
     Seed,
     Steps,
@@ -24,6 +25,7 @@ from flatq.cli.common import (
     make_plan,
     note,
     one_artifact,
+    parse_resize,
     progress_bar,
 )
 from flatq.cli.gate_command import print_verdicts, worst_code
@@ -47,6 +49,7 @@ def command(
         Path | None,
         typer.Option(help="Statistics in place of --data: flatq's, pytorch-fid's or guided-diffusion's."),
     ] = None,
+    resize: ResizeChoice = None,
     fid: Annotated[
         bool, typer.Option("--fid", help="The Frechet distance (the only metric so far).")
     ] = False,
@@ -113,6 +116,7 @@ def command(
         inception_weights=inception_weights,
         features_device=features_device,
         cache=cache,
+        resize=parse_resize(resize),
     )
     with progress_bar() as bar:
         report = assess(task, bar, note)

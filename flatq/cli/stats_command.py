@@ -12,8 +12,10 @@ from flatq.cli.common import (
     Features,
     FeaturesDevice,
     InceptionWeights,
+    ResizeChoice,
     Threads,
     note,
+    parse_resize,
     progress_bar,
 )
 
@@ -21,12 +23,17 @@ __all__ = ["command"]
 
 
 def command(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="digits, or a folder, .zip or .npz of images.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="digits, or a folder, .zip, .npz or .parquet of images.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The file of statistics to write, .npz.")],
     features: Features = None,
     inception_weights: InceptionWeights = None,
     features_device: FeaturesDevice = "cpu",
-    size: Annotated[int | None, typer.Option(help="Crop and resize the images to SIZE pixels.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Height and width; others are refused without --resize.")
+    ] = None,
+    resize: ResizeChoice = None,
     channels: Annotated[int | None, typer.Option(help="1 or 3: convert to grey or RGB.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first LIMIT images.")] = None,
     cache: Cache = True,
@@ -44,6 +51,7 @@ def command(
             inception_weights=inception_weights,
             device=features_device,
             size=size,
+            resize=parse_resize(resize),
             limit=limit,
             channels=channels,
             threads=threads or 1,

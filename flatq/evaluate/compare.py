@@ -17,7 +17,7 @@ from flatq.errors import DataError
 from flatq.evaluate.cache import ReferenceCache
 from flatq.evaluate.drift import Drift, fid_drift
 from flatq.evaluate.extractor import Extractor, Progress
-from flatq.evaluate.frechet import frechet_side
+from flatq.evaluate.frechet import FrechetSide, frechet_side
 from flatq.evaluate.kid import KidDrift, kid_drift, kid_from_float
 from flatq.evaluate.measure import measure_reference
 from flatq.evaluate.moments import F64, Reference
@@ -142,6 +142,7 @@ def compare(
     confidence: float = 0.95,
     rounding: Rounding = "round",
     features_float: F64 | None = None,
+    side_float: FrechetSide | None = None,
     clusters: ArrayLike | None = None,
     relative_tolerance: float | None = None,
 ) -> Comparison:
@@ -152,6 +153,7 @@ def compare(
     Args:
         features_float: `referee.extract(samples_float, rounding=rounding)` where the caller has it, so that
             several models share it.
+        side_float: `frechet_side` of these features with the referee's reference and clusters; likewise.
         clusters, relative_tolerance: as `fid_drift`.
 
     Raises:
@@ -176,14 +178,14 @@ def compare(
         "image_distance": _image_distance(samples_float, samples_quantized),
         "features_float": xs,
     }
-    side_x = frechet_side(xs, referee.reference, clusters)
+    side_x = frechet_side(xs, referee.reference, clusters) if side_float is None else side_float
     if side_x.influence is not None:
         sidecar["influence_float"] = side_x.influence
     if not np.isfinite(samples_quantized).all():
         return Comparison(None, None, False, None, None, sidecar)
     qs = referee.extract(samples_quantized, rounding=rounding)
     sidecar["features_quantized"] = qs
-    side_q = frechet_side(qs, referee.reference, clusters)
+    side_q = side_x if np.array_equal(xs, qs) else frechet_side(qs, referee.reference, clusters)
     if side_q.influence is not None:
         sidecar["influence_quantized"] = side_q.influence
     distance = sidecar["image_distance"]
@@ -192,7 +194,9 @@ def compare(
     else:
         kid = kid_drift(xs, qs, referee.features, confidence, clusters)
     return Comparison(
-        drift=fid_drift(xs, qs, referee.reference, confidence, clusters, relative_tolerance),
+        drift=fid_drift(
+            xs, qs, referee.reference, confidence, clusters, relative_tolerance, sides=(side_x, side_q)
+        ),
         kid=kid,
         finite=True,
         rms_distance_mean=float(distance.mean()),

@@ -12,7 +12,7 @@ from flatq.evaluate.cache import ReferenceCache, cache_key
 from flatq.evaluate.extractor import Extractor, Progress, open_extractor
 from flatq.evaluate.moments import F64, Reference, moments_of, reference_from_moments
 from flatq.evaluate.reference import StoredReference, save_reference, source_of
-from flatq.images import ImageSet, load_images
+from flatq.images import ImageSet, Resize, load_images
 
 __all__ = ["measure_reference", "write_statistics"]
 
@@ -63,6 +63,7 @@ def write_statistics(
     inception_weights: Path | None = None,
     device: str = "cpu",
     size: int | None = None,
+    resize: Resize | None = None,
     limit: int | None = None,
     channels: int | None = None,
     threads: int = 1,
@@ -72,13 +73,13 @@ def write_statistics(
     """Measures images and writes their statistics to `out`.
 
     Args:
-        data, size, limit, channels: as `flatq.images.load_images`.
+        data, size, resize, limit, channels: as `flatq.images.load_images`.
         features, inception_weights, device: as `open_extractor`.
 
     Raises:
         InputError, MissingRuntimeError: as those and `measure_reference`; `out` cannot be written.
     """
-    images = load_images(data, size=size, limit=limit, channels=channels)
+    images = load_images(data, size=size, resize=resize, limit=limit, channels=channels)
     extractor = open_extractor(
         features, image_shape=images.shape, inception_weights=inception_weights, device=device
     )

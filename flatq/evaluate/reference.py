@@ -57,7 +57,7 @@ class ReferenceSource:
     kind: "images" that were at hand; "statistics" that flatq made; "foreign-statistics" that name neither
     their extractor nor their images. name, digest: of the images; of the file where they are foreign. n: of
     images, None where it is unknown. image_shape: (C, H, W), None where unknown. preprocessing: of the
-    images, in words; None where there was none, or where it is unknown.
+    images, as `ImageSet.preprocessing`; None where it is unknown.
     """
 
     kind: Literal["images", "statistics", "foreign-statistics"]
@@ -78,10 +78,10 @@ class StoredReference:
     extractor_digest: str | None
 
 
-def source_of(images: ImageSet, preprocessing: str | None = None) -> ReferenceSource:
+def source_of(images: ImageSet) -> ReferenceSource:
     """Images at hand, as a source."""
     return ReferenceSource(
-        "images", images.name, images.digest, len(images.pixels), images.shape, preprocessing
+        "images", images.name, images.digest, len(images.pixels), images.shape, images.preprocessing
     )
 
 
@@ -94,9 +94,9 @@ def save_reference(
     """Writes an npz (mu [d], sigma [d, d], n and where they come from), under a temporary name first.
 
     Raises:
-        DataError: the file cannot be written, or the number or the shape of the images is unknown.
+        DataError: the file cannot be written, or it is unknown what images the statistics are of.
     """
-    if reference.n is None or source.image_shape is None:
+    if reference.n is None or source.image_shape is None or source.preprocessing is None:
         raise DataError(
             "Statistics of unknown images are not written again.",
             expected="statistics that were measured on images",
@@ -115,7 +115,7 @@ def save_reference(
             "data_name": np.array(source.name),
             "data_digest": np.array(source.digest),
             "image_shape": np.array(source.image_shape, dtype=np.int64),
-            "preprocessing": np.array(source.preprocessing or ""),
+            "preprocessing": np.array(source.preprocessing),
         },
     )
 
@@ -227,7 +227,7 @@ def _own(file: Path, content: Mapping[str, NDArray[Any]]) -> StoredReference:
         words["data_digest"],
         n,
         (c, h, w),
-        words["preprocessing"] or None,
+        words["preprocessing"],
     )
     return StoredReference(reference, source, words["extractor_name"], words["extractor_digest"])
 

@@ -239,7 +239,7 @@ def _reference(report: Report) -> str:
         "statistics": "statistics of ",
         "foreign-statistics": "statistics of others in ",
     }[reference.kind]
-    prepared = "" if reference.preprocessing is None else f", {_text(reference.preprocessing)}"
+    prepared = "" if reference.preprocessing is None else f", preprocessing: {_text(reference.preprocessing)}"
     return f"{kind}{_text(reference.name)}, {count}, digest `{_text(reference.digest[:16])}`{prepared}"
 
 

@@ -5,7 +5,9 @@ import pytest
 
 from flatq.errors import DataError
 from flatq.evaluate.compare import Referee, compare, open_referee, stored_referee
+from flatq.evaluate.drift import fid_drift
 from flatq.evaluate.features import open_features
+from flatq.evaluate.frechet import frechet_side
 from flatq.evaluate.gate import decide
 from flatq.evaluate.moments import Moments, reference_from_moments
 from flatq.evaluate.prc import manifold_of, precision_recall
@@ -79,8 +81,11 @@ def test_noise_moves_it(referee: Referee, samples: np.ndarray) -> None:
 
 def test_shared_float_features_change_nothing(referee: Referee, samples: np.ndarray) -> None:
     q = _perturbed(samples, 0.1)
-    shared = compare(referee, samples, q, indices=range(N), features_float=referee.extract(samples))
+    features = referee.extract(samples)
+    side = frechet_side(features, referee.reference)
+    shared = compare(referee, samples, q, indices=range(N), features_float=features, side_float=side)
     assert shared.drift == compare(referee, samples, q, indices=range(N)).drift
+    assert shared.drift == fid_drift(features, referee.extract(q), referee.reference)
 
 
 def test_collapse_has_no_influence_and_fails(referee: Referee, samples: np.ndarray) -> None:
