@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from flatq.errors import DataError
 from flatq.evaluate.extractor import Extractor
@@ -93,7 +93,7 @@ class ReferenceCache:
         """Writes an entry atomically; features in float32 where that loses nothing."""
         single = features.astype(np.float32)
         kept: NDArray[Any] = single if np.array_equal(single, features) else features
-        entry = {
+        entry: dict[str, ArrayLike] = {
             "key": np.array(json.dumps(key, sort_keys=True)),
             "n": np.int64(key["n"]),
             "mu": moments.mean,

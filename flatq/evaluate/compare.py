@@ -123,11 +123,12 @@ def stored_referee(stored: StoredReference, net: Extractor, *, threads: int = 1)
             got=f"{stored.extractor_name}, sha256 {str(stored.extractor_digest)[:16]}...",
             next_step="name the extractor that they were made with, or make them again with `flatq stats`",
         )
-    if stored.source.image_shape not in (None, net.image_shape):
+    shape = stored.source.image_shape
+    if shape is not None and shape != net.image_shape:
         raise DataError(
             f"the statistics of {stored.source.name} are of images of another shape",
             expected=str(list(net.image_shape)),
-            got=str(list(stored.source.image_shape or ())),
+            got=str(list(shape)),
             next_step="make them of images of the model's shape: flatq stats DATA --size N",
         )
     return Referee(net, stored.reference, stored.source, threads=threads)

@@ -169,7 +169,8 @@ def _neighbours(report: Report) -> str:
             "recall: instead of a KID drift there is the KID of each quantized model from the float samples "
             "themselves, which is no distance to the data."
         )
-    found = next((e.prc for e in (report.baseline, *report.models) if e.prc is not None), None)
+    every = [report.baseline.prc, *(entry.prc for entry in report.models)]
+    found = next((prc for prc in every if prc is not None), None)
     if found is None:
         return ""
     some = [
