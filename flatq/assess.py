@@ -33,7 +33,7 @@ from flatq.report.model import (
     Report,
     write_report,
 )
-from flatq.runtime.base import UNCONDITIONED, Condition, Runtime
+from flatq.runtime.base import UNCONDITIONED, Condition, Runtime, default_threads
 from flatq.sampler import SamplePlan, sample
 
 __all__ = ["Assessment", "assess"]
@@ -198,7 +198,7 @@ def _referee(task: Assessment, shape: tuple[int, int, int], progress: Progress |
         inception_weights=task.inception_weights,
         device=task.features_device,
     )
-    threads = task.threads or 1
+    threads = task.threads or default_threads()
     if stored is not None:
         if stored.extractor_digest is None:
             note(

@@ -54,7 +54,7 @@ def command(
             resize=parse_resize(resize),
             limit=limit,
             channels=channels,
-            threads=threads or 1,
+            threads=threads,
             cache=ReferenceCache(cache_folder(), note) if cache else None,
             progress=lambda done, total: bar("features", done, total),
         )

@@ -134,7 +134,7 @@ def open_inception(
     Raises:
         DataError: images that are neither grey nor RGB, a file that cannot be read or holds something else
             (missing, left-over and misshapen tensors are named), a cached file that is not the published one.
-        UsageError: a device that torch does not know.
+        UsageError: another device.
         MissingRuntimeError: torch-fidelity is not installed or cannot be imported, the device is not there,
             or the weights can neither be found nor be downloaded.
     """
@@ -208,8 +208,12 @@ def _check_device(device: str) -> None:
 
     try:
         kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UsageError(f"there is no device {device!r}", expected="cpu, cuda or cuda:N") from error
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise UsageError(
+            f"the Inception network runs on no device {device!r}", expected="cpu, cuda or cuda:N"
+        )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cuda" and (torch.device(device).index or 0) >= count:
         raise MissingRuntimeError(

@@ -13,6 +13,7 @@ from flatq.evaluate.extractor import Extractor, Progress, open_extractor
 from flatq.evaluate.moments import F64, Reference, moments_of, reference_from_moments
 from flatq.evaluate.reference import StoredReference, save_reference, source_of
 from flatq.images import ImageSet, Resize, load_images
+from flatq.runtime.base import default_threads
 
 __all__ = ["measure_reference", "write_statistics"]
 
@@ -66,7 +67,7 @@ def write_statistics(
     resize: Resize | None = None,
     limit: int | None = None,
     channels: int | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     cache: ReferenceCache | None = None,
     progress: Progress | None = None,
 ) -> StoredReference:
@@ -75,6 +76,7 @@ def write_statistics(
     Args:
         data, size, resize, limit, channels: as `flatq.images.load_images`.
         features, inception_weights, device: as `open_extractor`.
+        threads: of the CPU; all cores by default.
 
     Raises:
         InputError, MissingRuntimeError: as those and `measure_reference`; `out` cannot be written.
@@ -84,7 +86,12 @@ def write_statistics(
         features, image_shape=images.shape, inception_weights=inception_weights, device=device
     )
     _, reference = measure_reference(
-        images, extractor, threads=threads, cache=cache, features=False, progress=progress
+        images,
+        extractor,
+        threads=threads or default_threads(),
+        cache=cache,
+        features=False,
+        progress=progress,
     )
     source = source_of(images)
     save_reference(out, reference, source, extractor)

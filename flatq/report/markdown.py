@@ -127,6 +127,12 @@ def _reading(report: Report) -> str:
         "evaluation at the sampling batch.",
         _neighbours(report),
     ]
+    if report.reference.kind == "foreign-statistics":
+        lines.insert(
+            1,
+            f"The reference statistics name no extractor: that {_text(net.name)} made them, and from how "
+            "many images, cannot be checked.",
+        )
     relative = {e.drift.relative_tolerance for e in report.models if e.drift is not None} - {None}
     lines += [
         f"Drifts are counted beyond a relative tolerance: (1 + {tolerance:g}) times FID float is subtracted."
@@ -153,10 +159,6 @@ def _scale(report: Report) -> str:
         "samples; fewer give a larger value. Raw FIDs compare only at the same weights, number of samples, "
         "rounding, reference and preprocessing; corrected drifts never with published numbers.",
     ]
-    if reference.kind == "foreign-statistics":
-        parts.append(
-            " Which extractor made the reference statistics is not in their file and cannot be checked."
-        )
     return "".join(parts)
 
 

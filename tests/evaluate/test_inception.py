@@ -153,8 +153,9 @@ def test_a_download_is_checked(hub: Path, inception_weights: Path, monkeypatch: 
 
 
 def test_devices(inception_weights: Path) -> None:
-    with pytest.raises(UsageError, match="no device"):
-        open_inception(image_shape=SHAPE, weights=inception_weights, device="none")
+    for device in ("none", "meta"):
+        with pytest.raises(UsageError, match="no device"):
+            open_inception(image_shape=SHAPE, weights=inception_weights, device=device)
     if not torch.cuda.is_available():
         with pytest.raises(MissingRuntimeError, match="CUDA"):
             open_inception(image_shape=SHAPE, weights=inception_weights, device="cuda")

@@ -193,6 +193,7 @@ def test_a_reference_that_is_statistics_alone(tmp_path: Path) -> None:
     reference = ReferenceEntry(name="ref.npz", digest="ef" * 32, n=None, kind="foreign-statistics")
     report = _report(entry, reference=reference)
     text = render_markdown(report)
+    assert "The reference statistics name no extractor: that digits48 made them" in text
     assert "KID needs the reference's features" in text
     assert "KID from the float samples" in text
     assert "KID drift +" not in text
