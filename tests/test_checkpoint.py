@@ -46,7 +46,7 @@ def test_a_failed_save_leaves_nothing_behind(
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match="disk full"):
         save_checkpoint(tiny, tmp_path / "c.pt")
     assert not list(tmp_path.iterdir())
 
