@@ -87,10 +87,11 @@ def test_a_run_writes_both_weights_and_is_reproducible(tmp_path: Path, method: s
     assert loaded.provenance["data_name"] == "digits:train"
     report = json.loads((tmp_path / "a" / "train.json").read_text())
     curve = report.pop("curve")
+    assert report.pop("heldout_curve") == []
     assert report == loaded.provenance
     assert [point["step"] for point in curve] == [5]
     assert ("sharp_loss" in curve[0]) == (method == "sam")
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["ckpt.pt", "train.json"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["ckpt.pt", "state.pt", "train.json"]
 
 
 def test_the_global_generator_is_left_alone(tmp_path: Path) -> None:

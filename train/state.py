@@ -1,0 +1,127 @@
+"""The state file of a run, from which `--resume` goes on: tensors and plain values, written atomically.
+
+What is in it is the loop's; what the trained model is on disk is `flatq.checkpoint`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flatq.errors import CheckpointError, UsageError
+from flatq.train.config import TrainConfig
+
+__all__ = ["CHANGEABLE", "STATE_FILE", "check_agreement", "read_state", "write_state"]
+
+STATE_FILE = "state.pt"
+
+CHANGEABLE = frozenset(
+    {
+        "steps",
+        "max_minutes",
+        "stop_loss",
+        "stop_weights",
+        "heldout_every",
+        "save_every",
+        "save_minutes",
+        "grid_every",
+        "tensorboard",
+        "threads",
+        "device",
+    }
+)
+"""Keys of the configuration that a resumed run may change; any other would make it a different run."""
+
+_FORMAT = "flatq-train-state"
+_VERSION = 1
+
+
+def write_state(state: Mapping[str, Any], folder: Path) -> None:
+    """Writes `folder / STATE_FILE`: a kill at any moment leaves the old file or the new one, whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / STATE_FILE
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save({"format": _FORMAT, "version": _VERSION, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `write_state` wrote, on the CPU.
+
+    Raises:
+        UsageError: there is no state.
+        CheckpointError: damaged, pickled objects inside, or another format or version.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise UsageError(
+            f"there is nothing to resume in {folder}",
+            expected=str(path),
+            got="no such file",
+            next_step="give the options of the run, and it starts anew",
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or holds more than tensors and plain values",
+            expected="a state that `flatq train` wrote",
+            got=" ".join(str(error).split())[:200] or type(error).__name__,
+            next_step="train again in another folder",
+        ) from error
+    if not isinstance(state, dict) or (state.get("format"), state.get("version")) != (_FORMAT, _VERSION):
+        raise CheckpointError(
+            f"{path} is not a state that this flatq can read",
+            expected=f"format {_FORMAT!r}, version {_VERSION}",
+            got=f"{state.get('format')!r}, {state.get('version')}" if isinstance(state, dict) else "no state",
+            next_step="use the flatq that wrote it",
+        )
+    return state
+
+
+def check_agreement(state: Mapping[str, Any], config: TrainConfig, digest: str, processes: int) -> None:
+    """Refuses to go on with something else than what the state was written by.
+
+    Args:
+        digest: of the images.
+        processes: that take part now.
+
+    Raises:
+        UsageError: another configuration (but for the keys in `CHANGEABLE`), other images, or another number
+            of processes, whose dropout would differ.
+    """
+    now, then = config.model_dump(mode="json"), state["config"]
+    differing = [key for key in now if key not in CHANGEABLE and now[key] != then.get(key)]
+    if differing:
+        key = differing[0]
+        raise UsageError(
+            f"this is not the run that is to be resumed: {', '.join(differing)} differ",
+            expected=f"{key} = {then.get(key)}",
+            got=f"{key} = {now[key]}",
+            next_step="leave these options out, or train in another folder",
+        )
+    if state["data_digest"] != digest:
+        raise UsageError(
+            f"the images in {config.data} are not those that the run began with",
+            expected=f"digest {state['data_digest']}",
+            got=digest,
+            next_step="restore the images, or train in another folder",
+        )
+    if len(state["rng"]) != processes:
+        raise UsageError(
+            "the run was begun by another number of processes",
+            expected=str(len(state["rng"])),
+            got=str(processes),
+            next_step="launch as many processes as before",
+        )
