@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -31,9 +31,7 @@ def shared_data(shared: Path) -> Path:
     return data
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A saved checkpoint of a small UNet with attention, random weights, 16 x 16 RGB."""
+def _tiny(folder: Path, **fields: Any) -> Checkpoint:
     import torch
 
     from flatq.checkpoint import Checkpoint, ModelConfig, save_checkpoint
@@ -53,12 +51,25 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
             "norm_num_groups": 8,
             "attn_norm_num_groups": 8,
         },
+        **fields,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         weights = build_network(config).unet.state_dict()
     checkpoint = Checkpoint(config, ProcessConfig(schedule="cosine"), {"raw": weights}, {"method": "none"})
-    return save_checkpoint(checkpoint, tmp_path_factory.mktemp("tiny") / "tiny.pt")
+    return save_checkpoint(checkpoint, folder / "tiny.pt")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A saved checkpoint of a small UNet with attention, random weights, 16 x 16 RGB."""
+    return _tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """As `tiny`, for 5 classes and the null label 5."""
+    return _tiny(tmp_path_factory.mktemp("labelled"), num_classes=6, null_label=5)
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flatq.images import to_float
+from flatq.images import ImageSet, load_images, to_float
 from flatq.train.config import TrainConfig
 from flatq.train.timesteps import TimestepSampler
 
-__all__ = ["Batch", "Batches"]
+__all__ = ["Batch", "Batches", "read_images"]
 
 _OTHER_STREAM = 0x9E3779B9  # any constant: keeps the second generator's seed apart from the first's
+
+
+def read_images(config: TrainConfig, source: str | None = None, *, limit: int | None = None) -> ImageSet:
+    """The images of a run, or others made alike.
+
+    Args:
+        source: another one than `config.data`, of which `config.limit` says nothing.
+        limit: the first so many.
+
+    Raises:
+        DataError, MissingRuntimeError: as `flatq.images.load_images`.
+    """
+    return load_images(
+        config.data if source is None else source,
+        size=config.size,
+        resize=None if config.size is None else config.resize,
+        limit=config.limit if source is None and limit is None else limit,
+        channels=config.image_channels,
+    )
 
 
 @dataclass(frozen=True)

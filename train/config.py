@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flatq.checkpoint import ModelConfig
-from flatq.errors import UsageError
+from flatq.errors import DataError, UsageError
+from flatq.images import Resize, check_labels
 from flatq.process import ProcessConfig
 
 __all__ = ["TrainConfig", "model_config_for"]
@@ -21,7 +24,7 @@ class TrainConfig(BaseModel):
     """The options of one run. Frozen; unknown keys are refused. `flatq.train.configure` reads presets.
 
     Attributes:
-        data: an image source of `flatq.images.load_images`; size, limit and image_channels go there too.
+        data: an image source of `flatq.images.load_images`; size, resize, limit and image_channels go there.
         method: "adm", the plain baseline; "ip", input perturbation (Ning et al. 2023); "sam",
             sharpness-aware minimization (Foret et al. 2021).
         rho: SAM's radius, the Euclidean norm of the perturbation of all weights. Used by "sam" alone.
@@ -42,7 +45,8 @@ class TrainConfig(BaseModel):
             start, start + period, ...; a start below 1 is a share of `steps`. None: no SWA.
         variance: "learned_range" learns the variance with the hybrid loss, see `flatq.train.objective`.
         timesteps: how t is drawn, see `flatq.train.timesteps`.
-        labels: trains with the classes of the images; label_dropout is the share that loses its class.
+        labels: trains with the classes of the images, num_classes of them (None: highest label plus one);
+            label_dropout is the share that loses its class, for classifier-free guidance.
         seed: of the initial weights, dropout, batches, timesteps and noise.
         threads: torch threads during the run; None leaves them as they are.
         device: "auto" takes a CUDA device where there is one.
@@ -71,10 +75,12 @@ class TrainConfig(BaseModel):
 
     data: str
     size: int | None = Field(default=None, gt=0)
+    resize: Resize = "center-crop-adm"
     limit: int | None = Field(default=None, gt=0)
     image_channels: Literal[1, 3] | None = None
     flip: bool = False
     labels: bool = False
+    num_classes: int | None = Field(default=None, gt=0)
     label_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     method: Literal["adm", "ip", "sam"] = "adm"
@@ -135,6 +141,7 @@ class TrainConfig(BaseModel):
             (self.stop_loss is not None and self.heldout is None, "stop_loss needs heldout images"),
             (self.stop_weights == "ema" and not self.ema_decays, "stop_weights ema needs one of ema_decays"),
             (self.label_dropout > 0 and not self.labels, "label_dropout needs labels"),
+            (self.num_classes is not None and not self.labels, "num_classes needs labels"),
         )
         for wrong, message in contradictions:
             if wrong:
@@ -157,18 +164,44 @@ class TrainConfig(BaseModel):
             return self.swa_start
         return max(1, round(self.swa_start * self.steps))
 
+    def label_count(self, labels: NDArray[np.int64] | None) -> int | None:
+        """How many classes the images have; None for a run without labels.
+
+        Args:
+            labels: those of the images, int64 [n], None where they have none.
+
+        Raises:
+            DataError: the run needs labels and the images have none, or one that is not below num_classes.
+        """
+        if not self.labels:
+            return None
+        if labels is None:
+            raise DataError(
+                f"{self.data} has no labels",
+                expected="images with labels, such as the digits or a folder with a dataset.json",
+                got="none",
+                next_step="leave labels out",
+            )
+        if self.num_classes is not None:
+            check_labels(labels, self.num_classes, self.data)
+        return self.num_classes or int(labels.max()) + 1
+
     @property
     def process(self) -> ProcessConfig:
         """The diffusion process that the network is trained for."""
         return ProcessConfig(schedule=self.schedule, train_steps=self.train_steps, variance=self.variance)
 
 
-def model_config_for(config: TrainConfig, image_shape: tuple[int, int, int]) -> ModelConfig:
+def model_config_for(
+    config: TrainConfig, image_shape: tuple[int, int, int], labels: int | None = None
+) -> ModelConfig:
     """The network of a run: a `UNet2DModel` that predicts the noise, and the variance where it is learned.
 
     Args:
         config: the run.
         image_shape: (C, H, W) of one image.
+        labels: how many classes there are; None for a network without. Where labels are dropped, the null
+            label is one more.
 
     Raises:
         UsageError: images that are not square, a size that the patches or the levels do not divide, widths
@@ -247,6 +280,8 @@ def model_config_for(config: TrainConfig, image_shape: tuple[int, int, int]) -> 
         image_channels=image_channels,
         out_channels=config.process.output_channels(image_channels),
         patch_size=config.patch_size,
+        num_classes=None if labels is None else labels + (config.label_dropout > 0),
+        null_label=labels if config.label_dropout > 0 else None,
         unet=unet,
     )
 

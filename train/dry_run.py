@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flatq.images import load_images
 from flatq.network import build_network
+from flatq.train.batches import read_images
 from flatq.train.config import TrainConfig, model_config_for
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Forecast", "forecast", "image_shape"]
+__all__ = ["Forecast", "Images", "forecast", "look_at_images"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the size of a run depends on.
+
+    Attributes:
+        shape: (C, H, W). labels: how many classes, None without.
+        count: None where the images were not read.
+    """
+
+    shape: tuple[int, int, int]
+    labels: int | None
+    count: int | None
 
 
 @dataclass(frozen=True)
@@ -24,37 +39,34 @@ class Forecast:
         macs: multiply-adds of one forward pass over one image: convolutions and matrix products, as
             `torch.utils.flop_counter` finds them; norms, activations and additions are not counted.
         weights_bytes: weights, gradients, optimizer, averages and SAM's copy, on the device.
-        activations_bytes: what one process's part of the batch keeps for the backward pass. Temporary
+        activations_bytes: what a batch keeps for the backward pass; several processes share it. Temporary
             tensors, the caching allocator and libraries come on top: an estimate from below.
-        images_bytes: the images in main memory, where they are known (0 else).
+        images_bytes: the images in main memory; None where they were not read.
     """
 
     parameters: int
     macs: int
     weights_bytes: int
     activations_bytes: int
-    images_bytes: int
+    images_bytes: int | None
 
 
-def image_shape(config: TrainConfig) -> tuple[int, int, int]:
-    """(C, H, W) of a run's images, without reading them where size and image_channels say it.
+def look_at_images(config: TrainConfig) -> Images:
+    """A run's images, read only where size, image_channels and num_classes leave a question open.
 
     Raises:
-        DataError: the images cannot be read.
+        DataError: the images cannot be read, or lack the labels that the run needs.
     """
     if config.size is not None and config.image_channels is not None:
-        return config.image_channels, config.size, config.size
-    return load_images(config.data, size=config.size, limit=1, channels=config.image_channels).shape
+        shape = (config.image_channels, config.size, config.size)
+        if not config.labels or config.num_classes is not None:
+            return Images(shape, config.num_classes, None)
+    images = read_images(config)
+    return Images(images.shape, config.label_count(images.labels), len(images.pixels))
 
 
-def forecast(
-    config: TrainConfig, shape: tuple[int, int, int], *, processes: int = 1, images: int = 0
-) -> Forecast:
-    """The size of a run on images of `shape`, nothing of which is allocated.
-
-    Args:
-        processes: that share the batch.
-        images: how many there are.
+def forecast(config: TrainConfig, images: Images) -> Forecast:
+    """The size of a run in one process, nothing of which is allocated.
 
     Raises:
         UsageError: a network that does not fit the images.
@@ -63,9 +75,9 @@ def forecast(
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        network = build_network(model_config_for(config, shape)).train()
-        x = torch.empty(1, *shape)
-        t = torch.zeros(1, dtype=torch.int64)
+        network = build_network(model_config_for(config, images.shape, images.labels)).train()
+        index = torch.zeros(1, dtype=torch.int64)
+        inputs = (torch.empty(1, *images.shape), index, *(() if images.labels is None else (index,)))
     parameters = sum(p.numel() for p in network.parameters())
     own = {id(p.untyped_storage()) for p in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -77,7 +89,7 @@ def forecast(
 
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(x, t)
+        network(*inputs)
     activations = sum(storage.nbytes() for key, storage in kept.items() if key not in own)
     if config.precision == "bf16":
         activations //= 2
@@ -88,6 +100,6 @@ def forecast(
         parameters,
         counter.get_total_flops() // 2,
         4 * parameters * copies,
-        activations * -(-config.batch_size // processes),
-        images * shape[0] * shape[1] * shape[2],
+        activations * config.batch_size,
+        None if images.count is None else images.count * math.prod(images.shape),
     )

@@ -13,10 +13,9 @@ import torch
 
 from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.errors import ModelError, UsageError
-from flatq.images import load_images
 from flatq.network import build_network
 from flatq.train.averages import Averages
-from flatq.train.batches import Batch, Batches
+from flatq.train.batches import Batch, Batches, read_images
 from flatq.train.config import TrainConfig, model_config_for
 from flatq.train.distributed import Workers, open_workers
 from flatq.train.initialise import zero_outputs
@@ -97,10 +96,9 @@ class Trainer:
                 next_step="choose another --batch-size; it counts the images of all processes",
             )
         self.config, self.folder, self.workers = config, folder, workers
-        self.images = load_images(
-            config.data, size=config.size, limit=config.limit, channels=config.image_channels
-        )
-        self.model = model_config_for(config, self.images.shape)
+        self.images = read_images(config)
+        labels = config.label_count(self.images.labels)
+        self.model = model_config_for(config, self.images.shape, labels)
         torch.default_generator.manual_seed(config.seed)
         if workers.device.type == "cuda":
             torch.cuda.manual_seed(config.seed + workers.rank)
@@ -122,7 +120,12 @@ class Trainer:
         self.averages = Averages(self.network.unet, config)
         self.objective = Objective(config.process, workers.device)
         self.timesteps = timestep_sampler(config.timesteps, config.train_steps)
-        self.batches = Batches(self.images.pixels, config)
+        self.batches = Batches(
+            self.images.pixels,
+            config,
+            self.images.labels if config.labels else None,
+            self.model.null_label,
+        )
         self.curve = Curve()
         self.scalars = Scalars(folder, config.tensorboard and workers.main)
         self._heldout = (
@@ -186,13 +189,12 @@ class Trainer:
     def _losses(self, batch: Batch) -> torch.Tensor:
         """float32 [N] at the present weights."""
 
-        def called(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            inputs = (x, t) if batch.label is None else (x, t, batch.label)
+        def called(*inputs: torch.Tensor) -> torch.Tensor:
             bf16 = self.config.precision == "bf16"
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=bf16):
                 return self._called(*inputs)
 
-        return self.objective(called, batch.x0, batch.t, batch.noise, batch.shift).total
+        return self.objective(called, batch.x0, batch.t, batch.noise, batch.shift, batch.label).total
 
     def _reason_to_stop(self) -> str | None:
         config = self.config

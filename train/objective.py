@@ -96,6 +96,7 @@ class Objective:
         t: torch.Tensor,
         noise: torch.Tensor,
         shift: torch.Tensor | None = None,
+        label: torch.Tensor | None = None,
     ) -> Losses:
         """The losses of a batch.
 
@@ -106,9 +107,10 @@ class Objective:
             noise: float32 [N, C, H, W], standard normal; what the network has to predict.
             shift: IP's gamma * xi: x_t is built from noise + shift, and noise is still the target (IP,
                 algorithm 2). None builds it from the noise.
+            label: int64 [N], the network's third argument; None for a network without classes.
         """
         x_t = _noised(x0, t, noise if shift is None else noise + shift, self._table["alphas_cumprod"])
-        output = network(x_t, t).float()
+        output = (network(x_t, t) if label is None else network(x_t, t, label)).float()
         predicted, learned = output, None
         if self.config.variance == "learned_range":
             predicted, learned = output.chunk(2, dim=1)

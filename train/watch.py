@@ -12,11 +12,12 @@ from torch import nn
 
 from flatq.checkpoint import ModelConfig
 from flatq.errors import DataError
-from flatq.images import load_images, save_grid, to_float, to_uint8
+from flatq.images import save_grid, to_float, to_uint8
 from flatq.network import Denoiser
 from flatq.process import ProcessConfig
 from flatq.runtime.torch import TorchRuntime
 from flatq.sampler import SamplePlan, sample
+from flatq.train.batches import read_images
 from flatq.train.config import TrainConfig
 from flatq.train.objective import Objective
 
@@ -77,7 +78,7 @@ class HeldOut:
 
     def __init__(self, config: TrainConfig, image_shape: tuple[int, int, int], device: torch.device) -> None:
         assert config.heldout is not None
-        images = load_images(config.heldout, size=config.size, channels=config.image_channels)
+        images = read_images(config, config.heldout)
         if images.shape != image_shape:
             raise DataError(
                 "the held-out images do not fit those in training",
@@ -88,6 +89,9 @@ class HeldOut:
         count = min(len(images.pixels), _MOST_IMAGES)
         rows = np.linspace(0, len(images.pixels) - 1, count).astype(np.int64)
         self._pixels = images.pixels[rows]
+        self._labels = None
+        if config.label_count(images.labels) is not None and images.labels is not None:
+            self._labels = torch.from_numpy(images.labels[rows])
         generator = torch.Generator().manual_seed(0)
         spread = torch.arange(count) * config.train_steps // count
         self._t = spread[torch.randperm(count, generator=generator)]
@@ -106,7 +110,8 @@ class HeldOut:
                 x0 = torch.from_numpy(to_float(self._pixels[rows]))
                 noise = torch.randn(x0.shape, generator=generator)
                 values = (x0, self._t[rows], noise)
-                losses = self._objective(model, *(value.to(self._device) for value in values))
+                label = None if self._labels is None else self._labels[rows].to(self._device)
+                losses = self._objective(model, *(v.to(self._device) for v in values), label=label)
                 total += float(losses.mse.double().sum())
         return total / len(self._t)
 

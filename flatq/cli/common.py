@@ -13,6 +13,7 @@ import typer
 from flatq.errors import UsageError
 
 if TYPE_CHECKING:
+    from flatq.checkpoint import Checkpoint
     from flatq.sampler import SamplePlan
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "note",
     "one_artifact",
     "progress_bar",
+    "say_weights",
 ]
 
 Steps = Annotated[int, typer.Option(help="Network evaluations for an image.")]
@@ -58,6 +60,18 @@ class Report(Protocol):
 def note(text: str) -> None:
     """One line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def say_weights(checkpoint: Checkpoint, asked: str | None) -> str:
+    """The name of the weights to use, said aloud on stderr; a default as such.
+
+    Raises:
+        UsageError: the checkpoint does not hold the weights asked for.
+    """
+    chosen = checkpoint.choose(asked)
+    held = "" if asked else f" (the default; {checkpoint.source} holds {', '.join(checkpoint.weights)})"
+    note(f"weights: {chosen}{held}")
+    return chosen
 
 
 @contextmanager

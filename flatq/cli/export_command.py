@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flatq.cli.common import note, one_artifact
+from flatq.cli.common import Weights, note, one_artifact, say_weights
 from flatq.errors import UsageError
 
 __all__ = ["command"]
@@ -19,7 +19,7 @@ def command(
         typer.Argument(metavar="[ARTIFACT]", help="An artifact, or a checkpoint for its float model."),
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="For ONNX Runtime on the CPU.")] = False,
-    weights: Annotated[str | None, typer.Option(help="Of a checkpoint: raw, ema or swa.")] = None,
+    weights: Weights = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Deployment folder.")] = None,
 ) -> None:
     """Lower an artifact (or a float checkpoint) for a runtime and write its deployment folder."""
@@ -43,7 +43,9 @@ def command(
     if kind == "checkpoint":
         from flatq.checkpoint import load_checkpoint
 
-        deployment = export_checkpoint(load_checkpoint(path), "onnxruntime", folder, average=weights)
+        loaded = load_checkpoint(path)
+        chosen = say_weights(loaded, weights)
+        deployment = export_checkpoint(loaded, "onnxruntime", folder, average=chosen)
     else:
         deployment = export_artifact(path, "onnxruntime", folder)
     note(f"{deployment.precision}, {(folder / deployment.file).stat().st_size:,} bytes")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flatq.cli.common import Threads, note, progress_bar
+from flatq.cli.common import Guidance, Threads, Weights, note, progress_bar, say_weights
 
 __all__ = ["command"]
 
@@ -16,10 +16,11 @@ def command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint, .pt.")],
     bits: Annotated[int, typer.Option(help="Width of the weights: 8 or 4.")] = 8,
     act_bits: Annotated[int, typer.Option(help="Width of the activations: 8, 4, or 32 for float.")] = 8,
-    weights: Annotated[str | None, typer.Option(help="raw, ema or swa; ema if there, else raw.")] = None,
+    weights: Weights = None,
     calib_images: Annotated[int, typer.Option(help="Sampling chains to calibrate on.")] = 32,
     calib_steps: Annotated[int, typer.Option(help="Timesteps along each chain.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the calibration noise.")] = 0,
+    guidance: Guidance = 1.0,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the artifact.")] = None,
 ) -> None:
@@ -37,17 +38,17 @@ def command(
     from flatq.quantize.rounding import quantize_checkpoint
 
     try:
-        calibration = CalibrationPlan(images=calib_images, steps=calib_steps, seed=seed)
+        calibration = CalibrationPlan(images=calib_images, steps=calib_steps, seed=seed, guidance=guidance)
     except ValidationError as error:
         raise UsageError(
             "the calibration options are not valid",
-            expected="positive --calib-images and --calib-steps, and a seed of at least 0",
-            got=f"{calib_images}, {calib_steps}, {seed}",
+            expected="positive --calib-images and --calib-steps, a --seed and --guidance of at least 0",
+            got=f"{calib_images}, {calib_steps}, {seed}, {guidance}",
         ) from error
     loaded = load_checkpoint(checkpoint)
-    chosen = loaded.choose(weights)
+    chosen = say_weights(loaded, weights)
     activations = "float" if act_bits == 32 else f"{act_bits}-bit"
-    note(f"{chosen} weights at {bits} bits, activations {activations} (recipe {recipe.name})")
+    note(f"weights at {bits} bits, activations {activations} (recipe {recipe.name})")
     folder = out or checkpoint.with_name(f"{checkpoint.stem}.{recipe.name}")
     with progress_bar() as bar:
         artifact = quantize_checkpoint(

@@ -62,7 +62,11 @@ def command(
         )
     plan = make_plan(steps, sampler, eta, seed, label, guidance)
     model = open_model(path, runtime=runtime, average=weights, threads=threads)
-    note(f"{model.name}: {model.precision}, {model.weights} weights, on {model.runtime.identity['runtime']}")
+    runtime_name = model.runtime.identity["runtime"]
+    default = " (the default)" if path.is_file() and weights is None else ""
+    note(f"{model.name}: {model.precision}, {model.weights} weights{default}, on {runtime_name}")
+    if model.classes is not None:
+        note(f"labels: {model.classes.describe(label)}; guidance {guidance:g}")
     done = 0
     with progress_bar() as bar, model.runtime:
 

@@ -160,18 +160,20 @@ def _configuration(preset: str | None, options: dict[str, Any], resumed: Path | 
 def _describe(config: TrainConfig) -> None:
     """TOML on stdout: the configuration, and the size of the run in comments."""
     from flatq.train.configure import to_toml
-    from flatq.train.dry_run import forecast, image_shape
+    from flatq.train.dry_run import forecast, look_at_images
 
-    shape = image_shape(config)
-    size = forecast(config, shape)
+    images = look_at_images(config)
+    size = forecast(config, images)
     typer.echo(to_toml(config), nl=False)
-    typer.echo(f"# images: {' x '.join(map(str, shape))}")
+    classes = "" if images.labels is None else f", {images.labels} classes"
+    count = "" if images.count is None else f"{images.count:,} of "
+    typer.echo(f"# images: {count}{' x '.join(map(str, images.shape))}{classes}")
     typer.echo(f"# parameters: {size.parameters:,}")
-    typer.echo(f"# multiply-adds of an image: {size.macs:,}")
-    typer.echo(
-        f"# memory, about: {_megabytes(size.weights_bytes)} for weights, gradients, optimizer and averages, "
-        f"and {_megabytes(size.activations_bytes)} for the activations of a batch in one process"
-    )
+    typer.echo(f"# multiply-adds for an image: {size.macs:,}")
+    typer.echo(f"# memory for weights, gradients, optimizer and averages: {_megabytes(size.weights_bytes)}")
+    typer.echo(f"# memory for the activations of a batch, at least: {_megabytes(size.activations_bytes)}")
+    if size.images_bytes is not None:
+        typer.echo(f"# memory for the images: {_megabytes(size.images_bytes)}")
 
 
 def _megabytes(count: int) -> str:

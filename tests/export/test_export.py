@@ -157,29 +157,38 @@ def test_an_image_does_not_depend_on_its_batch(name: str, files: dict[str, Path]
     np.testing.assert_allclose(together, apart, atol=1e-6)
 
 
-def test_4_bit_activations_have_16_codes(files: dict[str, Path], tiny_artifacts: dict[str, Artifact]) -> None:
-    model = onnx.load(files["w4a4"])
-    codes = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-    by_output = {output: node for node in model.graph.node for output in node.output}
-    layers = [node for node in model.graph.node if node.op_type == "Conv"]
-    assert layers
-    # Each convolution reads DequantizeLinear(QuantizeLinear(clamped)).
-    inputs = {by_output[by_output[node.input[0]].input[0]].output[0] for node in layers}
+def test_4_bit_activations_have_16_codes_in_onnx_runtime(
+    files: dict[str, Path], tiny_artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    """Values far out of range, at the inputs of the integer kernels of the graph that it optimized itself."""
+    with OnnxRuntime(files["w4a4"], threads=1, optimized_path=tmp_path / "optimized.onnx"):
+        model = onnx.load(tmp_path / "optimized.onnx")
+    kernels = [n for n in model.graph.node if n.op_type in ("QLinearConv", "QGemm", "MatMulIntegerToFloat")]
+    assert len(kernels) == len(tiny_artifacts["w4a4"].manifest.planned)
+    inputs = sorted({node.input[0] for node in kernels})
     for name in inputs:
-        assert by_output[name].op_type == "QuantizeLinear"
         model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     x, t = _inputs(4, size=50.0)
-    results = session.run(sorted(inputs), {"x": x, "t": t})
-    assert codes
-    for name, values in zip(sorted(inputs), results, strict=True):
+    results = dict(zip(inputs, session.run(inputs, {"x": x, "t": t}), strict=True))
+    for name, values in results.items():
         found = np.unique(values)
+        assert values.dtype == np.uint8
         assert len(found) <= 16, name
         assert found.min() >= 0, name
         assert found.max() <= 15, name
-    assert max(len(np.unique(values)) for values in results) == 16
+    assert max(len(np.unique(values)) for values in results.values()) == 16
+
+    # The first layer's codes, exactly: the closed form on the range that calibration found.
+    low, high = tiny_artifacts["w4a4"].ranges["unet.conv_in.input"][0].tolist()
+    scale = np.float32((max(high, 0.0) - min(low, 0.0)) / 15)
+    zero = round(-min(low, 0.0) / float(scale))
+    expected = np.clip(np.rint(x / scale) + zero, 0, 15).astype(np.uint8)
+    assert len(np.unique(expected)) > 2
+    first = next(values for values in results.values() if values.shape == (4, 16, 16, 3))  # NHWC kernels
+    np.testing.assert_array_equal(first.transpose(0, 3, 1, 2), expected)
 
 
 def test_the_same_artifact_gives_the_same_file(files: dict[str, Path], tmp_path: Path) -> None:
