@@ -15,7 +15,6 @@ from flatq.checkpoint import load_checkpoint
 from flatq.errors import ModelError, UsageError
 from flatq.network import build_network
 from flatq.train import TrainConfig, model_config_for, train
-from flatq.train.averages import Ema
 from flatq.train.objective import noise_prediction_loss
 
 
@@ -29,21 +28,6 @@ def _config(**changes: Any) -> TrainConfig:
         "threads": 1,
     }
     return TrainConfig(**(values | changes))
-
-
-def test_ema_is_the_closed_form() -> None:
-    model = nn.Linear(1, 1, bias=False).double()
-    nn.init.constant_(model.weight, 1.0)
-    ema = Ema(model, 0.25)
-    expected = 1.0
-    for n, w in enumerate([2.0, -3.0, 5.0, 7.0], start=1):
-        nn.init.constant_(model.weight, w)
-        ema.update()
-        d = min(0.25, (1 + n) / (10 + n))  # 2/11, then 1/4
-        expected = d * expected + (1 - d) * w
-    assert ema.state_dict()["weight"].item() == pytest.approx(expected, rel=1e-12)
-    ema.state_dict()["weight"].zero_()
-    assert ema.state_dict()["weight"].item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_loss_is_zero_for_a_network_that_undoes_the_process() -> None:
