@@ -109,9 +109,9 @@ class HeldOut:
                 rows = slice(start, start + self._batch)
                 x0 = torch.from_numpy(to_float(self._pixels[rows]))
                 noise = torch.randn(x0.shape, generator=generator)
-                values = (x0, self._t[rows], noise)
                 label = None if self._labels is None else self._labels[rows].to(self._device)
-                losses = self._objective(model, *(v.to(self._device) for v in values), label=label)
+                x0, t, noise = (value.to(self._device) for value in (x0, self._t[rows], noise))
+                losses = self._objective(model, x0, t, noise, label=label)
                 total += float(losses.mse.double().sum())
         return total / len(self._t)
 
