@@ -47,12 +47,13 @@ def train(
 
     `train.json` holds the checkpoint's provenance and `curve`: for each 50 steps, the last step's number, the
     mean loss, and with SAM the mean loss at the perturbed weights; and `heldout_curve`, the held-out losses.
-    `state.pt` is what a resumed run goes on from. All three are replaced at each checkpoint.
+    `state.pt` is what a resumed run goes on from; it is there from the start. All three are replaced at each
+    checkpoint.
 
     Args:
         config: the run.
         run_folder: made where it is missing.
-        resume: goes on from `state.pt`; where there is none yet, begins.
+        resume: goes on from `state.pt`; where there is none, begins.
         progress: called after each step with the number of steps done and the loss, with SAM that at the
             unperturbed weights.
 
@@ -65,15 +66,21 @@ def train(
         DataError: the images cannot be read.
         CheckpointError: the state is damaged.
         MissingRuntimeError: a package that an option needs is not installed.
-        ModelError: the loss or the weights are no longer finite; no checkpoint is written of that.
+        ModelError: the loss or the weights are no longer finite; no checkpoint is written of that, and
+            nothing is left where there was none before.
     """
     _check_folder(run_folder, resume)
     with open_workers(config.device) as workers, _threads(config.threads), _own_randomness(workers.device):
         trainer = Trainer(config, run_folder, workers)
         if resume and (run_folder / STATE_FILE).exists():
             trainer.load_state(read_state(run_folder))
+        else:
+            trainer.begin()
         try:
             return trainer.run(progress)
+        except ModelError:
+            trainer.forget_if_unsaved()
+            raise
         finally:
             trainer.scalars.close()
 
@@ -135,6 +142,19 @@ class Trainer:
         self.passes = 0
         self._began = self._saved_at = time.monotonic()
         self._saved_step: int | None = None
+
+    def begin(self) -> None:
+        """Writes the state before the first step, so that a run can be resumed from the first moment."""
+        state = self.state()
+        if self.workers.main:
+            write_state(state, self.folder)
+
+    def forget_if_unsaved(self) -> None:
+        """Takes away what `begin` wrote where no checkpoint followed."""
+        if self._saved_step is None and self.workers.main:
+            (self.folder / STATE_FILE).unlink(missing_ok=True)
+            if self.folder.is_dir() and not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
     def run(self, progress: Progress | None = None) -> Checkpoint:
         """Trains to the end, with checkpoints on the way, and writes the last one."""
@@ -317,7 +337,8 @@ class Trainer:
         for part in ("averages", "timesteps", "batches", "curve"):
             getattr(self, part).load_state_dict(state[part])
         self.step, self.passes = int(state["step"]), int(state["passes"])
-        self._began, self._saved_step = time.monotonic() - float(state["elapsed_s"]), self.step
+        self._began = time.monotonic() - float(state["elapsed_s"])
+        self._saved_step = self.step or None
         rng = state["rng"][self.workers.rank]
         torch.set_rng_state(rng["cpu"])
         if self.workers.device.type == "cuda" and rng["cuda"] is not None:

@@ -169,7 +169,7 @@ def _describe(config: TrainConfig) -> None:
     count = "" if images.count is None else f"{images.count:,} of "
     typer.echo(f"# images: {count}{' x '.join(map(str, images.shape))}{classes}")
     typer.echo(f"# parameters: {size.parameters:,}")
-    typer.echo(f"# multiply-adds for an image: {size.macs:,}")
+    typer.echo(f"# MACs of an image (multiply-adds of one forward pass): {size.macs:,}")
     typer.echo(f"# memory for weights, gradients, optimizer and averages: {_megabytes(size.weights_bytes)}")
     typer.echo(f"# memory for the activations of a batch, at least: {_megabytes(size.activations_bytes)}")
     if size.images_bytes is not None:

@@ -57,7 +57,7 @@ def test_a_run_resumed_in_the_same_process_is_the_same(tmp_path: Path) -> None:
 
         return progress
 
-    for last in (5, 10, 24):  # before the first state, and between others
+    for last in (5, 10, 24):  # before the first checkpoint, and between others
         with pytest.raises(Stop):
             train(config, tmp_path / "cut", resume=True, progress=stop_at(last))
     steps: list[int] = []
@@ -155,6 +155,22 @@ def test_other_images_or_processes_are_refused(tmp_path: Path) -> None:
     images(4)
     with pytest.raises(UsageError, match="not those that the run began with"):
         train(config, tmp_path / "run", resume=True)
+
+
+def test_the_state_is_there_before_the_first_step(tmp_path: Path) -> None:
+    class Stop(BaseException):
+        """A kill that pytest can see."""
+
+    def stop(step: int, loss: float) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        train(TrainConfig(**SMALL), tmp_path / "cut", progress=stop)
+    assert read_state(tmp_path / "cut")["step"] == 0
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == [STATE_FILE]
+    whole = train(TrainConfig(**SMALL), tmp_path / "whole")
+    cut = train(TrainConfig(**SMALL), tmp_path / "cut", resume=True)
+    assert all(torch.equal(v, cut.weights["raw"][name]) for name, v in whole.weights["raw"].items())
 
 
 def test_a_run_that_was_begun_is_not_overwritten(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_dry_run_prints_a_preset(cli: _Cli, tmp_path: Path) -> None:
     assert cli(run, "--preset", "cifar10-adm", "--data", "nowhere", "--dry-run", "--set", "lr=3e-4") == 0
     assert not run.exists()
     assert "# parameters: 57,094,662\n" in cli.out
-    assert "# multiply-adds for an image: 9,26" in cli.out
+    assert "# MACs of an image (multiply-adds of one forward pass): 9,26" in cli.out
     assert "# memory" in cli.out
     values = tomllib.loads(cli.out)
     assert (values["lr"], values["dropout"], values["clip_grad"]) == (3e-4, 0.3, "none")
