@@ -35,6 +35,17 @@ def _root(
     pass
 
 
-for _name in ("demo", "train", "quantize", "inspect", "export", "sample", "eval", "gate", "doctor"):
+for _name in (
+    "demo",
+    "train",
+    "convert",
+    "quantize",
+    "inspect",
+    "export",
+    "sample",
+    "eval",
+    "gate",
+    "doctor",
+):
     _module = importlib.import_module(f"flatq.cli.{_name}_command")
     app.command(_name)(_module.command)
