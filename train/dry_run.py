@@ -40,7 +40,8 @@ class Forecast:
             `torch.utils.flop_counter` finds them; norms, activations and additions are not counted.
         weights_bytes: weights, gradients, optimizer, averages and SAM's copy, on the device.
         activations_bytes: what a batch keeps for the backward pass; several processes share it. Temporary
-            tensors, the caching allocator and libraries come on top: an estimate from below.
+            tensors, the caching allocator and libraries come on top: an estimate from below. bf16 is
+            taken to halve it.
         images_bytes: the images in main memory; None where they were not read.
     """
 

@@ -14,35 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F  # noqa: N812
 
 from flatq.process import Process, ProcessConfig
 
-__all__ = ["Losses", "Objective", "noise_prediction_loss"]
+__all__ = ["Losses", "Objective"]
 
 Network = Callable[..., torch.Tensor]
-
-
-def noise_prediction_loss(
-    network: Network,
-    x0: torch.Tensor,
-    t: torch.Tensor,
-    noise: torch.Tensor,
-    alphas_cumprod: torch.Tensor,
-) -> torch.Tensor:
-    """Mean squared error of the predicted noise (DDPM eq. 14), the plain case of `Objective`.
-
-    Args:
-        network: `(x_t, t) -> noise`, float32 [N, C, H, W].
-        x0: float32 [N, C, H, W], images in [-1, 1].
-        t: int64 [N], timesteps in [0, T).
-        noise: float32 [N, C, H, W], standard normal.
-        alphas_cumprod: [T], on the device of t. The square roots are taken in its dtype, x_t is float32.
-
-    Returns:
-        float32 scalar.
-    """
-    return F.mse_loss(network(_noised(x0, t, noise, alphas_cumprod), t), noise)
 
 
 @dataclass(frozen=True)
@@ -65,7 +42,7 @@ class Losses:
 
 
 class Objective:
-    """The loss of each image of a batch.
+    """The loss of each image of a batch: the squared error of the predicted noise (DDPM eq. 14).
 
     With a learned variance the loss is hybrid (IDDPM eq. 16 in guided-diffusion's "rescaled" form): the
     squared error plus T / 1000 times the term of the variational bound at t, in bits for each dimension, so
