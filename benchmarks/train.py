@@ -2,7 +2,7 @@
 
 Every variant is a run of its own with the same preset. They take turns, one step each in a random order, so
 that whatever else the machine does falls on all of them alike; ratios are taken within a round (over five
-rounds for SAM at every fifth step). Times are wall and CPU time of this process.
+rounds for what comes at every fifth step). Times are wall and CPU time of this process.
 
     python benchmarks/train.py [--preset cifar10-small] [--data PATH] [--rounds 40] [--threads 1] [-o FILE]
 
@@ -45,10 +45,13 @@ TARGETS = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "bare": {},
     "adm_without_averages": {"ema_decays": [], "swa_start": "none"},
-    "adm": {"swa_start": 1},
-    "sam": {"method": "sam", "swa_start": 1},
-    "sam_every_5": {"method": "sam", "sam_every": 5, "swa_start": 1},
+    "adm": {"swa_start": 1, "swa_period": 5},
+    "sam": {"method": "sam", "swa_start": 1, "swa_period": 5},
+    "sam_every_5": {"method": "sam", "sam_every": 5, "swa_start": 1, "swa_period": 5},
 }
+"""SWA takes the weights at every fifth step, many times as often as in a preset."""
+
+_WINDOWS = {"sam_every_5 / adm": 5, "averages / adm": 5}
 
 
 def measure(
@@ -109,7 +112,8 @@ def measure(
         }
         for clock, by_name in seconds.items()
     }
-    return {"ratios": ratios, "targets": TARGETS, **times, "config": configs["adm"].model_dump(mode="json")}
+    config = configs["adm"].model_dump(mode="json", exclude={"data"})
+    return {"ratios": ratios, "targets": TARGETS, **times, "config": config}
 
 
 def _bare_step(run: Trainer) -> Callable[[], None]:
@@ -204,6 +208,7 @@ def main() -> None:
         "preset": options.preset,
         "settings": settings,
         "rounds": options.rounds,
+        "data": "random" if options.data is None else Path(options.data).name,
         "environment": before | {"load_average_after": [round(value, 2) for value in os.getloadavg()]},
         **result,
     }

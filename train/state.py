@@ -6,13 +6,13 @@ What is in it is the loop's; what the trained model is on disk is `flatq.checkpo
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from flatq.checkpoint import read_tensors
 from flatq.errors import CheckpointError, UsageError
 from flatq.train.config import TrainConfig
 
@@ -42,18 +42,30 @@ _VERSION = 1
 
 
 def write_state(state: Mapping[str, Any], folder: Path) -> None:
-    """Writes `folder / STATE_FILE`: a kill at any moment leaves the old file or the new one, whole."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes `folder / STATE_FILE`: a kill at any moment leaves the old file or the new one, whole.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
     path = folder / STATE_FILE
     partial = path.with_name(f".{path.name}.partial")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             torch.save({"format": _FORMAT, "version": _VERSION, **state}, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch wraps what the file system says
+        raise CheckpointError(
+            f"cannot write {path}",
+            expected="a folder that can be written, and room for weights, optimizer and averages",
+            got=" ".join(str(error).split())[:200],
+            next_step="make room or choose another folder; what was there before is whole",
+        ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.is_file():
+            partial.unlink()
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -71,15 +83,7 @@ def read_state(folder: Path) -> dict[str, Any]:
             got="no such file",
             next_step="give the options of the run, and it starts anew",
         )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or holds more than tensors and plain values",
-            expected="a state that `flatq train` wrote",
-            got=" ".join(str(error).split())[:200] or type(error).__name__,
-            next_step="train again in another folder",
-        ) from error
+    state = read_tensors(path)
     if not isinstance(state, dict) or (state.get("format"), state.get("version")) != (_FORMAT, _VERSION):
         raise CheckpointError(
             f"{path} is not a state that this flatq can read",

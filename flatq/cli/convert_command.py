@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flatq.cli.common import Weights, note
+from flatq.cli.common import Weights, note, say_weights
 from flatq.errors import UsageError
 
 __all__ = ["command"]
@@ -25,5 +25,6 @@ def command(
     from flatq.checkpoint import load_checkpoint
     from flatq.interop.diffusers import export_diffusers
 
-    export_diffusers(load_checkpoint(checkpoint), out, average=weights, note=note)
+    loaded = load_checkpoint(checkpoint)
+    export_diffusers(loaded, out, average=say_weights(loaded, weights), note=note)
     typer.echo(str(out))

@@ -193,7 +193,6 @@ def export_diffusers(checkpoint: Checkpoint, folder: Path, *, average: str | Non
             got="something that would be overwritten",
             next_step="choose another name with -o, or remove it",
         )
-    note(f"{name} weights")
     arguments = scheduler_arguments(checkpoint.process, note)
     if model.classes is not None:
         note(

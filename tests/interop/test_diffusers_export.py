@@ -127,7 +127,7 @@ def test_the_command(
     assert _run("convert", source, "--to", "diffusers", "-o", out, patch=monkeypatch) == 0
     said = capsys.readouterr()
     assert said.out == f"{out}\n"
-    assert "raw weights" in said.err
+    assert "weights: raw" in said.err
     assert "linspace" in said.err
     assert (out / "model_index.json").is_file()
     for arguments in (

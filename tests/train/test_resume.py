@@ -195,3 +195,9 @@ def test_a_damaged_state_is_refused(damage: str, tmp_path: Path) -> None:
         torch.save({**read_state(tmp_path), "version": 2}, path)
     with pytest.raises(CheckpointError):
         train(TrainConfig(**SMALL), tmp_path, resume=True)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        train(TrainConfig(**SMALL), tmp_path / "file")
