@@ -36,7 +36,12 @@ __all__ = [
 ]
 
 AVERAGES = ("ema", "raw", "swa")
-"""The weights a checkpoint may hold, in the order in which a default is looked for."""
+"""The weights a checkpoint may hold, in the order in which a default is looked for.
+
+Further moving averages, `ema_DECAY`, are taken by name only.
+"""
+
+_FURTHER = "ema_"
 
 _FORMAT = "flatq-checkpoint"
 _VERSION = 1
@@ -98,7 +103,7 @@ class Checkpoint:
 
     Attributes:
         model, process: configurations.
-        weights: average name (`raw`, `ema`, `swa`) -> state dict of the `UNet2DModel`, float32.
+        weights: average name (`raw`, `ema`, `swa`, `ema_0.9999`) -> state dict of the `UNet2DModel`, float32.
         provenance: method, rho, steps, seed, data digest and the like; plain values only.
         digest: sha256 of the file it was read from, None before it is saved.
         source: where it was read from, None before it is saved.
@@ -117,7 +122,7 @@ class Checkpoint:
         Raises:
             UsageError: the checkpoint does not hold the weights asked for.
         """
-        held = [name for name in AVERAGES if name in self.weights]
+        held = _held(self.weights)
         if average is None:
             return held[0]
         if average not in self.weights:
@@ -141,6 +146,12 @@ class Checkpoint:
         network = build_network(self.model)
         _load_strictly(network, self.weights[name], f"{self.source or 'checkpoint'} ({name} weights)")
         return network.eval()
+
+
+def _held(weights: Mapping[str, object]) -> list[str]:
+    """The names that flatq knows, those in `AVERAGES` first."""
+    further = sorted(str(name) for name in weights if str(name).startswith(_FURTHER))
+    return [name for name in AVERAGES if name in weights] + further
 
 
 def check_weights(network: Denoiser, weights: Mapping[str, torch.Tensor], where: str) -> None:
@@ -291,11 +302,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         model = ModelConfig.model_validate(content["model"])
         process = ProcessConfig.model_validate(content["process"])
-        weights = {
-            name: dict(content["weights"][name])
-            for name in AVERAGES
-            if content["weights"].get(name) is not None
-        }
+        found = {name: value for name, value in content["weights"].items() if value is not None}
+        weights = {name: dict(found[name]) for name in _held(found)}
         provenance = dict(content["provenance"])
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
