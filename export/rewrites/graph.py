@@ -6,7 +6,7 @@ Rules look at it and give nodes; `Graph.replace` and `Graph.commit` are all that
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
-        self._shapes = _infer_shapes(model)
+        self._values = _infer(model)
         self._constants = {value.name: value for value in model.graph.initializer}
         self._outputs = {value.name for value in model.graph.output}
         self._new: dict[str, TensorProto] = {}
@@ -66,7 +66,11 @@ class Graph:
 
     def shape(self, name: str) -> Shape | None:
         """Shape of a tensor of the model as it came; None where it could not be inferred."""
-        return self._shapes.get(name)
+        value = self._values.get(name)
+        if value is None or not value.type.tensor_type.HasField("shape"):
+            return None
+        sizes = value.type.tensor_type.shape.dim
+        return tuple(size.dim_value if size.HasField("dim_value") else None for size in sizes)
 
     def add_constant(self, name: str, value: NDArray[Any]) -> str:
         """An initializer of this value, the same one where the name was added before."""
@@ -98,9 +102,17 @@ class Graph:
         for field, values in ((graph.node, nodes[::-1]), (graph.initializer, constants)):
             del field[:]
             field.extend(values)
+        self._say_shapes(node for node in nodes if node.domain)
         domains = {entry.domain for entry in self._model.opset_import}
         for domain in sorted({node.domain for node in nodes} - domains - {""}):
             self._model.opset_import.append(helper.make_opsetid(domain, 1))
+
+    def _say_shapes(self, nodes: Iterable[NodeProto]) -> None:
+        """Type and shape of what operators outside of the standard make: onnx cannot infer them."""
+        known = {value.name for value in (*self._model.graph.value_info, *self._model.graph.output)}
+        made = [name for node in nodes for name in node.output]
+        values = [self._values[name] for name in made if name in self._values and name not in known]
+        self._model.graph.value_info.extend(values)
 
 
 def attribute(node: NodeProto, name: str) -> Any:
@@ -108,8 +120,8 @@ def attribute(node: NodeProto, name: str) -> Any:
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), None)
 
 
-def _infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Shapes by tensor name, inferred on a copy without weights.
+def _infer(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """Type and shape by tensor name, inferred on a copy without weights.
 
     onnx infers nothing behind a GroupNormalization whose batch is free, so that the copy has an Identity in
     its place.
@@ -118,6 +130,7 @@ def _infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     bare.graph.name = model.graph.name
     bare.graph.input.extend(model.graph.input)
     bare.graph.output.extend(model.graph.output)
+    bare.graph.value_info.extend(model.graph.value_info)
     for value in model.graph.initializer:
         if math.prod(value.dims) <= _SMALL:
             bare.graph.initializer.append(value)
@@ -129,10 +142,4 @@ def _infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
             node.op_type = "Identity"
             del node.input[1:], node.attribute[:]
     inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
-    return {
-        value.name: tuple(
-            dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim
-        )
-        for value in (*inferred.input, *inferred.value_info, *inferred.output)
-        if value.type.tensor_type.HasField("shape")
-    }
+    return {value.name: value for value in (*inferred.input, *inferred.value_info, *inferred.output)}

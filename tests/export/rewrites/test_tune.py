@@ -122,6 +122,9 @@ def test_every_normalization_and_attention_is_rewritten(name: str, networks: dic
     modulated = sum(len(entry.inputs) == 3 for entry in network.done if entry.rule == "group-norm")
     assert (modulated > 0) == network.modulated
     onnx.checker.check_model(network.tuned, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(network.tuned, strict_mode=True).graph
+    known = {value.name for value in (*inferred.value_info, *inferred.output)}
+    assert known >= {name for node in network.tuned.graph.node for name in node.output}
     left = operators(network.tuned)
     assert left.count("InstanceNormalization") == network.norms
     assert left.count("MultiHeadAttention") == network.attentions
