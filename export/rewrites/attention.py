@@ -115,7 +115,7 @@ def _straight(graph: Graph, turned: str, at: NodeProto) -> str:
     """Keys [batch, heads, tokens, size] before their last two axes were exchanged, in either of two forms."""
     node = graph.producer(turned)
     if node is not None and node.op_type == "Transpose" and attribute(node, "perm") == [0, 1, 3, 2]:
-        return node.input[0]
+        return str(node.input[0])
     unflat = _up(graph, turned, "Reshape", "the turned keys", at)
     turn = _up(graph, unflat.input[0], "Transpose", "the turned keys", unflat)
     if attribute(turn, "perm") != [0, 2, 1]:
@@ -124,7 +124,7 @@ def _straight(graph: Graph, turned: str, at: NodeProto) -> str:
     source, middle = graph.shape(flat.input[0]), graph.shape(flat.output[0])
     if source is None or middle is None or len(middle) != 3 or None in middle[1:] or middle[1:] != source[2:]:
         raise RefusalError("the keys are not flattened to [batch * heads, tokens, size]", flat.name)
-    return flat.input[0]
+    return str(flat.input[0])
 
 
 def _check(graph: Graph, match: _Match) -> None:

@@ -17,7 +17,7 @@ What it costs: the kernel of InstanceNormalization runs in one thread however ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +109,7 @@ def _rewrite(graph: Graph, match: _Match) -> Replacement:
 
     nodes: list[NodeProto] = []
 
-    def add(operator: str, part: str, *inputs: str, output: str | None = None, **attributes: float) -> str:
+    def add(operator: str, part: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         name = output or f"{node.output[0]}.{part}"
         nodes.append(helper.make_node(operator, inputs, [name], name=f"{node.name}.{part}", **attributes))
         return name
