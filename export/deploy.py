@@ -15,6 +15,7 @@ from flatq.checkpoint import Checkpoint, ModelConfig
 from flatq.deployment import MANIFEST, Deployment, Target
 from flatq.errors import UsageError
 from flatq.export.onnx import store_int4, to_onnx, weight_initializers
+from flatq.export.rewrites import summary, tune
 from flatq.process import ProcessConfig
 from flatq.quantize.artifact import read_artifact
 from flatq.quantize.lowering import lower
@@ -26,8 +27,11 @@ __all__ = ["export_artifact", "export_checkpoint"]
 _FILE = "model.onnx"
 
 
-def export_artifact(folder: Path, target: Target, out: Path) -> Deployment:
+def export_artifact(folder: Path, target: Target, out: Path, *, plain: bool = False) -> Deployment:
     """Lower an artifact for a target and write its deployment folder.
+
+    Args:
+        plain: leave the graph as torch's exporter writes it, without `flatq.export.rewrites`.
 
     Raises:
         ArtifactError, ModelError: the artifact is damaged, or the exporter refuses its graph.
@@ -46,16 +50,17 @@ def export_artifact(folder: Path, target: Target, out: Path) -> Deployment:
         "recipe": manifest.recipe.name,
         "weights_bits": {layer: bits[layer] for layer in names},
         "parent": manifest.parent,
+        "rewrites": {} if plain else summary(tune(model, target)),
     }
     return _write(model, out, target, manifest.model, manifest.process, manifest.recipe.name, provenance)
 
 
 def export_checkpoint(
-    checkpoint: Checkpoint, target: Target, out: Path, *, average: str | None = None
+    checkpoint: Checkpoint, target: Target, out: Path, *, average: str | None = None, plain: bool = False
 ) -> Deployment:
     """Write the float model of a checkpoint as a deployment folder, by the same exporter.
 
-    Raises: as `export_artifact`.
+    Args and raises: as `export_artifact`.
     """
     _check_free(out)
     chosen = checkpoint.choose(average)
@@ -67,7 +72,8 @@ def export_checkpoint(
             "file": checkpoint.source.name if checkpoint.source else None,
             "weights": chosen,
             "provenance": dict(checkpoint.provenance),
-        }
+        },
+        "rewrites": {} if plain else summary(tune(model, target)),
     }
     return _write(model, out, target, config, checkpoint.process, "fp32", provenance)
 

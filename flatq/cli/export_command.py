@@ -21,6 +21,9 @@ def command(
     onnx: Annotated[bool, typer.Option("--onnx", help="For ONNX Runtime on the CPU.")] = False,
     weights: Weights = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Deployment folder.")] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Without the rewrites that make the runtime faster.")
+    ] = False,
 ) -> None:
     """Lower an artifact (or a float checkpoint) for a runtime and write its deployment folder."""
     from flatq.models import deployment_folder, kind_of
@@ -45,8 +48,8 @@ def command(
 
         loaded = load_checkpoint(path)
         chosen = say_weights(loaded, weights)
-        deployment = export_checkpoint(loaded, "onnxruntime", folder, average=chosen)
+        deployment = export_checkpoint(loaded, "onnxruntime", folder, average=chosen, plain=plain)
     else:
-        deployment = export_artifact(path, "onnxruntime", folder)
+        deployment = export_artifact(path, "onnxruntime", folder, plain=plain)
     note(f"{deployment.precision}, {(folder / deployment.file).stat().st_size:,} bytes")
     typer.echo(str(folder))
