@@ -22,6 +22,7 @@ from flatq.evaluate.gate import decide
 from flatq.evaluate.prc import PrecisionRecall
 from flatq.evaluate.reference import load_reference
 from flatq.images import Resize, load_images, to_uint8
+from flatq.labels import Classes
 from flatq.models import Model, kind_of, open_model
 from flatq.report.environment import environment
 from flatq.report.grids import save_pair_grid
@@ -34,7 +35,7 @@ from flatq.report.model import (
     write_report,
 )
 from flatq.runtime.base import UNCONDITIONED, Condition, Runtime, default_threads
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import SamplePlan, check_labels, sample
 
 __all__ = ["Assessment", "assess"]
 
@@ -142,7 +143,8 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
     if not task.models:
         raise UsageError("no model to evaluate", expected="at least one artifact", got="none")
     average = _baseline_average(task)
-    referee = _referee(task, _image_shape(task, average), progress, note)
+    shape, classes = _image_shape(task, average, note)
+    referee = _referee(task, shape, progress, note)
     float_side = _sample(task, task.baseline, task.baseline_runtime, average, progress)
     if not np.isfinite(float_side.images).all():
         raise DataError(
@@ -159,6 +161,13 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
         sampled = _sample(
             task, path, task.runtime, None if kind_of(path) != "checkpoint" else average, progress
         )
+        if sampled.model.classes != classes:
+            raise ArtifactError(
+                f"{path} does not take the labels of {task.baseline}",
+                expected=classes.model_dump_json() if classes else "no labels",
+                got=sampled.model.classes.model_dump_json() if sampled.model.classes else "no labels",
+                next_step="name the checkpoint it was made from with --baseline",
+            )
         comparison = compare(
             referee,
             float_side.images,
@@ -176,11 +185,16 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
     return report
 
 
-def _image_shape(task: Assessment, average: str | None) -> tuple[int, int, int]:
-    """The baseline's, so that a reference that does not fit is found before anything is sampled."""
+def _image_shape(
+    task: Assessment, average: str | None, note: Note
+) -> tuple[tuple[int, int, int], Classes | None]:
+    """The baseline's, and its labels, so that what does not fit is found before anything is sampled."""
     model = open_model(task.baseline, runtime=task.baseline_runtime, average=average, threads=task.threads)
     with model.runtime:
-        return model.image_shape
+        check_labels(task.plan, model.classes)
+        why = "" if task.average else " (the default)" if average is None else " (those of the models)"
+        note(f"weights of the baseline: {model.weights}{why}")
+        return model.image_shape, model.classes
 
 
 def _referee(task: Assessment, shape: tuple[int, int, int], progress: Progress | None, note: Note) -> Referee:
@@ -343,6 +357,7 @@ def _report(
     model, net, source = float_side.model, referee.net, referee.source
     return Report(
         plan=task.plan.model_dump(),
+        labels=None if model.classes is None else model.classes.describe(task.plan.label),
         n=task.images,
         first_index=task.first,
         last_index=task.first + task.images - 1,

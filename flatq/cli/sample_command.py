@@ -52,7 +52,7 @@ def command(
 
     from flatq.images import save_grid, to_uint8
     from flatq.models import open_model
-    from flatq.sampler import sample
+    from flatq.sampler import check_labels, sample
 
     if grid is None and out is None:
         raise UsageError("nowhere to write", expected="--grid FILE.png or -o FILE.npz", got="neither")
@@ -62,6 +62,7 @@ def command(
         )
     plan = make_plan(steps, sampler, eta, seed, label, guidance)
     model = open_model(path, runtime=runtime, average=weights, threads=threads)
+    check_labels(plan, model.classes)
     runtime_name = model.runtime.identity["runtime"]
     default = " (the default)" if path.is_file() and weights is None else ""
     note(f"{model.name}: {model.precision}, {model.weights} weights{default}, on {runtime_name}")

@@ -218,10 +218,14 @@ def _details(report: Report) -> str:
 
 def _setting(report: Report) -> str:
     plan = dict(report.plan)
+    if plan.pop("label", None) is None and report.labels is None:
+        plan.pop("guidance", None)
     base = report.baseline
     lines = [f"- n: {report.n} pairs on the same noise, indices {report.first_index} to {report.last_index}"]
     lines += [f"- {key}: {_text(plan.pop(key))}" for key in ("steps", "sampler", "seed") if key in plan]
     lines += [f"- {_text(key)}: {_text(value)}" for key, value in plan.items()]
+    if report.labels is not None:
+        lines.append(f"- labels: {_text(report.labels)}")
     net = report.extractor
     lines += [
         f"- rounding: {report.rounding}: samples become uint8 by {' '.join(_ROUNDING[report.rounding])}",

@@ -118,12 +118,14 @@ class Environment(_Part):
 
 
 class Report(_Part):
-    """All of report.json. plan: the fields of the `SamplePlan`. n: the number of pairs."""
+    """All of report.json. plan: the fields of the `SamplePlan`. labels: which label an image got, in words;
+    None for a network without classes. n: the number of pairs."""
 
     format: Literal["flatq-report"] = "flatq-report"
     version: Literal[1] = 1
     created_with: str = __version__
     plan: dict[str, Any]
+    labels: str | None = None
     n: int = Field(gt=0)
     first_index: int = Field(ge=0)
     last_index: int = Field(ge=0)

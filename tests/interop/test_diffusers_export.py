@@ -47,7 +47,7 @@ def test_a_checkpoint_of_flatq_comes_back(tiny: Checkpoint, tmp_path: Path) -> N
     for average, chosen in ((None, "ema"), ("raw", "raw")):
         notes: list[str] = []
         export_diffusers(both, tmp_path / chosen, average=average, note=notes.append)
-        assert notes[0] == f"{chosen} weights"
+        assert "linspace" in notes[0]
         again = import_diffusers(str(tmp_path / chosen), note=print)
         assert again.weights["raw"].keys() == both.weights[chosen].keys()
         for name, value in both.weights[chosen].items():
