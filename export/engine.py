@@ -165,11 +165,10 @@ def build_serialized(file: Path, batches: tuple[int, int, int], *, timing_cache:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     # float32 in the graph means float32: TF32 has the mantissa of fp16, which `--float fp16` offers by name.
     config.clear_flag(trt.BuilderFlag.TF32)
-    cache = config.create_timing_cache(timing_cache)
-    reused = bool(timing_cache) and config.set_timing_cache(cache, ignore_mismatch=False)
+    cache = config.create_timing_cache(timing_cache) if timing_cache else None
+    reused = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
     if not reused:
-        cache = config.create_timing_cache(b"")
-        config.set_timing_cache(cache, ignore_mismatch=False)
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _refusal(f"TensorRT {trt.__version__} cannot build {file}", parsed.logger.errors)
