@@ -2,10 +2,13 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 EXTRAS ?= cpu,dev
+# torch-fidelity for its tests alone, with the torchvision that belongs to TORCH.
+FIDELITY ?= torch-fidelity==0.4.0 torchvision==0.28.0
 
 VENV := .venv
 CHECK := .venv-check
 STAMP := $(VENV)/.installed
+SIDE := $(VENV)/side
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
 .PHONY: venv demo test check clean
@@ -21,10 +24,17 @@ $(STAMP): pyproject.toml
 	$(PIP) install -q -e ".[$(EXTRAS)]"
 	touch $@
 
+# A folder beside the others: PyPI has torchvision for CUDA only, and beside a CPU build of torch it cannot be
+# imported, nor then diffusers. tests/conftest.py puts the folder on the path and makes it importable.
+$(SIDE)/.installed: $(STAMP)
+	rm -rf $(SIDE)
+	$(PIP) install -q --no-deps --target $(SIDE) $(FIDELITY)
+	touch $@
+
 demo: venv
 	$(VENV)/bin/flatq demo
 
-test: venv
+test: venv $(SIDE)/.installed
 	$(VENV)/bin/python -m pytest
 
 # mypy and import-linter cannot see train/, calib/ and export/ in an editable install, so they look at a

@@ -17,6 +17,7 @@ from flatq.deployment import MANIFEST, Deployment, FloatPrecision, Target
 from flatq.errors import UsageError
 from flatq.export.floats import halve_floats
 from flatq.export.onnx import to_onnx, weight_initializers
+from flatq.export.rewrites import summary, tune
 from flatq.export.targets import check_floats, converter_versions, writer_for
 from flatq.process import ProcessConfig
 from flatq.quantize.artifact import read_artifact
@@ -29,12 +30,19 @@ __all__ = ["export_artifact", "export_checkpoint"]
 
 
 def export_artifact(
-    folder: Path, target: Target, out: Path, *, float_precision: FloatPrecision = "fp32"
+    folder: Path,
+    target: Target,
+    out: Path,
+    *,
+    float_precision: FloatPrecision = "fp32",
+    plain: bool = False,
 ) -> Deployment:
     """Lower an artifact for a target and write its deployment folder.
 
     Args:
         float_precision: type of whatever is not an integer.
+        plain: leave the graph as torch's exporter writes it, without `flatq.export.rewrites`; those are made
+            for float32, so another float precision leaves them out too.
 
     Raises:
         ArtifactError, ModelError: the artifact is damaged, or the exporter or the target refuses its graph.
@@ -57,6 +65,7 @@ def export_artifact(
         "weights_bits": {layer: bits[layer] for layer in names},
         "parent": manifest.parent,
         "versions": package_versions() | packages,
+        "rewrites": {} if plain or float_precision != "fp32" else summary(tune(model, target)),
     }
     widths = {initializer: bits[layer] for layer, initializer in names.items()}
     return _write(
@@ -79,10 +88,11 @@ def export_checkpoint(
     *,
     average: str | None = None,
     float_precision: FloatPrecision = "fp32",
+    plain: bool = False,
 ) -> Deployment:
     """Write the float model of a checkpoint as a deployment folder, by the same exporter.
 
-    Raises: as `export_artifact`.
+    Args and raises: as `export_artifact`.
     """
     check_floats(target, float_precision, quantized=False)
     packages = converter_versions(target)
@@ -98,6 +108,7 @@ def export_checkpoint(
             "provenance": dict(checkpoint.provenance),
         },
         "versions": package_versions() | packages,
+        "rewrites": {} if plain or float_precision != "fp32" else summary(tune(model, target)),
     }
     return _write(
         model,

@@ -23,6 +23,7 @@ __all__ = ["halve_floats"]
 _TYPES = {"fp16": (TensorProto.FLOAT16, np.float16), "bf16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16)}
 # Inputs that the standard wants in float32 whatever the type of the rest.
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
+_LARGEST = {"fp16": 65504.0, "bf16": 2.0**128 - 2.0**120}
 _LARGEST_SCALE_ERROR = 2.0**-8
 _BF16_OPSET = 22
 """The first whose convolution takes bf16; otherwise the operators that stand here are those of opset 21."""
@@ -103,7 +104,7 @@ class _Half:
         if not (np.isfinite(narrow.astype(np.float32)) == np.isfinite(wide)).all():
             raise ModelError(
                 f"a number of {tensor.name or name} is too large for {self.floats}",
-                expected=f"at most {float(ml_dtypes.finfo(self.dtype).max):g}",
+                expected=f"at most {_LARGEST[self.floats]:g}",
                 got=f"{np.abs(wide).max():g}",
                 next_step="export with --float fp32",
             )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,25 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import ArtifactError, DataError, UsageError
-from flatq.evaluate.compare import Comparison, Referee, compare, open_referee
-from flatq.evaluate.features import open_features
+from flatq.evaluate.cache import Note, ReferenceCache, cache_folder
+from flatq.evaluate.compare import Comparison, Referee, compare, open_referee, stored_referee
+from flatq.evaluate.extractor import open_extractor
+from flatq.evaluate.frechet import frechet_side
 from flatq.evaluate.gate import decide
-from flatq.images import load_images, to_uint8
+from flatq.evaluate.prc import PrecisionRecall
+from flatq.evaluate.reference import load_reference
+from flatq.images import Resize, load_images, to_uint8
+from flatq.labels import Classes
 from flatq.models import Model, kind_of, open_model
+from flatq.report.environment import environment
 from flatq.report.grids import save_pair_grid
 from flatq.report.model import (
     Baseline,
-    Environment,
     Extractor,
     ModelEntry,
     ReferenceEntry,
     Report,
     write_report,
 )
-from flatq.runtime.base import UNCONDITIONED, Condition, Runtime
-from flatq.sampler import SamplePlan, sample
+from flatq.runtime.base import UNCONDITIONED, Condition, Runtime, default_threads
+from flatq.sampler import SamplePlan, check_labels, sample
 
-__all__ = ["Assessment", "assess", "environment"]
+__all__ = ["Assessment", "assess"]
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is sampled, images times steps done, total)."""
@@ -49,21 +52,26 @@ class Assessment:
     Attributes:
         models: artifacts, deployments or checkpoints.
         baseline: the float checkpoint they are compared with.
-        data: images that the distances are taken to, as `flatq.images.load_images` names them.
+        data: images that the distances are taken to, as `flatq.images.load_images` names them; None with
+            `reference`.
         out: folder of the report.
         plan: how images are drawn.
         images: how many, from index `first`.
-        features: an ONNX feature network, or None for the bundled one.
+        features: an ONNX feature network, "inception", or None for the bundled one.
         runtime: of the models; None takes each kind's default.
         device, precision, hint: of the models, as `flatq.backends.Settings`.
         baseline_runtime: of the baseline, torch by default.
         average: weights of the baseline; None takes those that the models were made from.
         max_drift: the gate's tolerance; None leaves out the verdict.
+        reference: a file of statistics that the distances are taken to, in place of `data`.
+        inception_weights, features_device: of the Inception network, as `open_extractor`.
+        cache: whether the features of `data` are kept for the next time.
+        resize: how images of `data` get to the model's size; without it, others are refused.
     """
 
     models: tuple[Path, ...]
     baseline: Path
-    data: str
+    data: str | None
     out: Path
     plan: SamplePlan = field(default_factory=SamplePlan)
     images: int = 1000
@@ -80,6 +88,11 @@ class Assessment:
     rounding: Literal["round", "truncate"] = "round"
     confidence: float = 0.95
     max_drift: float | None = None
+    reference: Path | None = None
+    inception_weights: Path | None = None
+    features_device: str = "cpu"
+    cache: bool = True
+    resize: Resize | None = None
 
 
 class _Timed:
@@ -119,8 +132,11 @@ class _Sampled:
     latency_ms: float | None
 
 
-def assess(task: Assessment, progress: Progress | None = None) -> Report:
+def assess(task: Assessment, progress: Progress | None = None, note: Note = lambda _: None) -> Report:
     """Sample, compare and write `report.json`, `report.md`, the grids and the sidecars.
+
+    Args:
+        note: told what a user should know of the reference, in a line each.
 
     Raises:
         InputError: whatever of the paths, data, features and options does not fit together.
@@ -131,20 +147,9 @@ def assess(task: Assessment, progress: Progress | None = None) -> Report:
     if not task.models:
         raise UsageError("no model to evaluate", expected="at least one artifact", got="none")
     average = _baseline_average(task)
+    shape, classes = _image_shape(task, average, note)
+    referee = _referee(task, shape, progress, note)
     float_side = _sample(task, task.baseline, average, progress, baseline=True)
-    shape = float_side.model.image_shape
-    reference = load_images(
-        task.data, size=None if task.data.startswith("digits") else shape[1], channels=shape[0]
-    )
-    if reference.shape != shape:
-        raise DataError(
-            f"the images of {task.data} do not have the model's shape",
-            expected=str(list(shape)),
-            got=str(list(reference.shape)),
-            next_step="name the data that the model was trained on with --data",
-        )
-    net = open_features(task.features, image_shape=shape)
-    referee = open_referee(reference, net, threads=task.threads or 1)
     if not np.isfinite(float_side.images).all():
         raise DataError(
             f"the baseline {task.baseline} samples values that are not finite",
@@ -153,11 +158,19 @@ def assess(task: Assessment, progress: Progress | None = None) -> Report:
             next_step="check the checkpoint with `flatq sample`",
         )
     features_float = referee.extract(float_side.images, rounding=task.rounding)
+    frechet_float = frechet_side(features_float, referee.reference)
     task.out.mkdir(parents=True, exist_ok=True)
     entries = []
     for number, path in enumerate(task.models):
         own = average if kind_of(path) == "checkpoint" else None
         sampled = _sample(task, path, own, progress, baseline=False)
+        if sampled.model.classes != classes:
+            raise ArtifactError(
+                f"{path} does not take the labels of {task.baseline}",
+                expected=classes.model_dump_json() if classes else "no labels",
+                got=sampled.model.classes.model_dump_json() if sampled.model.classes else "no labels",
+                next_step="name the checkpoint it was made from with --baseline",
+            )
         comparison = compare(
             referee,
             float_side.images,
@@ -166,11 +179,66 @@ def assess(task: Assessment, progress: Progress | None = None) -> Report:
             confidence=task.confidence,
             rounding=task.rounding,
             features_float=features_float,
+            side_float=frechet_float,
         )
         entries.append(_entry(task, number, sampled, float_side, comparison))
-    report = _report(task, float_side, referee, entries)
+    prc = referee.precision_recall(features_float)
+    report = _report(task, float_side, referee, prc, entries)
     write_report(report, task.out)
     return report
+
+
+def _image_shape(
+    task: Assessment, average: str | None, note: Note
+) -> tuple[tuple[int, int, int], Classes | None]:
+    """The baseline's, and its labels, so that what does not fit is found before anything is sampled."""
+    model = open_model(task.baseline, runtime=task.baseline_runtime, average=average, threads=task.threads)
+    with model.runtime:
+        check_labels(task.plan, model.classes)
+        why = "" if task.average else " (the default)" if average is None else " (those of the models)"
+        note(f"weights of the baseline: {model.weights}{why}")
+        return model.image_shape, model.classes
+
+
+def _referee(task: Assessment, shape: tuple[int, int, int], progress: Progress | None, note: Note) -> Referee:
+    """The reference: images at hand, or a file of statistics."""
+    if (task.data is None) == (task.reference is None):
+        raise UsageError(
+            "the distances need one reference",
+            expected="data (--data) or statistics (--reference)",
+            got="none" if task.data is None else f"both {task.data} and {task.reference}",
+        )
+    stored = load_reference(task.reference) if task.reference is not None else None
+    net = open_extractor(
+        task.features,
+        image_shape=shape,
+        inception_weights=task.inception_weights,
+        device=task.features_device,
+    )
+    threads = task.threads or default_threads()
+    if stored is not None:
+        if stored.extractor_digest is None:
+            note(
+                f"{task.reference} names neither its extractor nor its images: "
+                f"that {net.name} made it cannot be checked"
+            )
+        return stored_referee(stored, net, threads=threads)
+    assert task.data is not None
+    images = load_images(task.data, size=shape[1], resize=task.resize, channels=shape[0])
+    if images.shape != shape:
+        raise DataError(
+            f"the images of {task.data} do not have the model's shape",
+            expected=str(list(shape)),
+            got=str(list(images.shape)),
+            next_step="name the data that the model was trained on with --data",
+        )
+
+    def advance(done: int, total: int) -> None:
+        if progress is not None:
+            progress(f"features of {images.name}", done, total)
+
+    cache = ReferenceCache(cache_folder(), note) if task.cache else None
+    return open_referee(images, net, threads=threads, cache=cache, progress=advance)
 
 
 def _baseline_average(task: Assessment) -> str | None:
@@ -286,6 +354,7 @@ def _entry(
         finite=comparison.finite,
         rms_distance_mean=comparison.rms_distance_mean,
         rms_distance_max=comparison.rms_distance_max,
+        prc=comparison.prc,
         verdict=verdict,
         grid=grid,
         sidecar=sidecar,
@@ -293,17 +362,33 @@ def _entry(
 
 
 def _report(
-    task: Assessment, float_side: _Sampled, referee: Referee, entries: Sequence[ModelEntry]
+    task: Assessment,
+    float_side: _Sampled,
+    referee: Referee,
+    prc: PrecisionRecall | None,
+    entries: Sequence[ModelEntry],
 ) -> Report:
-    model = float_side.model
+    model, net, source = float_side.model, referee.net, referee.source
     return Report(
         plan=task.plan.model_dump(),
+        labels=None if model.classes is None else model.classes.describe(task.plan.label),
         n=task.images,
         first_index=task.first,
         last_index=task.first + task.images - 1,
-        extractor=Extractor(name=referee.net.name, digest=referee.net.digest, dim=referee.net.dim),
+        extractor=Extractor(
+            name=net.name,
+            digest=net.digest,
+            dim=net.dim,
+            kind=net.kind,
+            preprocessing=net.preprocessing,
+            published=net.published,
+        ),
         reference=ReferenceEntry(
-            name=referee.images.name, digest=referee.images.digest, n=len(referee.images.pixels)
+            name=source.name,
+            digest=source.digest,
+            n=source.n,
+            kind=source.kind,
+            preprocessing=source.preprocessing,
         ),
         rounding=task.rounding,
         baseline=Baseline(
@@ -313,32 +398,8 @@ def _report(
             runtime=float_side.identity,
             size_bytes=model.size_bytes,
             latency_ms=float_side.latency_ms,
+            prc=prc,
         ),
         models=list(entries),
         environment=environment(),
-    )
-
-
-def environment() -> Environment:
-    """Python, platform, processor and the versions of the packages that move the numbers."""
-    versions = {}
-    for name in ("flatq", "torch", "torchao", "diffusers", "onnx", "onnxruntime", "openvino", "numpy"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        cpu = f"{names[0]}, {len(names)} cores" if names else cpu
-    return Environment(
-        python=platform.python_version(),
-        platform=f"{platform.system()} {platform.machine()}",
-        versions=versions,
-        cpu=cpu,
     )

@@ -7,6 +7,7 @@ Reads and writes `.pt` files (nothing is unpickled) and builds the diffusers net
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +24,24 @@ if TYPE_CHECKING:
 
     from flatq.network import Denoiser
 
-__all__ = ["AVERAGES", "Checkpoint", "ModelConfig", "file_digest", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "AVERAGES",
+    "Checkpoint",
+    "ModelConfig",
+    "check_weights",
+    "file_digest",
+    "load_checkpoint",
+    "read_tensors",
+    "save_checkpoint",
+]
 
 AVERAGES = ("ema", "raw", "swa")
-"""The weights a checkpoint may hold, in the order in which a default is looked for."""
+"""The weights a checkpoint may hold, in the order in which a default is looked for.
+
+Further moving averages, `ema_DECAY`, are taken by name only.
+"""
+
+_FURTHER = "ema_"
 
 _FORMAT = "flatq-checkpoint"
 _VERSION = 1
@@ -88,7 +103,7 @@ class Checkpoint:
 
     Attributes:
         model, process: configurations.
-        weights: average name (`raw`, `ema`, `swa`) -> state dict of the `UNet2DModel`, float32.
+        weights: average name (`raw`, `ema`, `swa`, `ema_0.9999`) -> state dict of the `UNet2DModel`, float32.
         provenance: method, rho, steps, seed, data digest and the like; plain values only.
         digest: sha256 of the file it was read from, None before it is saved.
         source: where it was read from, None before it is saved.
@@ -107,7 +122,7 @@ class Checkpoint:
         Raises:
             UsageError: the checkpoint does not hold the weights asked for.
         """
-        held = [name for name in AVERAGES if name in self.weights]
+        held = _held(self.weights)
         if average is None:
             return held[0]
         if average not in self.weights:
@@ -133,7 +148,18 @@ class Checkpoint:
         return network.eval()
 
 
-def _load_strictly(network: Denoiser, weights: Mapping[str, torch.Tensor], where: str) -> None:
+def _held(weights: Mapping[str, object]) -> list[str]:
+    """The names that flatq knows, those in `AVERAGES` first."""
+    further = sorted(str(name) for name in weights if str(name).startswith(_FURTHER))
+    return [name for name in AVERAGES if name in weights] + further
+
+
+def check_weights(network: Denoiser, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Refuse weights that do not fit a network (which may be on the meta device) or are not finite.
+
+    Raises:
+        CheckpointError: names, shapes or values are wrong; `where` is named.
+    """
     wanted = {name: tuple(value.shape) for name, value in network.unet.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if wanted != found:
@@ -153,6 +179,10 @@ def _load_strictly(network: Denoiser, weights: Mapping[str, torch.Tensor], where
                 got=f"NaN or infinity in {name}",
                 next_step="take an earlier checkpoint; a diverged training leaves such weights",
             )
+
+
+def _load_strictly(network: Denoiser, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    check_weights(network, weights, where)
     network.unet.load_state_dict(dict(weights), strict=True)
 
 
@@ -167,10 +197,12 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 
     Returns:
         The checkpoint with `digest` and `source` set.
+
+    Raises:
+        CheckpointError: the file cannot be written.
     """
     import torch
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     content = {
         "format": _FORMAT,
@@ -184,10 +216,19 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         "provenance": dict(checkpoint.provenance),
     }
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(content, partial)
         partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch wraps what the file system says
+        raise CheckpointError(
+            f"cannot write {path}",
+            expected="a file name in a folder that can be written, and room for the weights",
+            got=_one_line(error),
+            next_step="choose another -o",
+        ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.is_file():
+            partial.unlink()
     return Checkpoint(
         checkpoint.model,
         checkpoint.process,
@@ -198,12 +239,11 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     )
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a `.pt` file of flatq, tensors and plain values only.
+def read_tensors(path: Path) -> Any:
+    """What a `.pt` file holds, whoever wrote it: tensors and plain values only.
 
     Raises:
-        CheckpointError: missing, truncated, pickled objects inside, another format or version, or a
-            configuration that is not valid.
+        CheckpointError: missing, truncated, or pickled objects inside.
     """
     import pickle
 
@@ -212,17 +252,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(
             f"there is no checkpoint {path}",
-            expected="a .pt file written by `flatq train`",
+            expected="a .pt file",
             got="a folder" if path.is_dir() else "nothing at that path",
             next_step="check the path",
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} cannot be read as plain tensors",
             expected="a file that torch.load(weights_only=True) accepts",
-            got=_one_line(error),
+            got=_what_was_pickled(error),
             next_step="save the state dict alone; flatq never unpickles code",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -230,8 +270,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} is damaged or not a checkpoint",
             expected="a complete .pt file",
             got=f"{path.stat().st_size} bytes; {_one_line(error)}",
-            next_step="copy the file again, or write it again with `flatq train`",
+            next_step="copy the file again, or write it again",
         ) from error
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a `.pt` file of flatq, tensors and plain values only.
+
+    Raises:
+        CheckpointError: as `read_tensors`; another format or version, or a configuration that is not valid.
+    """
+    import torch
+
+    content = read_tensors(path)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(
             f"{path} is not a flatq checkpoint",
@@ -239,7 +290,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             got=", ".join(map(str, list(content)[:4])) + ", ..."
             if isinstance(content, dict)
             else str(type(content)),
-            next_step="a bare state dict says nothing of its network; train with `flatq train`",
+            next_step="a bare state dict says nothing of its network; `flatq import` reads it with its flags",
         )
     if content.get("version") != _VERSION:
         raise CheckpointError(
@@ -251,11 +302,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         model = ModelConfig.model_validate(content["model"])
         process = ProcessConfig.model_validate(content["process"])
-        weights = {
-            name: dict(content["weights"][name])
-            for name in AVERAGES
-            if content["weights"].get(name) is not None
-        }
+        found = {name: value for name, value in content["weights"].items() if value is not None}
+        weights = {name: dict(found[name]) for name in _held(found)}
         provenance = dict(content["provenance"])
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -280,6 +328,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
             next_step="write the checkpoint again",
         )
     return Checkpoint(model, process, weights, provenance, file_digest(path), path)
+
+
+def _what_was_pickled(error: Exception) -> str:
+    """The heart of torch's message, without its advice to unpickle after all."""
+    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"a pickled {found[1]}"
+    heart = " ".join(str(error).split()).rsplit("WeightsUnpickler error: ", 1)[-1]
+    return heart.split(" Please file", 1)[0][:200]
 
 
 def _one_line(error: Exception) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +15,7 @@ if TYPE_CHECKING:
     from flatq.checkpoint import Checkpoint
     from flatq.quantize.artifact import Artifact
 
+_KEPT: list[object] = []  # a torch.library.Library takes its operators along when it is deleted
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -29,6 +34,67 @@ def shared_data(shared: Path) -> Path:
     if not data.is_dir():
         pytest.skip(f"no test vectors: {data} is absent")
     return data
+
+
+@pytest.fixture(autouse=True, scope="session")
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache folder of the whole run, so that no test writes into the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLATQ_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def torch_fidelity() -> ModuleType:
+    """torch-fidelity, also where the torchvision beside it was built for another torch; else a skip.
+
+    `make test` installs both into a folder of their own, because a torchvision that does not fit breaks
+    diffusers: its import asks for two operators that its compiled part would have defined. Defining them
+    here (without a body) lets it be imported; Inception uses neither.
+    """
+    torch = pytest.importorskip("torch")
+    side = Path(sys.prefix) / "side"
+    if side.is_dir() and str(side) not in sys.path:
+        sys.path.append(str(side))
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        pytest.skip(f"no torchvision: {error}")
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEPT.append(library)
+        importlib.import_module("torchvision")
+    return pytest.importorskip("torch_fidelity", reason="no torch-fidelity")
+
+
+@pytest.fixture(scope="session")
+def inception_weights(torch_fidelity: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state dict for torch-fidelity's Inception network: random, of a scale that keeps features apart."""
+    import torch
+
+    class Bare(torch_fidelity.FeatureExtractorInceptionV3):  # type: ignore[misc, name-defined]
+        def load_state_dict(self, _: object) -> None:
+            pass
+
+    empty = tmp_path_factory.mktemp("inception") / "empty.pth"
+    torch.save({}, empty)
+    with torch.device("meta"):
+        shapes = Bare("bare", ["2048"], feature_extractor_weights_path=empty).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, like in shapes.items():
+        if name.endswith(("conv.weight", "fc.weight")):
+            drawn = torch.randn(like.shape, generator=generator)
+            state[name] = drawn * (2 / like[0].numel()) ** 0.5  # He et al. 2015
+        elif name.endswith(("bn.weight", "running_var")):
+            state[name] = torch.ones(like.shape)
+        else:
+            state[name] = torch.zeros(like.shape, dtype=like.dtype)
+    torch.save(state, empty.with_name("weights.pth"))
+    return empty.with_name("weights.pth")
 
 
 def _tiny(folder: Path, **fields: Any) -> Checkpoint:

@@ -46,7 +46,7 @@ def test_a_failed_save_leaves_nothing_behind(
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match="disk full"):
         save_checkpoint(tiny, tmp_path / "c.pt")
     assert not list(tmp_path.iterdir())
 
@@ -127,3 +127,9 @@ def test_the_weights_asked_for_must_be_there(tiny: Checkpoint) -> None:
     held = Checkpoint(tiny.model, tiny.process, {"raw": raw, "swa": raw, "ema": raw})
     assert held.choose() == "ema"
     assert held.choose("swa") == "swa"
+
+
+def test_a_path_that_cannot_be_written(tiny: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        save_checkpoint(tiny, tmp_path / "file" / "ckpt.pt")

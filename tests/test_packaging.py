@@ -106,13 +106,17 @@ def test_the_wheel_holds_every_module_and_no_bare_one(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"flatq", f"flatq-{version_in_source()}.dist-info"}
 
 
-def test_the_wheel_holds_the_feature_networks_and_the_type_marker(wheel: Path) -> None:
+def test_the_wheel_holds_networks_presets_and_the_type_marker(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     networks = sorted((ROOT / "flatq" / "evaluate" / "nets").glob("*.onnx"))
     assert networks
     for network in networks:
         assert f"flatq/evaluate/nets/{network.name}" in names
         assert f"flatq/evaluate/nets/{network.stem}.json" in names
+    presets = sorted((ROOT / "train" / "presets").glob("*.toml"))
+    assert presets
+    for preset in presets:
+        assert f"flatq/train/presets/{preset.name}" in names
     assert "flatq/py.typed" in names
 
 

@@ -1,7 +1,7 @@
-"""Training of small diffusion UNets, plain (ADM) or with sharpness-aware minimization (SAM).
+"""Training of diffusion UNets: plain (ADM), with input perturbation (IP), or sharpness-aware (SAM).
 
-Configuration, objective, SAM, weight averages and the loop. What a checkpoint is on disk is
-`flatq.checkpoint`'s; sampling and evaluation live elsewhere. Importing this package imports torch.
+Configuration and presets, objective, SAM, weight averages, the loop and its state. What a checkpoint is on
+disk is `flatq.checkpoint`'s; quantization and evaluation live elsewhere. Importing this imports torch.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -13,13 +14,17 @@ __all__ = ["sam_gradients"]
 
 
 def sam_gradients(
-    parameters: Iterable[torch.nn.Parameter], closure: Callable[[], torch.Tensor], rho: float
+    parameters: Iterable[torch.nn.Parameter],
+    closure: Callable[[], torch.Tensor],
+    rho: float,
+    *,
+    unsynchronised: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[float, float]:
     """Leaves the gradient at w + e in `.grad`, where e = rho * g / ||g||_2 and g is the gradient at w.
 
     The norm is taken over all parameters together. Both passes start from the same state of torch's global
     generators, so that they share the dropout mask. The weights come back from a copy, bit for bit, also
-    where the second pass fails. Where g is zero there is no direction: e = 0 and g stays in `.grad`.
+    where the second pass fails. Where g is zero there is no direction, and e = 0.
     Foret et al. 2021, algorithm 1. Clipping is for the caller, and so touches the second gradient only.
 
     Args:
@@ -27,6 +32,8 @@ def sam_gradients(
         closure: the loss at the present weights, a scalar, without backward. It must use the same x0, t and
             noise at each call: else e follows the noise of the draw and not the slope.
         rho: radius, positive and finite.
+        unsynchronised: around the first pass. Among several processes it must keep their gradients apart:
+            each perturbs by its own, and only the second pass is shared (Foret et al. 2021, section 4.1).
 
     Returns:
         The loss at w and at w + e.
@@ -46,17 +53,16 @@ def sam_gradients(
     cpu_state = torch.get_rng_state()
     cuda_states = [torch.cuda.get_rng_state(device) for device in devices]
 
-    loss = _backward(weights, closure)
+    with unsynchronised():
+        loss = _backward(weights, closure)
     moved = [(w, w.grad) for w in weights if w.grad is not None]
     if not moved:
         return loss, loss
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for _, g in moved])))
-    if norm == 0:
-        return loss, loss
     copies = [w.detach().clone() for w, _ in moved]
     try:
         with torch.no_grad():
-            for w, gradient in moved:
+            for w, gradient in moved if norm else ():
                 # divided first: rho / norm may overflow where the gradient is tiny
                 w.add_(gradient / norm, alpha=rho)
         torch.set_rng_state(cpu_state)

@@ -35,6 +35,8 @@ def _root(
     pass
 
 
-for _name in ("demo", "train", "quantize", "inspect", "export", "sample", "eval", "gate", "doctor"):
+_COMMANDS = "demo train import convert quantize inspect export sample stats eval gate doctor"
+
+for _name in _COMMANDS.split():
     _module = importlib.import_module(f"flatq.cli.{_name}_command")
     app.command(_name)(_module.command)

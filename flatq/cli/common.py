@@ -14,17 +14,23 @@ from flatq.errors import UsageError
 
 if TYPE_CHECKING:
     from flatq.checkpoint import Checkpoint
+    from flatq.images import Resize
     from flatq.sampler import SamplePlan
 
 __all__ = [
     "BatchSize",
+    "Cache",
     "Device",
     "Eta",
+    "Features",
+    "FeaturesDevice",
     "Guidance",
     "Hint",
+    "InceptionWeights",
     "Label",
     "Precision",
     "Report",
+    "ResizeChoice",
     "Runtime",
     "Sampler",
     "Seed",
@@ -34,6 +40,7 @@ __all__ = [
     "make_plan",
     "note",
     "one_artifact",
+    "parse_resize",
     "progress_bar",
     "say_weights",
 ]
@@ -50,6 +57,30 @@ Guidance = Annotated[
 ]
 Weights = Annotated[
     str | None, typer.Option(help="Of a checkpoint: raw, ema or swa; ema if there, else raw.")
+]
+Features = Annotated[
+    str | None,
+    typer.Option(
+        help="inception (the standard FID), or an ONNX feature network: uint8 NCHW in, N x d out. "
+        "Grey 8 x 8 images have a network of their own, digits48."
+    ),
+]
+InceptionWeights = Annotated[
+    Path | None,
+    typer.Option(
+        help="torch-fidelity's .pth file; by default torch's cache is looked in, else it is downloaded."
+    ),
+]
+FeaturesDevice = Annotated[str, typer.Option(help="Of the Inception network: cpu or cuda.")]
+ResizeChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--resize", help="How images of another size get to it: center-crop-adm, center-crop or stretch."
+    ),
+]
+Cache = Annotated[
+    bool,
+    typer.Option("--cache/--no-cache", help="Keep the reference's features in FLATQ_CACHE (~/.cache/flatq)."),
 ]
 BatchSize = Annotated[int, typer.Option(help="Images at a time.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
@@ -109,6 +140,16 @@ def progress_bar() -> Iterator[Report]:
             progress.update(tasks[what], completed=done, total=total)
 
         yield report
+
+
+def parse_resize(choice: str | None) -> Resize | None:
+    """The named resize; a `UsageError` where there is none of that name."""
+    from flatq.images import RESIZES
+
+    found = next((name for name in RESIZES if name == choice), None)
+    if choice is not None and found is None:
+        raise UsageError("--resize is not valid", expected="; ".join(RESIZES), got=choice)
+    return found
 
 
 def one_artifact(path: Path | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 from importlib.util import find_spec
 
@@ -22,6 +23,9 @@ _PACKAGES = (
     "tensorrt",
     "cuda-bindings",
     "numpy",
+    "torch-fidelity",
+    "torchvision",
+    "pyarrow",
 )
 _NEEDED = (
     ("torch", "train, quantize and export", "cpu"),
@@ -54,6 +58,19 @@ def command() -> None:
         else:
             for line in _abilities(module):
                 typer.echo(f"{module}: {line}")
+    for name, purpose, pip in (
+        ("torch-fidelity", "--features inception", '"flatq[fid]"'),
+        ("pyarrow", "images in .parquet files", '"flatq[parquet]"'),
+    ):
+        if name not in found:
+            typer.echo(f"optional, not installed: {name}, for {purpose}: pip install {pip}")
+    if {"torch", "torchvision"} <= set(found):
+        problem = _torchvision_problem()
+        if problem is not None:
+            typer.echo(
+                f"problem: torchvision {found['torchvision']} does not fit torch {found['torch']}, and "
+                f"diffusers fails with it ({problem}); install both from one index, or uninstall torchvision"
+            )
 
 
 def _abilities(module: str) -> list[str]:
@@ -78,3 +95,12 @@ def _abilities(module: str) -> list[str]:
             return [f"{error.what} ({error.got})"]
         return [f"{device.name}, {device.architecture}"]
     return []
+
+
+def _torchvision_problem() -> str | None:
+    """Why torchvision cannot be imported; None where it can."""
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        return " ".join(str(error).split())[:200]
+    return None

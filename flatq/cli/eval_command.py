@@ -9,12 +9,17 @@ import typer
 
 from flatq.cli.common import (
     BatchSize,
+    Cache,
     Device,
     Eta,
+    Features,
+    FeaturesDevice,
     Guidance,
     Hint,
+    InceptionWeights,
     Label,
     Precision,
+    ResizeChoice,
     Runtime,
     Sampler,
     Seed,
@@ -24,6 +29,7 @@ from flatq.cli.common import (
     make_plan,
     note,
     one_artifact,
+    parse_resize,
     progress_bar,
 )
 from flatq.cli.gate_command import print_verdicts, worst_code
@@ -40,13 +46,21 @@ def command(
     baseline: Annotated[
         Path | None, typer.Option(help="The float checkpoint they are compared with.")
     ] = None,
-    data: Annotated[str, typer.Option(help="Images that the distances are taken to.")] = "digits",
+    data: Annotated[
+        str | None, typer.Option(help="Images that the distances are taken to; digits by default.")
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Statistics in place of --data: flatq's, pytorch-fid's or guided-diffusion's."),
+    ] = None,
+    resize: ResizeChoice = None,
     fid: Annotated[
         bool, typer.Option("--fid", help="The Frechet distance (the only metric so far).")
     ] = False,
-    features: Annotated[
-        str | None, typer.Option(help="ONNX feature network: uint8 NCHW in, N x d out.")
-    ] = None,
+    features: Features = None,
+    inception_weights: InceptionWeights = None,
+    features_device: FeaturesDevice = "cpu",
+    cache: Cache = True,
     n: Annotated[int, typer.Option("-n", help="Images for each model.")] = 1000,
     first: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
     steps: Steps = 20,
@@ -95,7 +109,7 @@ def command(
     task = Assessment(
         models=paths,
         baseline=baseline,
-        data=data,
+        data="digits" if data is None and reference is None else data,
         out=out,
         plan=plan,
         images=n,
@@ -111,9 +125,14 @@ def command(
         threads=threads,
         rounding="round" if rounding == "round" else "truncate",
         max_drift=max_drift,
+        reference=reference,
+        inception_weights=inception_weights,
+        features_device=features_device,
+        cache=cache,
+        resize=parse_resize(resize),
     )
     with progress_bar() as bar:
-        report = assess(task, bar)
+        report = assess(task, bar, note)
     for entry in report.models:
         drift = entry.drift
         fids = f"FID {drift.fid_float:.3f} -> {drift.fid_quantized:.3f}" if drift else ""

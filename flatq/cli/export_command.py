@@ -41,6 +41,9 @@ def command(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Deployment folder; with several targets, of theirs.")
     ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Without the rewrites that make the runtime faster.")
+    ] = False,
 ) -> None:
     """Lower an artifact (or a float checkpoint) for runtimes and write their deployment folders."""
     from flatq.deployment import FloatPrecision
@@ -81,7 +84,7 @@ def command(
         folders = {target: out / target if len(targets) > 1 else out for target in targets}
     for target, folder in folders.items():
         note(f"exporting {path} for {target}")
-        deployment = _export(path, kind, target, folder, weights, cast("FloatPrecision", floats))
+        deployment = _export(path, kind, target, folder, weights, cast("FloatPrecision", floats), plain)
         size = sum((folder / name).stat().st_size for name in (deployment.file, *deployment.files))
         note(f"{deployment.precision}, {size:,} bytes")
         typer.echo(str(folder))
@@ -90,17 +93,23 @@ def command(
 
 
 def _export(
-    path: Path, kind: str, target: Target, folder: Path, weights: str | None, floats: FloatPrecision
+    path: Path,
+    kind: str,
+    target: Target,
+    folder: Path,
+    weights: str | None,
+    floats: FloatPrecision,
+    plain: bool,
 ) -> Deployment:
     from flatq.export import export_artifact, export_checkpoint
 
     if kind == "artifact":
-        return export_artifact(path, target, folder, float_precision=floats)
+        return export_artifact(path, target, folder, float_precision=floats, plain=plain)
     from flatq.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(path)
     chosen = say_weights(loaded, weights)
-    return export_checkpoint(loaded, target, folder, average=chosen, float_precision=floats)
+    return export_checkpoint(loaded, target, folder, average=chosen, float_precision=floats, plain=plain)
 
 
 def _batches(text: str) -> tuple[int, int, int]:

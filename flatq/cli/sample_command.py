@@ -59,7 +59,7 @@ def command(
 
     from flatq.images import save_grid, to_uint8
     from flatq.models import open_model
-    from flatq.sampler import sample
+    from flatq.sampler import check_labels, sample
 
     if grid is None and out is None:
         raise UsageError("nowhere to write", expected="--grid FILE.png or -o FILE.npz", got="neither")
@@ -79,6 +79,7 @@ def command(
     )
     identity = model.runtime.identity
     floats = f", floats in {identity['float precision']}" if "float precision" in identity else ""
+    check_labels(plan, model.classes)
     default = " (the default)" if path.is_file() and weights is None else ""
     note(
         f"{model.name}: {model.precision}, {model.weights} weights{default}, on {identity['runtime']}{floats}"

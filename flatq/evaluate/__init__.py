@@ -1,5 +1,19 @@
-"""Features, Frechet distance, KID, the paired drift with its interval, and the gate.
+"""Features, Frechet distance, KID, the paired drift with its interval, precision and recall, and the gate.
 
 Numpy only at import time. Import from the modules; nothing is re-exported here. Sampling, drawing and
 reading reports live elsewhere.
+
+    extractor.py  what an extractor offers, and opening one by name
+    features.py   ONNX feature networks
+    inception.py  the network of the standard FID, through torch-fidelity
+    moments.py    mean, covariance, reference statistics in memory
+    reference.py  files of reference statistics, flatq's own and others'
+    cache.py      the cache folder
+    measure.py    the reference's features and statistics, by way of the cache
+    frechet.py    the distance, its influence values and its bias
+    drift.py      the paired drift and its interval
+    kid.py        KID, its paired drift, the KID from the float samples
+    prc.py        precision and recall
+    compare.py    one model against its float model
+    gate.py       the verdict
 """

@@ -14,14 +14,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flatq.errors import DataError
+from flatq.evaluate.cache import ReferenceCache
 from flatq.evaluate.drift import Drift, fid_drift
-from flatq.evaluate.features import FeatureNet
-from flatq.evaluate.frechet import frechet_side
-from flatq.evaluate.kid import KidDrift, kid_drift
-from flatq.evaluate.moments import F64, Reference, reference_from_features
+from flatq.evaluate.extractor import Extractor, Progress
+from flatq.evaluate.frechet import FrechetSide, frechet_side
+from flatq.evaluate.kid import KidDrift, kid_drift, kid_from_float
+from flatq.evaluate.measure import measure_reference
+from flatq.evaluate.moments import F64, Reference
+from flatq.evaluate.prc import NEIGHBOURS, Manifold, PrecisionRecall, manifold_of, precision_recall
+from flatq.evaluate.reference import ReferenceSource, StoredReference, source_of
 from flatq.images import ImageSet, to_uint8
 
-__all__ = ["Comparison", "Referee", "compare", "open_referee"]
+__all__ = ["Comparison", "Referee", "compare", "open_referee", "stored_referee"]
 
 Rounding = Literal["round", "truncate"]
 
@@ -30,14 +34,16 @@ Rounding = Literal["round", "truncate"]
 class Referee:
     """What all models are measured against, computed once.
 
-    images: the reference images. net: the feature network. features: f64 [m, d] of all reference images.
-    reference: their statistics. threads: for every later extraction too.
+    net: the extractor. reference: the reference's statistics. source: where they come from. features: f64
+    [m, d] of all reference images, and manifold: for precision and recall; both None where there are only
+    statistics (manifold also where the images are too few). threads: for every later extraction too.
     """
 
-    images: ImageSet
-    net: FeatureNet
-    features: F64
+    net: Extractor
     reference: Reference
+    source: ReferenceSource
+    features: F64 | None = None
+    manifold: Manifold | None = None
     threads: int = 1
 
     def extract(self, samples: NDArray[np.float32], *, rounding: Rounding = "round") -> F64:
@@ -48,12 +54,20 @@ class Referee:
         """
         return self.net.extract(to_uint8(samples, rounding), threads=self.threads)
 
+    def precision_recall(self, features: F64) -> PrecisionRecall | None:
+        """Of samples' features [n, d]; None without the reference's manifold, or for n <= k."""
+        if self.manifold is None or len(features) <= self.manifold.k:
+            return None
+        return precision_recall(manifold_of(features, self.manifold.k), self.manifold)
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """The quantized samples beside the float samples.
 
-    drift, kid: None where the quantized samples are not finite. rms_distance_mean and rms_distance_max: of
+    drift, kid, prc: None where the quantized samples are not finite; kid is of the quantized samples from the
+    float ones where there are no reference features (`KidDrift.against`); prc, precision and recall of the
+    quantized samples, as `Referee.precision_recall`. rms_distance_mean and rms_distance_max: of
     the root mean square distance between the two images of a pair, in units of [-1, 1]; None likewise.
     sidecar: arrays for an npz, row i the pair i: indices i64 [n], image_distance f64 [n] (not finite where
     the images are not), features_float and features_quantized f64 [n, d], influence_float and
@@ -66,17 +80,58 @@ class Comparison:
     rms_distance_mean: float | None
     rms_distance_max: float | None
     sidecar: dict[str, NDArray[Any]]
+    prc: PrecisionRecall | None = None
 
 
-def open_referee(images: ImageSet, net: FeatureNet, *, threads: int = 1) -> Referee:
-    """Extracts the reference's features and takes their statistics.
+def open_referee(
+    images: ImageSet,
+    net: Extractor,
+    *,
+    threads: int = 1,
+    cache: ReferenceCache | None = None,
+    progress: Progress | None = None,
+) -> Referee:
+    """A referee with the images at hand: their features (from the cache where it has them) and statistics.
 
     Raises:
         DataError: images that do not fit the network, or too few or too alike for statistics.
-        MissingRuntimeError: onnxruntime is not installed.
+        MissingRuntimeError: the extractor's backend is not installed.
     """
-    features = net.extract(images.pixels, threads=threads)
-    return Referee(images, net, features, reference_from_features(features), threads)
+    features, reference = measure_reference(images, net, threads=threads, cache=cache, progress=progress)
+    assert features is not None
+    manifold = manifold_of(features) if len(features) > NEIGHBOURS else None
+    return Referee(net, reference, source_of(images), features, manifold, threads)
+
+
+def stored_referee(stored: StoredReference, net: Extractor, *, threads: int = 1) -> Referee:
+    """A referee that has only statistics, checked against the extractor as far as they say what made them.
+
+    Raises:
+        DataError: statistics of another extractor, of other dimensions, or of images of another shape.
+    """
+    if stored.reference.dim != net.dim:
+        raise DataError(
+            f"the statistics of {stored.source.name} do not fit the extractor {net.name}",
+            expected=f"{net.dim} dimensions",
+            got=f"{stored.reference.dim} dimensions",
+            next_step="name the extractor that they were made with: --features",
+        )
+    if stored.extractor_digest not in (None, net.digest):
+        raise DataError(
+            f"the statistics of {stored.source.name} were made with another extractor",
+            expected=f"{net.name}, sha256 {net.digest[:16]}...",
+            got=f"{stored.extractor_name}, sha256 {str(stored.extractor_digest)[:16]}...",
+            next_step="name the extractor that they were made with, or make them again with `flatq stats`",
+        )
+    shape = stored.source.image_shape
+    if shape is not None and shape != net.image_shape:
+        raise DataError(
+            f"the statistics of {stored.source.name} are of images of another shape",
+            expected=str(list(net.image_shape)),
+            got=str(list(shape)),
+            next_step="make them of images of the model's shape: flatq stats DATA --size N",
+        )
+    return Referee(net, stored.reference, stored.source, threads=threads)
 
 
 def compare(
@@ -88,14 +143,18 @@ def compare(
     confidence: float = 0.95,
     rounding: Rounding = "round",
     features_float: F64 | None = None,
+    side_float: FrechetSide | None = None,
     clusters: ArrayLike | None = None,
     relative_tolerance: float | None = None,
 ) -> Comparison:
-    """Both drifts of samples [n, C, H, W] in [-1, 1], row i of both from the noise of indices[i].
+    """Both drifts, and precision and recall, of samples [n, C, H, W] in [-1, 1].
+
+    Row i of both sides is from the noise of indices[i].
 
     Args:
         features_float: `referee.extract(samples_float, rounding=rounding)` where the caller has it, so that
             several models share it.
+        side_float: `frechet_side` of these features with the referee's reference and clusters; likewise.
         clusters, relative_tolerance: as `fid_drift`.
 
     Raises:
@@ -120,24 +179,31 @@ def compare(
         "image_distance": _image_distance(samples_float, samples_quantized),
         "features_float": xs,
     }
-    side_x = frechet_side(xs, referee.reference, clusters)
+    side_x = frechet_side(xs, referee.reference, clusters) if side_float is None else side_float
     if side_x.influence is not None:
         sidecar["influence_float"] = side_x.influence
     if not np.isfinite(samples_quantized).all():
         return Comparison(None, None, False, None, None, sidecar)
     qs = referee.extract(samples_quantized, rounding=rounding)
     sidecar["features_quantized"] = qs
-    side_q = frechet_side(qs, referee.reference, clusters)
+    side_q = side_x if np.array_equal(xs, qs) else frechet_side(qs, referee.reference, clusters)
     if side_q.influence is not None:
         sidecar["influence_quantized"] = side_q.influence
     distance = sidecar["image_distance"]
+    if referee.features is None:
+        kid = kid_from_float(xs, qs, confidence, clusters)
+    else:
+        kid = kid_drift(xs, qs, referee.features, confidence, clusters)
     return Comparison(
-        drift=fid_drift(xs, qs, referee.reference, confidence, clusters, relative_tolerance),
-        kid=kid_drift(xs, qs, referee.features, confidence, clusters),
+        drift=fid_drift(
+            xs, qs, referee.reference, confidence, clusters, relative_tolerance, sides=(side_x, side_q)
+        ),
+        kid=kid,
         finite=True,
         rms_distance_mean=float(distance.mean()),
         rms_distance_max=float(distance.max()),
         sidecar=sidecar,
+        prc=referee.precision_recall(qs),
     )
 
 

@@ -77,6 +77,8 @@ def fid_drift(
     confidence: float = 0.95,
     clusters: ArrayLike | None = None,
     relative_tolerance: float | None = None,
+    *,
+    sides: tuple[FrechetSide, FrechetSide] | None = None,
 ) -> Drift:
     """Drift of features x (float model) and q (quantized), both [n, d], row i from the same noise.
 
@@ -85,6 +87,9 @@ def fid_drift(
     relative tolerance too: the excess over it is then at most 0). No interval where n <= d,
     n < 2.5 rank, or the rank of a side is below the reference's; from there to n = 10 rank the half-width
     is widened by 0.2 |bias correction|.
+
+    Args:
+        sides: `frechet_side` of x and of q with the same reference and clusters, where the caller has them.
 
     Raises:
         DataError: bad features, shapes or dimensions that differ, confidence outside (0, 1), a tolerance
@@ -101,7 +106,7 @@ def fid_drift(
     factor = 1.0 + (relative_tolerance or 0.0)
 
     if np.array_equal(xs, qs):
-        fid = frechet_distance(xs, reference)
+        fid = sides[0].distance if sides is not None else frechet_distance(xs, reference)
         rank = min(reference.rank, n - 1)
         return Drift(
             fid_float=fid,
@@ -125,7 +130,9 @@ def fid_drift(
             relative_tolerance=relative_tolerance,
         )
 
-    side_x, side_q = frechet_side(xs, reference, clusters), frechet_side(qs, reference, clusters)
+    if sides is None:
+        sides = frechet_side(xs, reference, clusters), frechet_side(qs, reference, clusters)
+    side_x, side_q = sides
     rank = min(side_x.rank, side_q.rank)
     ratio = min(side_x.n_effective, side_q.n_effective) / max(side_x.rank, side_q.rank, reference.rank)
     reason, settles = _no_interval(side_x, side_q, reference, ratio, count)

@@ -1,7 +1,8 @@
 """Feature networks: ONNX files that turn uint8 images into vectors, run on ONNX Runtime's CPU.
 
-The bundled one, `digits48`, is made by `benchmarks/train_digits_features.py`. Moments and distances live in
-`flatq.evaluate.moments` and `flatq.evaluate.frechet`.
+The bundled one, `digits48`, is made by `benchmarks/train_digits_features.py`. What every extractor offers
+is in `flatq.evaluate.extractor`; moments and distances in `flatq.evaluate.moments` and
+`flatq.evaluate.frechet`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import DataError
+from flatq.evaluate.extractor import INCEPTION, Progress, check_finite, check_pixels
 from flatq.runtime.onnxruntime import import_onnxruntime
 
 __all__ = ["BUNDLED", "FeatureNet", "open_features"]
@@ -39,8 +41,29 @@ class FeatureNet:
     path: Path
     image_shape: tuple[int, int, int]
 
+    @property
+    def kind(self) -> Literal["onnx"]:
+        return "onnx"
+
+    @property
+    def preprocessing(self) -> str:
+        return "uint8 as it is, any scaling inside the network"
+
+    @property
+    def published(self) -> None:
+        return None
+
+    def identity(self, threads: int) -> dict[str, Any]:
+        version = str(import_onnxruntime().__version__)
+        return {"backend": "onnxruntime", "version": version, "device": "cpu", "threads": threads}
+
     def extract(
-        self, pixels: NDArray[np.uint8], batch_size: int = 256, threads: int = 1
+        self,
+        pixels: NDArray[np.uint8],
+        *,
+        batch_size: int = 256,
+        threads: int = 1,
+        progress: Progress | None = None,
     ) -> NDArray[np.float64]:
         """Features of uint8 [n, C, H, W] as float64 [n, d].
 
@@ -49,16 +72,7 @@ class FeatureNet:
                 that was opened, features that are NaN or infinite.
             MissingRuntimeError: onnxruntime is not installed.
         """
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != self.image_shape:
-            raise DataError(
-                f"these images do not fit the feature network {self.name}",
-                expected=f"uint8 [n, {', '.join(map(str, self.image_shape))}]",
-                got=f"{pixels.dtype} {list(pixels.shape)}",
-            )
-        if batch_size < 1 or threads < 1:
-            raise DataError(
-                "batch_size and threads must be positive", got=f"batch_size {batch_size}, threads {threads}"
-            )
+        check_pixels(pixels, self.name, self.image_shape, batch_size, threads)
         data = _read(self.path)
         digest = hashlib.sha256(data).hexdigest()
         if digest != self.digest:
@@ -73,14 +87,9 @@ class FeatureNet:
         for start in range(0, len(pixels), batch_size):
             batch = np.ascontiguousarray(pixels[start : start + batch_size])
             features[start : start + len(batch)] = _run(session, batch, self.path, self.dim)
-        bad = ~np.isfinite(features).all(axis=1)
-        if bad.any():
-            raise DataError(
-                f"the feature network {self.name} gives values that are not finite",
-                expected=f"finite features for all {len(pixels)} images",
-                got=f"NaN or infinity for {int(bad.sum())} images, the first is image {int(bad.argmax())}",
-                next_step="check the network; float16 weights may overflow",
-            )
+            if progress is not None:
+                progress(start + len(batch), len(pixels))
+        check_finite(features, self.name)
         return features
 
 
@@ -105,7 +114,7 @@ def open_features(spec: str | Path | None, *, image_shape: tuple[int, int, int])
                 f"there is no bundled feature network for images of {shown}",
                 expected="1 x 8 x 8 for the bundled digits48",
                 got=shown,
-                next_step="give a network of your own: --features net.onnx",
+                next_step="give a network of your own, --features net.onnx, or take --features inception",
             )
         path = _NETS / f"{BUNDLED}.onnx"
     else:
@@ -123,7 +132,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise DataError(
             f"the feature network {path} cannot be read",
-            expected=f"an ONNX file, or {BUNDLED}",
+            expected=f"an ONNX file, {BUNDLED} or {INCEPTION}",
             got=error.strerror or str(error),
             next_step="check the path",
         ) from error

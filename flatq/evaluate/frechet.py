@@ -69,7 +69,7 @@ class _Bures:
     to_y: F64  # [d, r], R^(1/2) U
 
 
-def _bures(moments: Moments, reference: Reference) -> _Bures:
+def _check_dim(moments: Moments, reference: Reference) -> None:
     if moments.dim != reference.dim:
         raise DataError(
             "Features and reference statistics do not fit.",
@@ -77,13 +77,29 @@ def _bures(moments: Moments, reference: Reference) -> _Bures:
             got=str(moments.dim),
             next_step="use the reference of the same feature extractor",
         )
+
+
+def _distance(moments: Moments, reference: Reference, s: F64) -> float:
+    shift = moments.mean - reference.mean
+    return float(shift @ shift + np.trace(moments.cov) + np.trace(reference.cov) - 2.0 * s.sum())
+
+
+def _bures(moments: Moments, reference: Reference) -> _Bures:
+    _check_dim(moments, reference)
     m = reference.root @ moments.cov @ reference.root
     values, vectors = np.linalg.eigh((m + m.T) / 2)
     keep = values > max(rank_threshold(moments.dim) * float(values[-1]), 0.0)
     s = np.sqrt(values[keep])
-    shift = moments.mean - reference.mean
-    distance = float(shift @ shift + np.trace(moments.cov) + np.trace(reference.cov) - 2.0 * s.sum())
-    return _Bures(distance=distance, s=s, to_y=reference.root @ vectors[:, keep])
+    return _Bures(distance=_distance(moments, reference, s), s=s, to_y=reference.root @ vectors[:, keep])
+
+
+def _few(x: F64, moments: Moments, reference: Reference) -> tuple[float, int]:
+    """Distance and rank for n <= d, from the n x n matrix that has the eigenvalues of M that are not zero."""
+    _check_dim(moments, reference)
+    y = (x - moments.mean) @ reference.root
+    values = np.linalg.eigvalsh(y @ y.T / (len(x) - 1))
+    s = np.sqrt(values[values > max(rank_threshold(moments.dim) * float(values[-1]), 0.0)])
+    return _distance(moments, reference, s), len(s)
 
 
 def frechet_distance(features_or_moments: ArrayLike | Moments, reference: Reference) -> float:
@@ -137,9 +153,12 @@ def frechet_side(features: ArrayLike, reference: Reference, clusters: ArrayLike 
     x = as_features(features)
     n, d = x.shape
     moments = moments_of(x)
+    if n <= d:
+        distance, r = _few(x, moments, reference)
+        return FrechetSide(n=n, dim=d, distance=distance, rank=r, n_effective=float(n))
     bures = _bures(moments, reference)
     s, r = bures.s, len(bures.s)
-    if n <= d or r < reference.rank:
+    if r < reference.rank:
         return FrechetSide(n=n, dim=d, distance=bures.distance, rank=r, n_effective=float(n))
 
     trace = float(np.trace(moments.cov))

@@ -58,8 +58,9 @@ def decide(
     lower end > tolerance fails; else inconclusive.
 
     A collapse is either of (needs kid; both relative to the float samples, so to the features' scale):
-      - the lower end of the KID drift is above collapse_limit x spread_float, spread_float being the KID,
-        seen from the float samples, of a model that repeats one of the float model's images;
+      - the lower end of the KID drift (where kid.against is "float", of the KID from the float samples) is
+        above collapse_limit x spread_float, spread_float being the KID, seen from the float samples, of a
+        model that repeats one of the float model's images;
       - kid.variance_share < 0.05: the quantized samples hardly differ from one another. (A model that gives
         one grey image near the float samples' mean is not far away in KID: this catches it.)
 
@@ -93,7 +94,9 @@ def decide(
     if drift.low is None or drift.high is None or drift.corrected is None:
         reason = f"The FID drift (raw {drift.raw:+.4g}) has no interval: {drift.reason}"
         if kid is not None:
-            reason += f"; the KID drift is {kid.drift:+.4g}, {_percent(kid.confidence)} in {_ends(kid)}"
+            reason += (
+                f"; the {_kid_name(kid)} is {kid.drift:+.4g}, {_percent(kid.confidence)} in {_ends(kid)}"
+            )
         return Verdict("inconclusive", reason + ".", "fid", _settle(drift, tolerance))
     interval = f"{drift.corrected:+.4g}, {_percent(drift.confidence)} in {_ends(drift)}, n = {drift.n}"
     if drift.high <= tolerance:
@@ -190,11 +193,15 @@ def _collapse(kid: KidDrift | None, limit: float) -> str | None:
         )
     if kid.low > limit * kid.spread_float:
         return (
-            f"The quantized model collapsed: the lower end of its KID drift, {kid.low:.4g}, is above "
+            f"The quantized model collapsed: the lower end of its {_kid_name(kid)}, {kid.low:.4g}, is above "
             f"{limit:g} times the KID of a model that repeats one image, {kid.spread_float:.4g} "
             f"(n = {kid.n})."
         )
     return None
+
+
+def _kid_name(kid: KidDrift) -> str:
+    return "KID from the float samples" if kid.against == "float" else "KID drift"
 
 
 def _percent(share: float) -> str:

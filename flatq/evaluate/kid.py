@@ -1,16 +1,18 @@
-"""KID, and the paired KID drift with its standard error.
+"""KID, the paired KID drift with its standard error, and the KID of a model from the float model.
 
-Needs the reference's features, not only its moments; exists for any n >= 2. What follows from it is
-decided in `flatq.evaluate.gate`.
+KID and its drift need the reference's features, not only its moments; `kid_from_float` needs no reference.
+All exist for any n >= 2. What follows from them is decided in `flatq.evaluate.gate`.
 
 Source: Binkowski, Sutherland, Arbel, Gretton 2018 (arXiv 1801.01401): the unbiased MMD^2 with the kernel
-k(x, y) = (x.y / d + 1)^3; Bounliphone et al. 2016 (arXiv 1511.04581) for variances of MMD differences.
+k(x, y) = (x.y / d + 1)^3; Bounliphone et al. 2016 (arXiv 1511.04581) for variances of MMD differences;
+Gretton et al. 2012 (JMLR 13) for the U-statistic of pairs.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,7 +27,7 @@ from flatq.evaluate.moments import (
     standard_error_of_mean,
 )
 
-__all__ = ["KidDrift", "kid", "kid_drift"]
+__all__ = ["KidDrift", "kid", "kid_drift", "kid_from_float", "kid_subsets"]
 
 _BLOCK_ENTRIES = 4_000_000  # kernel entries held at a time: 32 MB, a few times over
 
@@ -34,6 +36,8 @@ _BLOCK_ENTRIES = 4_000_000  # kernel entries held at a time: 32 MB, a few times 
 class KidDrift:
     """KID(q) - KID(x) against fixed reference features, from paired samples.
 
+    Where against is "float" there were no reference features, and drift is the KID of q from the float
+    samples x themselves: 0 for a model that gives the same distribution of images, whatever the data.
     drift, standard_error, half_width, low and high are in units of the squared MMD. spread_float is
     mean k(x_i, x_i) - mean_{i != j} k(x_i, x_j): the KID, averaged over i, of a model that repeats the one
     image i, measured against the float samples. variance_share is tr Cov(q) / tr Cov(x) (infinite where x is
@@ -52,6 +56,7 @@ class KidDrift:
     spread_float: float
     variance_share: float
     identical: bool
+    against: Literal["reference", "float"] = "reference"
 
 
 def _kernel(a: F64, b: F64) -> F64:
@@ -67,8 +72,9 @@ def _row_sums(a: F64, b: F64) -> F64:
     return np.concatenate([_kernel(a[i : i + rows], b).sum(axis=1) for i in range(0, len(a), rows)])
 
 
-def _diagonal(a: F64) -> F64:
-    k: F64 = np.einsum("ij,ij->i", a, a) / a.shape[1] + 1.0
+def _diagonal(a: F64, b: F64 | None = None) -> F64:
+    """k(a_i, b_i) [n]; b is a where it is left out."""
+    k: F64 = np.einsum("ij,ij->i", a, a if b is None else b) / a.shape[1] + 1.0
     return k * k * k
 
 
@@ -125,13 +131,11 @@ def kid_drift(
     index, count = (np.arange(n), n) if clusters is None else cluster_index(clusters, n)
     if count < 2:
         raise DataError("All samples are in one cluster.", expected="at least 2 clusters", got=str(count))
-    within_x = _within_means(xs, index, count)
+    within_x = _means_of_others(xs, xs, index, count)
     spread_x = float(_diagonal(xs).mean() - within_x.mean())
     if np.array_equal(xs, qs):
         return KidDrift(0.0, 0.0, 0.0, 0.0, 0.0, confidence, n, m, d, spread_x, 1.0, True)
-    within_q = _within_means(qs, index, count)
-    variance_x, variance_q = float(xs.var(axis=0).sum()), float(qs.var(axis=0).sum())
-    h = within_q - within_x
+    h = _means_of_others(qs, qs, index, count) - within_x
     g = (_row_sums(qs, r) - _row_sums(xs, r)) / m
     drift = float(h.mean() - 2.0 * g.mean())
     se = standard_error_of_mean(2.0 * (h - g), clusters)
@@ -147,20 +151,106 @@ def kid_drift(
         n_reference=m,
         dim=d,
         spread_float=spread_x,
-        variance_share=variance_q / variance_x if variance_x > 0 else math.inf,
+        variance_share=_variance_share(xs, qs),
         identical=False,
     )
 
 
-def _within_means(a: F64, index: NDArray[np.intp], count: int) -> F64:
-    """mean_j k(a_i, a_j) [n] over the j of other clusters than i's; index [n] in 0 .. count - 1."""
+def kid_from_float(
+    x: ArrayLike, q: ArrayLike, confidence: float = 0.95, clusters: ArrayLike | None = None
+) -> KidDrift:
+    """KID of features q (quantized) from x (float), both [n, d], row i from the same noise; no reference.
+
+    The U-statistic of the pairs z_i = (x_i, q_i), which need not be independent within themselves (Gretton
+    et al. 2012, lemma 6): mean over i != j of h(z_i, z_j) = k(x_i, x_j) + k(q_i, q_j) - k(x_i, q_j)
+    - k(q_i, x_j); a_i = 2 mean_{j != i} h(z_i, z_j), SE^2 = var(a) / n (crude where the KID is near 0).
+    Clusters as `kid_drift`. Identical features give exactly 0 with the interval [0, 0].
+
+    Raises:
+        DataError: bad features, shapes that differ, confidence outside (0, 1), fewer than 2 clusters.
+    """
+    xs, qs = as_features(x, name="float features"), as_features(q, name="quantized features")
+    check_pairs(xs, qs, confidence)
+    n, d = xs.shape
+    index, count = (np.arange(n), n) if clusters is None else cluster_index(clusters, n)
+    if count < 2:
+        raise DataError("All samples are in one cluster.", expected="at least 2 clusters", got=str(count))
+    within_x = _means_of_others(xs, xs, index, count)
+    spread_x = float(_diagonal(xs).mean() - within_x.mean())
+    if np.array_equal(xs, qs):
+        return KidDrift(0.0, 0.0, 0.0, 0.0, 0.0, confidence, n, n, d, spread_x, 1.0, True, "float")
+    h = within_x + _means_of_others(qs, qs, index, count)
+    h -= _means_of_others(xs, qs, index, count) + _means_of_others(qs, xs, index, count)
+    value = float(h.mean())
+    se = standard_error_of_mean(2.0 * h, clusters)
+    half = normal_quantile(confidence) * se
+    return KidDrift(
+        drift=value,
+        standard_error=se,
+        half_width=half,
+        low=value - half,
+        high=value + half,
+        confidence=confidence,
+        n=n,
+        n_reference=n,
+        dim=d,
+        spread_float=spread_x,
+        variance_share=_variance_share(xs, qs),
+        identical=False,
+        against="float",
+    )
+
+
+def kid_subsets(
+    features: ArrayLike,
+    reference_features: ArrayLike,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 2020,
+) -> tuple[float, float]:
+    """Mean and standard deviation of the KID over random subsets: the published protocol.
+
+    Each subset draws subset_size rows of both sides without replacement, from numpy's `RandomState(seed)`
+    (frozen for ever), as torch-fidelity does with its defaults. The deviation (divided by the number of
+    subsets) is that between subsets, no standard error of the mean. `kid` is the better estimate.
+
+    Raises:
+        DataError: bad features, different dimensions, no subsets, or subsets of fewer than 2 rows or of more
+            than a side has.
+    """
+    x = as_features(features)
+    r = as_features(reference_features, name="reference features")
+    _same_dim(r, x)
+    if subsets < 1 or not 2 <= subset_size <= min(len(x), len(r)):
+        raise DataError(
+            "The subsets of the KID do not fit the features.",
+            expected=f"at least 1 subset of 2 to {min(len(x), len(r))} rows",
+            got=f"{subsets} subsets of {subset_size}",
+            next_step="take smaller subsets, or more samples",
+        )
+    rng = np.random.RandomState(seed)
+    values = []
+    for _ in range(subsets):
+        rows = rng.choice(len(x), subset_size, replace=False)
+        values.append(kid(x[rows], r[rng.choice(len(r), subset_size, replace=False)]))
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _variance_share(x: F64, q: F64) -> float:
+    """tr Cov(q) / tr Cov(x)."""
+    of_x = float(x.var(axis=0).sum())
+    return float(q.var(axis=0).sum()) / of_x if of_x > 0 else math.inf
+
+
+def _means_of_others(a: F64, b: F64, index: NDArray[np.intp], count: int) -> F64:
+    """mean_j k(a_i, b_j) [n] over the j of other clusters than i's; index [n] in 0 .. count - 1."""
     n = len(a)
-    sums = _row_sums(a, a)
+    sums = _row_sums(a, b)
     if count == n:
-        return (sums - _diagonal(a)) / (n - 1)
+        return (sums - _diagonal(a, b)) / (n - 1)
     sizes = np.bincount(index, minlength=count)
     order = np.argsort(index, kind="stable")
     for rows in np.split(order, np.cumsum(sizes)[:-1]):
-        sums[rows] -= _row_sums(a[rows], a[rows])
+        sums[rows] -= _row_sums(a[rows], b[rows])
     means: F64 = sums / (n - sizes[index])
     return means

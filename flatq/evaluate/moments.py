@@ -1,15 +1,13 @@
 """Mean and covariance of features, the fixed reference statistics with their cached root, and the checks
 and the standard error that all paired comparisons share.
 
-Distances between them live in `flatq.evaluate.frechet`, extracting features in the extractor modules.
+Distances between them live in `flatq.evaluate.frechet`, extracting features in the extractor modules, files
+of reference statistics in `flatq.evaluate.reference`.
 """
 
 from __future__ import annotations
 
-import os
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -19,32 +17,28 @@ from flatq.errors import DataError
 
 __all__ = [
     "F64",
-    "REFERENCE_VERSION",
     "Moments",
     "Reference",
     "as_features",
     "check_pairs",
     "cluster_index",
-    "load_reference",
     "moments_of",
     "normal_quantile",
     "rank_threshold",
     "reference_from_features",
     "reference_from_moments",
-    "save_reference",
     "standard_error_of_mean",
 ]
 
 F64 = NDArray[np.float64]
-REFERENCE_VERSION = 1
 _RANK_MARGIN = 10.0
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """n samples' mean [d] f64 and unbiased (n - 1) covariance [d, d] f64."""
+    """n samples' mean [d] f64 and unbiased (n - 1) covariance [d, d] f64; n is None where it is unknown."""
 
-    n: int
+    n: int | None
     mean: F64
     cov: F64
 
@@ -58,12 +52,12 @@ class Reference:
     """Reference statistics (mu_r, R), taken as fixed.
 
     mean [d], cov [d, d] and root = R^(1/2) [d, d] are f64 and read-only; n is the number of reference
-    samples. rank counts the eigenvalues of R that R^(1/2) S R^(1/2) can tell from rounding for an S like R:
-    those above 10 sqrt(10 eps d) l_max (the square root because R enters twice, the factor 10 so that a
-    direction at the edge of rounding never decides whether there is an interval).
+    samples, None where it is unknown. rank counts the eigenvalues of R that R^(1/2) S R^(1/2) can tell from
+    rounding for an S like R: those above 10 sqrt(10 eps d) l_max (the square root because R enters twice,
+    the factor 10 so that a direction at the edge of rounding never decides whether there is an interval).
     """
 
-    n: int
+    n: int | None
     mean: F64
     cov: F64
     root: F64
@@ -171,10 +165,14 @@ def reference_from_moments(moments: Moments) -> Reference:
     """Reference with R^(1/2) from the symmetric eigenproblem of R; rounding below zero is cut to zero.
 
     Raises:
-        DataError: shapes do not fit, not finite, not symmetric, not positive semidefinite, or zero.
+        DataError: not numbers, shapes do not fit, not finite, not symmetric, not positive semidefinite, or
+            zero.
     """
-    mean = np.array(moments.mean, dtype=np.float64)
-    cov = np.array(moments.cov, dtype=np.float64)
+    try:
+        mean = np.array(moments.mean, dtype=np.float64)
+        cov = np.array(moments.cov, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError("The reference statistics are not numbers.", got=str(error)) from error
     if mean.ndim != 1 or mean.size < 1 or cov.shape != (mean.size, mean.size):
         raise DataError(
             "The reference statistics have the wrong shape.",
@@ -201,7 +199,7 @@ def reference_from_moments(moments: Moments) -> Reference:
     rank = int((values > _RANK_MARGIN * np.sqrt(rank_threshold(mean.size)) * top).sum())
     for array in (mean, cov, root):
         array.flags.writeable = False
-    return Reference(n=int(moments.n), mean=mean, cov=cov, root=root, rank=rank)
+    return Reference(n=moments.n, mean=mean, cov=cov, root=root, rank=rank)
 
 
 def reference_from_features(features: ArrayLike) -> Reference:
@@ -211,50 +209,3 @@ def reference_from_features(features: ArrayLike) -> Reference:
         DataError: as `as_features` and `reference_from_moments`.
     """
     return reference_from_moments(moments_of(features))
-
-
-def save_reference(path: str | os.PathLike[str], reference: Reference | Moments) -> None:
-    """Write version, mu [d], sigma [d, d] and n as npz, under a temporary name first."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                version=np.int64(REFERENCE_VERSION),
-                mu=np.asarray(reference.mean, dtype=np.float64),
-                sigma=np.asarray(reference.cov, dtype=np.float64),
-                n=np.int64(reference.n),
-            )
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_reference(path: str | os.PathLike[str]) -> Reference:
-    """Read what `save_reference` wrote. Never unpickles.
-
-    Raises:
-        DataError: no such file, no npz, keys missing, another version, or unusable statistics.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} holds a bare array.", expected="an npz with mu, sigma, n, version")
-            missing = [key for key in ("version", "mu", "sigma", "n") if key not in archive.files]
-            if missing:
-                raise DataError(
-                    f"{path} is no flatq reference file.",
-                    expected="the keys version, mu, sigma and n",
-                    got=f"{', '.join(sorted(archive.files)) or 'no keys'} (missing: {', '.join(missing)})",
-                    next_step="make it with `flatq stats DATA -o ref.npz`",
-                )
-            version, n = int(archive["version"]), int(archive["n"])
-            mean, cov = archive["mu"], archive["sigma"]
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"Cannot read the reference statistics {path}.", got=str(error)) from error
-    if version != REFERENCE_VERSION:
-        raise DataError(
-            f"{path} has another format version.", expected=str(REFERENCE_VERSION), got=str(version)
-        )
-    return reference_from_moments(Moments(n=n, mean=mean, cov=cov))

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from flatq.evaluate.drift import Drift
 from flatq.evaluate.kid import KidDrift
+from flatq.evaluate.prc import PrecisionRecall
 
 if TYPE_CHECKING:
     from flatq.report.model import ModelEntry, Report
@@ -23,12 +24,20 @@ _HEAD = (
     "corrected drift [low, high]",
     "SE",
     "n/r",
+    "precision / recall",
     "per-image rms",
     "size",
     "latency",
     "verdict",
 )
 _NONE = "-"
+_ROUNDING = {
+    "round": ("rounding to the nearest level", "(the convention of diffusers)"),
+    "truncate": (
+        "dropping the fraction",
+        "(the convention of guided-diffusion; half a level darker on average, which moves the FID)",
+    ),
+}
 
 
 def render_markdown(report: Report) -> str:
@@ -70,7 +79,9 @@ def _table(report: Report) -> str:
         (
             f"{_text(base.name)} (float, {_text(base.precision)})",
             float_fids.pop() if len(float_fids) == 1 else _NONE,
-            *[_NONE] * 7,
+            *[_NONE] * 6,
+            _prc(base.prc),
+            _NONE,
             _size(base.size_bytes),
             _latency(base.latency_ms),
             "baseline",
@@ -97,6 +108,7 @@ def _row(entry: ModelEntry) -> tuple[str, ...]:
     return (
         f"{_text(entry.label)} ({_text(entry.precision)})",
         *middle,
+        _prc(entry.prc),
         _number(entry.rms_distance_mean),
         _size(entry.size_bytes),
         _latency(entry.latency_ms),
@@ -108,12 +120,19 @@ def _reading(report: Report) -> str:
     net = report.extractor
     lines = [
         f"All distances are in the features of **{_text(net.name)}** ({net.dim} dimensions, sha256 "
-        f"`{net.digest[:16]}`). These distances compare with each other, never with Inception FID.",
+        f"`{net.digest[:16]}`). {_scale(report)}",
         "The raw drift is FID quantized minus FID float as usually published; the corrected drift is the raw "
         "drift less the bias correction for the number of samples. n/r is samples per feature direction; "
         "per-image rms is the mean over pairs, in units of [-1, 1]; latency is the median of one network "
         "evaluation at the sampling batch.",
+        _neighbours(report),
     ]
+    if report.reference.kind == "foreign-statistics":
+        lines.insert(
+            1,
+            f"The reference statistics name no extractor: that {_text(net.name)} made them, and from how "
+            "many images, cannot be checked.",
+        )
     relative = {e.drift.relative_tolerance for e in report.models if e.drift is not None} - {None}
     lines += [
         f"Drifts are counted beyond a relative tolerance: (1 + {tolerance:g}) times FID float is subtracted."
@@ -122,6 +141,53 @@ def _reading(report: Report) -> str:
     if any(re.search(r"w4(?!\d)", entry.precision.lower()) for entry in report.models):
         lines.append("w4: 4-bit values run on 8-bit kernels; the latency is that of 8 bits.")
     return "\n\n".join(lines)
+
+
+def _scale(report: Report) -> str:
+    """What the distances compare with."""
+    net, reference = report.extractor, report.reference
+    if net.kind != "inception":
+        return "These distances compare with each other, never with Inception FID."
+    count = "an unknown number of" if reference.n is None else f"{reference.n}"
+    parts = [
+        "The weights are the published ones, so the raw FIDs are of the standard kind"
+        if net.published
+        else "The weights did not come from the published file, so flatq cannot say that the raw FIDs are of "
+        "the standard kind",
+        f": {report.n} samples of {report.plan.get('steps', 'unknown')} steps, to uint8 by "
+        f"{_ROUNDING[report.rounding][0]}, against {count} reference images. Published FIDs are of 50,000 "
+        "samples; fewer give a larger value. Raw FIDs compare only at the same weights, number of samples, "
+        "rounding, reference and preprocessing; corrected drifts never with published numbers.",
+    ]
+    return "".join(parts)
+
+
+def _neighbours(report: Report) -> str:
+    """What precision and recall are of, or why there are none."""
+    reference = report.reference
+    if reference.kind != "images":
+        return (
+            "The reference is statistics alone. KID needs the reference's features, and so do precision and "
+            "recall: instead of a KID drift there is the KID of each quantized model from the float samples "
+            "themselves, which is no distance to the data."
+        )
+    every = [report.baseline.prc, *(entry.prc for entry in report.models)]
+    found = next((prc for prc in every if prc is not None), None)
+    if found is None:
+        return ""
+    some = [
+        f"{used} of the {total} {what} (a fixed random choice)"
+        if total is not None and used < total
+        else f"all {used} {what}"
+        for used, total, what in (
+            (found.n, report.n, "samples"),
+            (found.n_reference, reference.n, "reference images"),
+        )
+    ]
+    return (
+        f"Precision / recall (Kynkaanniemi et al. 2019, k = {found.k}) is of {some[0]} against {some[1]}, in "
+        "the same features: read it beside the float model's."
+    )
 
 
 def _details(report: Report) -> str:
@@ -138,7 +204,8 @@ def _details(report: Report) -> str:
             parts.append(f"interval at {100 * entry.drift.confidence:.3g} %")
         if entry.kid is not None:
             kid = entry.kid
-            parts.append(f"KID drift {_signed(kid.drift)} {_ends(kid)}, SE {_number(kid.standard_error)}")
+            what = "KID from the float samples" if kid.against == "float" else "KID drift"
+            parts.append(f"{what} {_signed(kid.drift)} {_ends(kid)}, SE {_number(kid.standard_error)}")
         if entry.rms_distance_max is not None:
             parts.append(f"largest per-image rms {_number(entry.rms_distance_max)}")
         parts.append(f"ran on {_identity(entry.runtime)}")
@@ -151,18 +218,36 @@ def _details(report: Report) -> str:
 
 def _setting(report: Report) -> str:
     plan = dict(report.plan)
-    reference, base = report.reference, report.baseline
+    if plan.pop("label", None) is None and report.labels is None:
+        plan.pop("guidance", None)
+    base = report.baseline
     lines = [f"- n: {report.n} pairs on the same noise, indices {report.first_index} to {report.last_index}"]
     lines += [f"- {key}: {_text(plan.pop(key))}" for key in ("steps", "sampler", "seed") if key in plan]
     lines += [f"- {_text(key)}: {_text(value)}" for key, value in plan.items()]
+    if report.labels is not None:
+        lines.append(f"- labels: {_text(report.labels)}")
+    net = report.extractor
     lines += [
-        f"- rounding: {report.rounding}",
-        f"- reference: {_text(reference.name)}, {reference.n} images, "
-        f"digest `{_text(reference.digest[:16])}`",
+        f"- rounding: {report.rounding}: samples become uint8 by {' '.join(_ROUNDING[report.rounding])}",
+        f"- extractor: {_text(net.name)}, digest `{_text(net.digest)}`"
+        + ("" if net.preprocessing is None else f", {_text(net.preprocessing)}"),
+        f"- reference: {_reference(report)}",
         f"- baseline: {_text(base.name)}, {_text(base.precision)}, digest `{_text(base.digest[:16])}`, "
         f"ran on {_identity(base.runtime)}",
     ]
     return "\n".join(lines)
+
+
+def _reference(report: Report) -> str:
+    reference = report.reference
+    count = "an unknown number of images" if reference.n is None else f"{reference.n} images"
+    kind = {
+        "images": "",
+        "statistics": "statistics of ",
+        "foreign-statistics": "statistics of others in ",
+    }[reference.kind]
+    prepared = "" if reference.preprocessing is None else f", preprocessing: {_text(reference.preprocessing)}"
+    return f"{kind}{_text(reference.name)}, {count}, digest `{_text(reference.digest[:16])}`{prepared}"
 
 
 def _grids(report: Report) -> list[str]:
@@ -206,6 +291,10 @@ def _signed(value: float | None) -> str:
 
 def _ends(interval: Drift | KidDrift) -> str:
     return f"[{_signed(interval.low)}, {_signed(interval.high)}]"
+
+
+def _prc(prc: PrecisionRecall | None) -> str:
+    return _NONE if prc is None else f"{prc.precision:.3f} / {prc.recall:.3f}"
 
 
 def _size(size: int) -> str:

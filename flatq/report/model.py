@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flatq import __version__
 from flatq.errors import DataError
 from flatq.evaluate.drift import Drift
+from flatq.evaluate.extractor import Kind
 from flatq.evaluate.gate import Verdict
 from flatq.evaluate.kid import KidDrift
+from flatq.evaluate.prc import PrecisionRecall
 from flatq.report.markdown import render_markdown
 
 __all__ = [
@@ -42,23 +44,34 @@ class _Part(BaseModel):
 
 
 class Extractor(_Part):
-    """The feature network: its name, sha256 and number of features."""
+    """The feature extractor: its name, sha256 and number of features.
+
+    kind, preprocessing, published: as in `flatq.evaluate.extractor.Extractor`.
+    """
 
     name: str
     digest: str
     dim: int = Field(gt=0)
+    kind: Kind = "onnx"
+    preprocessing: str | None = None
+    published: bool | None = None
 
 
 class ReferenceEntry(_Part):
-    """The reference images: their name, digest and number."""
+    """The reference: as in `flatq.evaluate.reference.ReferenceSource`.
+
+    n: None where the number of images is unknown.
+    """
 
     name: str
     digest: str
-    n: int = Field(gt=0)
+    n: int | None = Field(gt=0)
+    kind: Literal["images", "statistics", "foreign-statistics"] = "images"
+    preprocessing: str | None = None
 
 
 class Baseline(_Part):
-    """The float model. runtime: its identity. latency_ms: as in `ModelEntry`."""
+    """The float model. runtime: its identity. latency_ms, prc: as in `ModelEntry`."""
 
     name: str
     digest: str
@@ -66,14 +79,15 @@ class Baseline(_Part):
     runtime: dict[str, Any]
     size_bytes: int = Field(ge=0)
     latency_ms: float | None = None
+    prc: PrecisionRecall | None = None
 
 
 class ModelEntry(_Part):
     """A quantized model beside the baseline.
 
     name: of the file or folder. label: for tables. latency_ms: median of one network evaluation at the
-    sampling batch. drift, kid, finite and the distances: as in `flatq.evaluate.compare.Comparison`. grid,
-    sidecar: paths relative to the report's folder.
+    sampling batch. drift, kid, prc (precision and recall), finite and the distances: as in
+    `flatq.evaluate.compare.Comparison`. grid, sidecar: paths relative to the report's folder.
     """
 
     name: str
@@ -88,6 +102,7 @@ class ModelEntry(_Part):
     finite: bool
     rms_distance_mean: float | None
     rms_distance_max: float | None
+    prc: PrecisionRecall | None = None
     verdict: Verdict | None = None
     grid: str | None = None
     sidecar: str | None = None
@@ -103,12 +118,14 @@ class Environment(_Part):
 
 
 class Report(_Part):
-    """All of report.json. plan: the fields of the `SamplePlan`. n: the number of pairs."""
+    """All of report.json. plan: the fields of the `SamplePlan`. labels: which label an image got, in words;
+    None for a network without classes. n: the number of pairs."""
 
     format: Literal["flatq-report"] = "flatq-report"
     version: Literal[1] = 1
     created_with: str = __version__
     plan: dict[str, Any]
+    labels: str | None = None
     n: int = Field(gt=0)
     first_index: int = Field(ge=0)
     last_index: int = Field(ge=0)

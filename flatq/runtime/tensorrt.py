@@ -80,7 +80,7 @@ class TensorRtRuntime:
         # TensorRT's objects hold no reference to each other: the runtime has to outlive the engine.
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        self._context = self._engine.create_execution_context() if self._engine else None
+        self._context: Any = self._engine.create_execution_context() if self._engine else None
         if self._context is None:
             raise ArtifactError(
                 f"TensorRT {self._version} refuses {path}",

@@ -9,6 +9,7 @@ import pytest
 
 from flatq.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flatq.cli import main
+from flatq.deployment import read_deployment
 from flatq.train import TrainConfig, train
 
 
@@ -203,7 +204,10 @@ def test_from_checkpoint_to_a_verdict(cli: _Cli, digits: Path, tmp_path: Path) -
     assert cli(*quantize) == 2  # it exists
     assert cli("inspect", artifact) == 0
     assert cli("sample", artifact, "-n", 2, "--steps", 2, "-o", tmp_path / "a.npz") == 2  # not exported
+    assert cli("export", artifact, "--onnx", "--plain") == 0
+    assert read_deployment(artifact / "onnxruntime")[0].provenance["rewrites"] == {}
     assert cli("export", artifact, "--onnx") == 0
+    assert read_deployment(artifact / "onnxruntime")[0].provenance["rewrites"]["group-norm"]["applied"] > 0
     assert cli("sample", artifact, "-n", 2, "--steps", 2, "-o", tmp_path / "a.npz") == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "q"]
 

@@ -35,6 +35,16 @@ def test_against_sqrtm(reference: Reference) -> None:
     assert frechet_distance(moments_of(x), reference) == frechet_distance(x, reference)
 
 
+@pytest.mark.parametrize("n", [2, 5, 8, 9])
+def test_few_samples(reference: Reference, n: int) -> None:
+    """The distance from n x n matrices is that from d x d ones."""
+    x = _skewed(1, n, 8)
+    side = frechet_side(x, reference)
+    assert side.distance == pytest.approx(frechet_distance(moments_of(x), reference), rel=1e-10)
+    values = np.linalg.eigvals(np.cov(x.T) @ reference.cov).real
+    assert side.rank == (values > 1e-10 * values.max()).sum() == min(n - 1, 8)
+
+
 def test_equal_covariances_leave_the_means(reference: Reference) -> None:
     shift = np.linspace(-1, 2, 8)
     moments = Moments(n=100, mean=reference.mean + shift, cov=reference.cov)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -9,12 +7,10 @@ from flatq.errors import DataError
 from flatq.evaluate.moments import (
     Moments,
     as_features,
-    load_reference,
     moments_of,
     normal_quantile,
     reference_from_features,
     reference_from_moments,
-    save_reference,
     standard_error_of_mean,
 )
 
@@ -46,35 +42,6 @@ def test_dead_features_lower_the_rank() -> None:
     assert reference_from_features(x).rank == 5
 
 
-def test_reference_round_trip(tmp_path: Path) -> None:
-    reference = reference_from_features(np.random.default_rng(3).normal(size=(20, 4)))
-    save_reference(tmp_path / "ref.npz", reference)
-    read = load_reference(tmp_path / "ref.npz")
-    np.testing.assert_array_equal(read.mean, reference.mean)
-    np.testing.assert_array_equal(read.cov, reference.cov)
-    np.testing.assert_array_equal(read.root, reference.root)
-    assert (read.n, read.rank) == (20, 4)
-    assert [path.name for path in tmp_path.iterdir()] == ["ref.npz"]
-
-
-def test_load_refuses_what_it_does_not_know(tmp_path: Path) -> None:
-    path = tmp_path / "ref.npz"
-    with pytest.raises(DataError, match="Cannot read"):
-        load_reference(path)
-    path.write_bytes(b"no archive")
-    with pytest.raises(DataError, match="Cannot read"):
-        load_reference(path)
-    np.savez(path, mu=np.zeros(2), sigma=np.eye(2))
-    with pytest.raises(DataError, match=r"missing: version, n"):
-        load_reference(path)
-    np.savez(path, mu=np.zeros(2), sigma=np.eye(2), n=9, version=99)
-    with pytest.raises(DataError, match="another format version"):
-        load_reference(path)
-    np.savez(path, mu=np.array([{}, {}], dtype=object), sigma=np.eye(2), n=9, version=1)
-    with pytest.raises(DataError, match="Cannot read"):
-        load_reference(path)
-
-
 @pytest.mark.parametrize(
     "bad", [np.zeros(3), np.zeros((1, 3)), np.zeros((3, 0)), [["a", "b"], ["c", "d"]], [[np.nan, 1], [0, 1]]]
 )
@@ -91,6 +58,7 @@ def test_bad_features(bad: object) -> None:
         np.diag([1.0, -1.0]),
         np.array([[1.0, 0.5], [0.0, 1.0]]),
         np.full((2, 2), np.inf),
+        np.full((2, 2), "a"),
     ],
 )
 def test_bad_reference(cov: np.ndarray) -> None:

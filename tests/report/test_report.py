@@ -11,7 +11,9 @@ from PIL import Image
 
 from flatq.errors import DataError
 from flatq.evaluate.drift import Drift, fid_drift, kid_drift
+from flatq.evaluate.kid import kid_from_float
 from flatq.evaluate.moments import reference_from_features
+from flatq.evaluate.prc import PrecisionRecall, manifold_of, precision_recall
 from flatq.report.grids import save_pair_grid
 from flatq.report.markdown import render_markdown
 from flatq.report.model import (
@@ -45,6 +47,7 @@ def _entry(kind: str, n: int = 400, **more: Any) -> ModelEntry:
         fields = {
             "drift": fid_drift(x, q, reference_from_features(real)),
             "kid": kid_drift(x, q, real),
+            "prc": precision_recall(manifold_of(q), manifold_of(real)),
             "rms_distance_mean": 0.05,
             "rms_distance_max": 0.2,
         }
@@ -61,23 +64,24 @@ def _entry(kind: str, n: int = 400, **more: Any) -> ModelEntry:
     return ModelEntry(**(base | fields | more))
 
 
-def _report(*models: ModelEntry) -> Report:
-    return Report(
-        plan={"steps": 20, "sampler": "ddim", "eta": 0.0, "seed": 7, "clip": True},
-        n=400,
-        first_index=0,
-        last_index=399,
-        extractor=Extractor(name="digits48", digest="cd" * 32, dim=48),
-        reference=ReferenceEntry(name="digits:heldout", digest="ef" * 32, n=297),
-        rounding="round",
-        baseline=Baseline(
+def _report(*models: ModelEntry, **more: Any) -> Report:
+    fields: dict[str, Any] = {
+        "plan": {"steps": 20, "sampler": "ddim", "eta": 0.0, "seed": 7, "clip": True},
+        "n": 400,
+        "first_index": 0,
+        "last_index": 399,
+        "extractor": Extractor(name="digits48", digest="cd" * 32, dim=48),
+        "reference": ReferenceEntry(name="digits:heldout", digest="ef" * 32, n=297),
+        "rounding": "round",
+        "baseline": Baseline(
             name="float.onnx", digest="01" * 32, precision="fp32", runtime=RUNTIME, size_bytes=4_000_000
         ),
-        models=list(models),
-        environment=Environment(
+        "models": list(models),
+        "environment": Environment(
             python="3.12.1", platform="Linux", versions={"numpy": "2.4.6"}, cpu="Some CPU"
         ),
-    )
+    }
+    return Report(**(fields | more))
 
 
 def test_roundtrip_is_exact(tmp_path: Path) -> None:
@@ -131,14 +135,14 @@ def test_markdown() -> None:
         "- steps: 20",
         "- sampler: ddim",
         "- seed: 7",
-        "- rounding: round",
+        "- rounding: round: samples become uint8 by rounding to the nearest level (the convention of diff",
         "n: 400 pairs",
         "297 images",
     ):
         assert line in text
     rows = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 1 + 4
-    assert {row.count("|") for row in rows} == {13}
+    assert {row.count("|") for row in rows} == {14}
     drift = report.models[0].drift
     assert drift is not None
     for value in (
@@ -151,6 +155,81 @@ def test_markdown() -> None:
     eight = render_markdown(_report(_entry("small", precision="w8a8")))
     assert "4-bit" not in eight
     assert "**small: not gated**" in eight
+
+
+_INCEPTION: dict[str, Any] = {
+    "name": "inception-v3-compat",
+    "digest": "cd" * 32,
+    "dim": 2048,
+    "kind": "inception",
+    "preprocessing": "uint8, bilinear to 299 x 299",
+}
+
+
+def test_what_inception_distances_compare_with() -> None:
+    def page(published: bool, kind: str = "images", n: int | None = 297, **more: Any) -> str:
+        extractor = Extractor(**_INCEPTION, published=published)
+        reference = ReferenceEntry.model_validate({"name": "ref", "digest": "ef" * 32, "n": n, "kind": kind})
+        return render_markdown(_report(_entry("small"), extractor=extractor, reference=reference, **more))
+
+    text = page(published=True)
+    assert "never with Inception FID" not in text
+    assert "raw FIDs are of the standard kind" in text
+    assert "400 samples of 20 steps, to uint8 by rounding to the nearest level, against 297 reference" in text
+    assert "50,000 samples" in text
+    assert f"- extractor: inception-v3-compat, digest `{'cd' * 32}`, uint8, bilinear to 299 x 299" in text
+    assert "cannot say that the raw FIDs are of the standard kind" in page(published=False)
+    truncated = page(published=True, rounding="truncate")
+    assert "dropping the fraction (the convention of guided-diffusion; half a level darker" in truncated
+    foreign = page(published=True, kind="foreign-statistics", n=None)
+    assert "cannot be checked" in foreign
+    assert "statistics of others in ref, an unknown number of images" in foreign
+
+
+def test_a_reference_that_is_statistics_alone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, D))
+    entry = _entry("small", kid=kid_from_float(x, x + 0.3), prc=None)
+    reference = ReferenceEntry(name="ref.npz", digest="ef" * 32, n=None, kind="foreign-statistics")
+    report = _report(entry, reference=reference)
+    text = render_markdown(report)
+    assert "The reference statistics name no extractor: that digits48 made them" in text
+    assert "KID needs the reference's features" in text
+    assert "KID from the float samples" in text
+    assert "KID drift +" not in text
+    assert read_report(write_report(report, tmp_path)) == report
+
+
+def test_precision_and_recall_name_what_they_are_of() -> None:
+    text = render_markdown(_report(_entry("small")))
+    found = _entry("small").prc
+    assert found is not None
+    assert f"| {found.precision:.3f} / {found.recall:.3f} |" in text
+    many = ReferenceEntry(name="r", digest="ef" * 32, n=50000)
+    text = render_markdown(_report(_entry("small"), reference=many))
+    assert "is of all 400 samples against 800 of the 50000 reference images (a fixed random choice)" in text
+    base = _report().baseline.model_copy(update={"prc": PrecisionRecall(0.25, 0.75, 3, 400, 800)})
+    assert "| 0.250 / 0.750 |" in render_markdown(_report(_entry("small"), baseline=base))
+
+
+def test_a_report_of_before_these_fields_still_reads(tmp_path: Path) -> None:
+    report = _report(_entry("small", prc=None))
+    file = write_report(report, tmp_path)
+    raw = json.loads(file.read_text())
+    for part, names in (
+        (raw["extractor"], ("kind", "preprocessing", "published")),
+        (raw["reference"], ("kind", "preprocessing")),
+        (raw["baseline"], ("prc",)),
+        (raw["models"][0], ("prc",)),
+        (raw["models"][0]["kid"], ("against",)),
+    ):
+        for name in names:
+            del part[name]
+    file.write_text(json.dumps(raw))
+    again = read_report(file)
+    assert again == report
+    assert regate(again, 0.5) == regate(report, 0.5)
+    assert render_markdown(again) == render_markdown(report)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -14,9 +15,9 @@ from torch import nn
 from flatq.checkpoint import load_checkpoint
 from flatq.errors import ModelError, UsageError
 from flatq.network import build_network
+from flatq.process import ProcessConfig
 from flatq.train import TrainConfig, model_config_for, train
-from flatq.train.averages import Ema
-from flatq.train.objective import noise_prediction_loss
+from flatq.train.objective import Objective
 
 
 def _config(**changes: Any) -> TrainConfig:
@@ -31,24 +32,10 @@ def _config(**changes: Any) -> TrainConfig:
     return TrainConfig(**(values | changes))
 
 
-def test_ema_is_the_closed_form() -> None:
-    model = nn.Linear(1, 1, bias=False).double()
-    nn.init.constant_(model.weight, 1.0)
-    ema = Ema(model, 0.25)
-    expected = 1.0
-    for n, w in enumerate([2.0, -3.0, 5.0, 7.0], start=1):
-        nn.init.constant_(model.weight, w)
-        ema.update()
-        d = min(0.25, (1 + n) / (10 + n))  # 2/11, then 1/4
-        expected = d * expected + (1 - d) * w
-    assert ema.state_dict()["weight"].item() == pytest.approx(expected, rel=1e-12)
-    ema.state_dict()["weight"].zero_()
-    assert ema.state_dict()["weight"].item() == pytest.approx(expected, rel=1e-12)
-
-
 def test_loss_is_zero_for_a_network_that_undoes_the_process() -> None:
-    kept = torch.linspace(0.9, 0.1, 10, dtype=torch.float64)
-    x0, noise, t = torch.randn(4, 1, 2, 2), torch.randn(4, 1, 2, 2), torch.tensor([0, 3, 5, 9])
+    process = ProcessConfig(schedule="cosine", train_steps=10)
+    kept = torch.from_numpy(np.cumprod(1 - process.training_betas()))
+    x0, noise, t = torch.randn(4, 1, 2, 2), torch.randn(4, 1, 2, 2), torch.tensor([0, 3, 5, 8])
 
     class Oracle(nn.Module):
         def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -56,7 +43,7 @@ def test_loss_is_zero_for_a_network_that_undoes_the_process() -> None:
             a = kept[t].view(-1, 1, 1, 1)
             return ((x - a.sqrt() * x0) / (1 - a).sqrt()).float()
 
-    assert float(noise_prediction_loss(Oracle(), x0, t, noise, kept)) < 1e-10
+    assert float(Objective(process)(Oracle(), x0, t, noise).total.max()) < 1e-10
 
 
 @pytest.mark.parametrize("method", ["adm", "sam"])
@@ -87,10 +74,11 @@ def test_a_run_writes_both_weights_and_is_reproducible(tmp_path: Path, method: s
     assert loaded.provenance["data_name"] == "digits:train"
     report = json.loads((tmp_path / "a" / "train.json").read_text())
     curve = report.pop("curve")
+    assert report.pop("heldout_curve") == []
     assert report == loaded.provenance
     assert [point["step"] for point in curve] == [5]
     assert ("sharp_loss" in curve[0]) == (method == "sam")
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["ckpt.pt", "train.json"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["ckpt.pt", "state.pt", "train.json"]
 
 
 def test_the_global_generator_is_left_alone(tmp_path: Path) -> None:

@@ -1,0 +1,239 @@
+"""Models of diffusers, in and out: a `UNet2DModel` with a `DDPMScheduler` or `DDIMScheduler`.
+
+Here the parts are put together; finding them is `diffusers_source`'s work, the network `diffusers_unet`'s and
+the process `diffusers_scheduler`'s.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flatq import __version__
+from flatq.checkpoint import Checkpoint, ModelConfig, file_digest
+from flatq.errors import CheckpointError, UsageError
+from flatq.interop.diffusers_library import quiet_diffusers
+from flatq.interop.diffusers_scheduler import process_of_scheduler, scheduler_arguments
+from flatq.interop.diffusers_source import Source, locate, read_json, scheduler_file
+from flatq.interop.diffusers_unet import UnetConfig, read_unet_config, read_unet_weights, same_network
+from flatq.process import ProcessConfig
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["export_diffusers", "import_diffusers"]
+
+Note = Callable[[str], None]
+"""Told, in one line each, what was taken, left aside or would sample differently."""
+
+
+def import_diffusers(
+    source: str, *, ema: Path | None = None, scheduler: Path | None = None, note: Note
+) -> Checkpoint:
+    """Read a model of diffusers.
+
+    Args:
+        source: a `UNet2DModel`'s folder, a `DDPMPipeline`'s or `DDIMPipeline`'s folder, or a hub id.
+        ema: the folder of a second `UNet2DModel` with averaged weights; by default the `unet_ema/` of a
+            pipeline's folder, if it is the same network.
+        scheduler: scheduler_config.json, or a folder with it, in place of the pipeline's. A bare UNet
+            without one takes the defaults of `DDPMScheduler`.
+
+    Returns:
+        A checkpoint that is not saved yet, with raw and maybe ema weights. The network with these weights
+        gives what diffusers' gives.
+
+    Raises:
+        CheckpointError: anything that flatq cannot read, or could not sample as diffusers does, by its name.
+        MissingRuntimeError: diffusers is not installed.
+    """
+    found = locate(source, note)
+    config = read_unet_config(found.unet)
+    model = config.model()
+    process, scheduler_path = _process(found, scheduler, note)
+    _check_channels(model, process, config.file)
+    raw, files = read_unet_weights(found.unet, note)
+    weights: dict[str, Mapping[str, torch.Tensor]] = {"raw": raw}
+    roles = {"unet": (config.file, *files), "scheduler": (scheduler_path,), "": (found.index,)}
+    average = _average(found, ema, config, note)
+    if average is not None:
+        weights["ema"], files = read_unet_weights(average.file.parent, note)
+        roles["ema"] = (average.file, *files)
+    checkpoint = Checkpoint(model, process, weights, _provenance(found, config, scheduler, roles))
+    for name in weights:
+        checkpoint.network(name)  # refuses what does not fit flatq's own network, and NaN
+    return checkpoint
+
+
+def _process(found: Source, given: Path | None, note: Note) -> tuple[ProcessConfig, Path | None]:
+    if given is not None:
+        file = scheduler_file(given)
+        if found.scheduler is not None:
+            note(f"the scheduler is that of {file}, not the model's own")
+        return process_of_scheduler(read_json(file), str(file), note), file
+    if found.scheduler is None and found.index is not None:
+        scheduler_file(found.index.parent)  # a pipeline without one: refused
+    if found.scheduler is None:
+        return process_of_scheduler(None, "", note), None
+    content = read_json(found.scheduler)
+    if found.scheduler_class not in (None, content.get("_class_name")):
+        raise CheckpointError(
+            f"{found.name} contradicts itself about its scheduler",
+            expected=f"{found.scheduler_class}, as model_index.json says",
+            got=f"{content.get('_class_name')} in {found.scheduler}",
+            next_step="give the scheduler that the model was trained with by --scheduler",
+        )
+    return process_of_scheduler(content, str(found.scheduler), note), found.scheduler
+
+
+def _check_channels(model: ModelConfig, process: ProcessConfig, file: Path) -> None:
+    wanted = process.output_channels(model.image_channels)
+    if model.out_channels != wanted:
+        raise CheckpointError(
+            f"the out_channels in {file} contradict the scheduler's variance_type",
+            expected=f"{wanted} for {model.image_channels} image channels and {process.variance}",
+            got=str(model.out_channels),
+            next_step="give the scheduler that the model was trained with by --scheduler",
+        )
+
+
+def _average(found: Source, given: Path | None, config: UnetConfig, note: Note) -> UnetConfig | None:
+    """The averaged UNet: the one given has to be the same network; unet_ema is left aside if it is not."""
+    if given is not None:
+        average = read_unet_config(given)
+        different = same_network(config, average)
+        if different:
+            raise CheckpointError(
+                f"{given} is another network than {found.unet}",
+                expected="the same config.json but for dropout",
+                got="other " + ", ".join(different),
+                next_step="name the average of this model with --ema, or leave it out",
+            )
+        if found.ema is not None:
+            note(f"ema weights from {given}; the model's own unet_ema is left aside")
+        return average
+    if found.ema is None:
+        return None
+    try:
+        average = read_unet_config(found.ema)
+    except CheckpointError as error:
+        note(f"unet_ema is left aside: {error.what}")
+        return None
+    different = same_network(config, average)
+    if different:
+        note(f"unet_ema is left aside: it has another {', '.join(different)}")
+        return None
+    note("ema weights from unet_ema, beside the unet")
+    return average
+
+
+def _provenance(
+    found: Source,
+    config: UnetConfig,
+    scheduler: Path | None,
+    roles: Mapping[str, tuple[Path | None, ...]],
+) -> dict[str, Any]:
+    """Plain values; files by what they were read for."""
+    import torch
+
+    with quiet_diffusers() as diffusers:
+        versions = {
+            "flatq": __version__,
+            "torch": str(torch.__version__),
+            "diffusers": str(diffusers.__version__),
+        }
+    (path,) = roles["scheduler"]
+    return {
+        "method": "imported",
+        "source": {
+            "kind": "diffusers",
+            "name": found.name,
+            "revision": found.revision,
+            "pipeline": found.pipeline,
+            "scheduler": "DDPMScheduler" if path is None else str(read_json(path)["_class_name"]),
+            "scheduler_from": "defaults"
+            if path is None
+            else "the model"
+            if scheduler is None
+            else "--scheduler",
+            "written_by": config.version,
+            "files": {
+                f"{role}/{file.name}".lstrip("/"): file_digest(file)
+                for role, files in roles.items()
+                for file in files
+                if file is not None
+            },
+        },
+        "versions": versions,
+    }
+
+
+def export_diffusers(checkpoint: Checkpoint, folder: Path, *, average: str | None = None, note: Note) -> None:
+    """Write a folder that `DDPMPipeline.from_pretrained` loads, under a temporary name first.
+
+    Args:
+        average: the weights to write; None as in `Checkpoint.choose`.
+
+    Raises:
+        UsageError: the folder exists and is not empty, the network is one that `UNet2DModel` has no
+            arguments for, or the checkpoint does not hold the weights.
+        CheckpointError: the weights do not fit the configuration or are not finite.
+        MissingRuntimeError: diffusers is not installed.
+    """
+    model = checkpoint.model
+    _check_expressible(model)
+    name = checkpoint.choose(average)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(
+            f"{folder} already exists",
+            expected="a new or empty folder",
+            got="something that would be overwritten",
+            next_step="choose another name with -o, or remove it",
+        )
+    arguments = scheduler_arguments(checkpoint.process, note)
+    if model.classes is not None:
+        note(
+            f"{model.num_classes} classes: DDPMPipeline passes no labels, so call the UNet with class_labels "
+            "yourself"
+        )
+        if model.null_label is not None:
+            note(f"null label {model.null_label}: diffusers has no setting that holds it, so keep it in mind")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with quiet_diffusers() as diffusers:
+            scheduler = diffusers.DDPMScheduler(**arguments)
+            pipeline = diffusers.DDPMPipeline(unet=checkpoint.network(name).unet, scheduler=scheduler)
+            pipeline.save_pretrained(partial)
+        partial.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_expressible(model: ModelConfig) -> None:
+    """Refuse a network that is more than a `UNet2DModel`.
+
+    Raises:
+        UsageError: by the first field that a `UNet2DModel` has no argument for.
+    """
+    plain = ModelConfig.model_fields
+    for field, why in (
+        ("patch_size", "it takes the image as it is, not folded into patches"),
+        ("attention_heads", "its heads follow from one attention_head_dim"),
+        ("timestep_channels", "its sinusoids are as wide as the first level"),
+        ("timestep_scale", "it is given the timestep as it is"),
+    ):
+        value = getattr(model, field)
+        if value != plain[field].default:
+            raise UsageError(
+                "a UNet2DModel of diffusers cannot be this network",
+                expected=f"{field} {plain[field].default}: {why}",
+                got=f"{field} {value}",
+                next_step="keep the checkpoint, or train a network without it",
+            )

@@ -1,0 +1,80 @@
+"""An evaluation of a network with classes, from end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from flatq.assess import Assessment, assess
+from flatq.checkpoint import Checkpoint, save_checkpoint
+from flatq.errors import ArtifactError, UsageError
+from flatq.sampler import SamplePlan
+
+
+@pytest.fixture(scope="module")
+def feature_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four features: the pixels of 3 x 16 x 16 images against fixed random directions."""
+    weights = np.random.default_rng(1).standard_normal((3 * 16 * 16, 4)).astype(np.float32)
+    graph = onnx.parser.parse_graph(
+        """net (uint8[N, 3, 16, 16] images) => (float[N, 4] features) {
+            x = Cast <to = 1> (images)
+            flat = Flatten (x)
+            features = MatMul (flat, weights)
+        }"""
+    )
+    graph.initializer.append(onnx.numpy_helper.from_array(weights, "weights"))
+    path = tmp_path_factory.mktemp("features") / "directions.onnx"
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def task(labelled: Checkpoint, feature_net: Path, tmp_path: Path) -> Assessment:
+    np.savez(
+        tmp_path / "data.npz", np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    )
+    assert labelled.source is not None
+    return Assessment(
+        models=(labelled.source,),
+        baseline=labelled.source,
+        data=str(tmp_path / "data.npz"),
+        out=tmp_path / "out",
+        plan=SamplePlan(steps=1, guidance=2.0),
+        images=12,
+        features=str(feature_net),
+        threads=1,
+        cache=False,
+    )
+
+
+def test_the_report_says_how_images_were_labelled(task: Assessment) -> None:
+    said: list[str] = []
+    report = assess(task, note=said.append)
+    assert report.labels == "image index modulo 5 classes"
+    assert report.models[0].drift is not None
+    assert report.models[0].drift.identical
+    page = (task.out / "report.md").read_text()
+    assert "- labels: image index modulo 5 classes" in page
+    assert "- guidance: 2.0" in page
+    assert "weights of the baseline: raw (the default)" in said
+
+
+def test_a_label_out_of_range_is_refused_before_anything_is_sampled(task: Assessment) -> None:
+    with pytest.raises(UsageError, match="out of range"):
+        assess(dataclasses.replace(task, plan=SamplePlan(steps=1, label=6)))
+    assert not task.out.exists()
+
+
+def test_models_of_other_labels_are_refused(task: Assessment, labelled: Checkpoint, tmp_path: Path) -> None:
+    model = labelled.model.model_copy(update={"null_label": None})
+    save_checkpoint(dataclasses.replace(labelled, model=model), tmp_path / "other.pt")
+    with pytest.raises(ArtifactError, match="does not take the labels"):
+        assess(
+            dataclasses.replace(task, models=(tmp_path / "other.pt",), plan=SamplePlan(steps=1)),
+        )

@@ -1,0 +1,152 @@
+"""What each step trains on: images, timesteps, noise, labels. Drawn on the CPU, alike on all devices.
+
+All processes draw the same joint batch from generators in the same state, and each takes its part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flatq.images import ImageSet, load_images, to_float
+from flatq.train.config import TrainConfig
+from flatq.train.timesteps import TimestepSampler
+
+__all__ = ["Batch", "Batches", "read_images"]
+
+_OTHER_STREAM = 0x9E3779B9  # any constant: keeps the second generator's seed apart from the first's
+
+
+def read_images(config: TrainConfig, source: str | None = None, *, limit: int | None = None) -> ImageSet:
+    """The images of a run, or others made alike.
+
+    Args:
+        source: another one than `config.data`, of which `config.limit` says nothing.
+        limit: the first so many.
+
+    Raises:
+        DataError, MissingRuntimeError: as `flatq.images.load_images`.
+    """
+    return load_images(
+        config.data if source is None else source,
+        size=config.size,
+        resize=None if config.size is None else config.resize,
+        limit=config.limit if source is None and limit is None else limit,
+        channels=config.image_channels,
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A joint batch, or one process's part of it.
+
+    Attributes:
+        x0: float32 [N, C, H, W], in [-1, 1].
+        t: int64 [N]. weight: float32 [N], of the timesteps' importance.
+        noise: float32, like x0, standard normal.
+        shift: float32, like x0, what input perturbation adds to the noise; None without it.
+        label: int64 [N]; None for a network without classes.
+    """
+
+    x0: torch.Tensor
+    t: torch.Tensor
+    weight: torch.Tensor
+    noise: torch.Tensor
+    shift: torch.Tensor | None
+    label: torch.Tensor | None
+
+    def part(self, rank: int, processes: int, device: torch.device) -> Batch:
+        """The rank-th of `processes` consecutive parts, on the device. The batch must divide evenly."""
+        size = len(self.t) // processes
+        rows = slice(rank * size, (rank + 1) * size)
+
+        def take(value: torch.Tensor) -> torch.Tensor:
+            return value[rows].to(device)
+
+        return Batch(
+            take(self.x0),
+            take(self.t),
+            take(self.weight),
+            take(self.noise),
+            None if self.shift is None else take(self.shift),
+            None if self.label is None else take(self.label),
+        )
+
+
+class Batches:
+    """Draws joint batches.
+
+    The images are taken in a new random order in each pass; a batch may span passes. Order, flips, timesteps
+    and noise have one generator; input perturbation and the dropout of labels have another, so that all
+    methods see the same batches at the same seed.
+
+    Args:
+        pixels: uint8 [n, C, H, W].
+        labels: int64 [n], below the null label; None for no labels.
+        null_label: the label of images that lose theirs.
+        config: batch size, seed, flip, input perturbation, label dropout.
+    """
+
+    def __init__(
+        self,
+        pixels: NDArray[np.uint8],
+        config: TrainConfig,
+        labels: NDArray[np.int64] | None = None,
+        null_label: int | None = None,
+    ) -> None:
+        self._pixels = pixels
+        self._labels = None if labels is None else torch.from_numpy(labels)
+        self._null_label = null_label
+        self._config = config
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self._other = torch.Generator().manual_seed(config.seed ^ _OTHER_STREAM)
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._taken = 0
+
+    def draw(self, timesteps: TimestepSampler) -> Batch:
+        """The next joint batch."""
+        config, generator, size = self._config, self._generator, self._config.batch_size
+        while len(self._order) < size:
+            order = torch.randperm(len(self._pixels), generator=generator)
+            self._order = torch.cat([self._order, order])
+        rows, self._order = self._order[:size], self._order[size:]
+        self._taken += size
+        x0 = torch.from_numpy(to_float(self._pixels[rows.numpy()]))
+        if config.flip:
+            mirrored = torch.rand(size, 1, 1, 1, generator=generator) < 0.5
+            x0 = torch.where(mirrored, x0.flip(3), x0)
+        t, weight = timesteps.draw(size, generator)
+        noise = torch.randn(x0.shape, generator=generator)
+        shift = None
+        if config.perturbation > 0:
+            shift = config.perturbation * torch.randn(x0.shape, generator=self._other)
+        label = None if self._labels is None else self._labels[rows]
+        if label is not None and self._null_label is not None:
+            dropped = torch.rand(size, generator=self._other) < config.label_dropout
+            label = torch.where(dropped, self._null_label, label)
+        return Batch(x0, t, weight, noise, shift, label)
+
+    @property
+    def pass_ended(self) -> bool:
+        """Whether the last batch drawn took the last image of a pass."""
+        count = len(self._pixels)
+        return self._taken // count > (self._taken - self._config.batch_size) // count
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "generator": self._generator.get_state(),
+            "other": self._other.get_state(),
+            "order": self._order.clone(),
+            "taken": self._taken,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._generator.set_state(state["generator"])
+        self._other.set_state(state["other"])
+        self._order = state["order"]
+        self._taken = int(state["taken"])

@@ -1,0 +1,106 @@
+"""What a run would be: parameters, multiply-adds and memory, from a network that holds no numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flatq.network import build_network
+from flatq.train.batches import read_images
+from flatq.train.config import TrainConfig, model_config_for
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Forecast", "Images", "forecast", "look_at_images"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the size of a run depends on.
+
+    Attributes:
+        shape: (C, H, W). labels: how many classes, None without.
+        count: None where the images were not read.
+    """
+
+    shape: tuple[int, int, int]
+    labels: int | None
+    count: int | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The size of a run.
+
+    Attributes:
+        parameters: numbers in the network.
+        macs: multiply-adds of one forward pass over one image: convolutions and matrix products, as
+            `torch.utils.flop_counter` finds them; norms, activations and additions are not counted.
+        weights_bytes: weights, gradients, optimizer, averages and SAM's copy, on the device.
+        activations_bytes: what a batch keeps for the backward pass; several processes share it. Temporary
+            tensors, the caching allocator and libraries come on top: an estimate from below. bf16 is
+            taken to halve it.
+        images_bytes: the images in main memory; None where they were not read.
+    """
+
+    parameters: int
+    macs: int
+    weights_bytes: int
+    activations_bytes: int
+    images_bytes: int | None
+
+
+def look_at_images(config: TrainConfig) -> Images:
+    """A run's images, read only where size, image_channels and num_classes leave a question open.
+
+    Raises:
+        DataError: the images cannot be read, or lack the labels that the run needs.
+    """
+    if config.size is not None and config.image_channels is not None:
+        shape = (config.image_channels, config.size, config.size)
+        if not config.labels or config.num_classes is not None:
+            return Images(shape, config.num_classes, None)
+    images = read_images(config)
+    return Images(images.shape, config.label_count(images.labels), len(images.pixels))
+
+
+def forecast(config: TrainConfig, images: Images) -> Forecast:
+    """The size of a run in one process, nothing of which is allocated.
+
+    Raises:
+        UsageError: a network that does not fit the images.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        network = build_network(model_config_for(config, images.shape, images.labels)).train()
+        index = torch.zeros(1, dtype=torch.int64)
+        inputs = (torch.empty(1, *images.shape), index, *(() if images.labels is None else (index,)))
+    parameters = sum(p.numel() for p in network.parameters())
+    own = {id(p.untyped_storage()) for p in network.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[id(storage)] = storage  # held, so that an id is not given again
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(*inputs)
+    activations = sum(storage.nbytes() for key, storage in kept.items() if key not in own)
+    if config.precision == "bf16":
+        activations //= 2
+    copies = 1 + 1 + 2 + len(config.ema_decays)  # weights, gradients, the two moments of AdamW
+    copies += 2 if config.swa_start is not None else 0  # float64
+    copies += 1 if config.method == "sam" else 0
+    return Forecast(
+        parameters,
+        counter.get_total_flops() // 2,
+        4 * parameters * copies,
+        activations * config.batch_size,
+        None if images.count is None else images.count * math.prod(images.shape),
+    )
