@@ -59,6 +59,7 @@ class Assessment:
         images: how many, from index `first`.
         features: an ONNX feature network, "inception", or None for the bundled one.
         runtime: of the models; None takes each kind's default.
+        device, precision, hint: of the models, as `flatq.backends.Settings`.
         baseline_runtime: of the baseline, torch by default.
         average: weights of the baseline; None takes those that the models were made from.
         max_drift: the gate's tolerance; None leaves out the verdict.
@@ -78,6 +79,9 @@ class Assessment:
     batch_size: int = 64
     features: str | None = None
     runtime: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    hint: str | None = None
     baseline_runtime: str | None = None
     average: str | None = None
     threads: int | None = None
@@ -145,7 +149,7 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
     average = _baseline_average(task)
     shape, classes = _image_shape(task, average, note)
     referee = _referee(task, shape, progress, note)
-    float_side = _sample(task, task.baseline, task.baseline_runtime, average, progress)
+    float_side = _sample(task, task.baseline, average, progress, baseline=True)
     if not np.isfinite(float_side.images).all():
         raise DataError(
             f"the baseline {task.baseline} samples values that are not finite",
@@ -158,9 +162,8 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
     task.out.mkdir(parents=True, exist_ok=True)
     entries = []
     for number, path in enumerate(task.models):
-        sampled = _sample(
-            task, path, task.runtime, None if kind_of(path) != "checkpoint" else average, progress
-        )
+        own = average if kind_of(path) == "checkpoint" else None
+        sampled = _sample(task, path, own, progress, baseline=False)
         if sampled.model.classes != classes:
             raise ArtifactError(
                 f"{path} does not take the labels of {task.baseline}",
@@ -281,7 +284,7 @@ def _baseline_average(task: Assessment) -> str | None:
 
 
 def _sample(
-    task: Assessment, path: Path, runtime: str | None, average: str | None, progress: Progress | None
+    task: Assessment, path: Path, average: str | None, progress: Progress | None, *, baseline: bool
 ) -> _Sampled:
     done, total = 0, task.images * task.plan.steps
 
@@ -291,7 +294,18 @@ def _sample(
         if progress is not None:
             progress(path.name, done, total)
 
-    model = open_model(path, runtime=runtime, average=average, threads=task.threads)
+    if baseline:
+        model = open_model(path, runtime=task.baseline_runtime, average=average, threads=task.threads)
+    else:
+        model = open_model(
+            path,
+            runtime=task.runtime,
+            average=average,
+            threads=task.threads,
+            device=task.device,
+            precision=task.precision,
+            hint=task.hint,
+        )
     with _Timed(model.runtime, min(task.batch_size, task.images)) as timed:
         images = sample(
             timed,

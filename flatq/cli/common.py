@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchSize",
     "Cache",
+    "Device",
     "Eta",
     "Features",
     "FeaturesDevice",
     "Guidance",
+    "Hint",
     "InceptionWeights",
     "Label",
+    "Precision",
     "Report",
     "ResizeChoice",
+    "Runtime",
     "Sampler",
     "Seed",
     "Steps",
@@ -80,6 +84,17 @@ Cache = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Images at a time.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
+Runtime = Annotated[
+    str | None,
+    typer.Option(help="torch, onnxruntime, openvino or tensorrt; each model has a default."),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, or tensorrt for ONNX Runtime's TensorRT provider.")
+]
+Precision = Annotated[
+    str | None, typer.Option(help="Of OpenVINO's floats: fp32, bf16 or fp16; its own choice by default.")
+]
+Hint = Annotated[str | None, typer.Option(help="Of OpenVINO: latency (the default) or throughput.")]
 
 
 class Report(Protocol):

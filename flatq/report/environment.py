@@ -21,6 +21,7 @@ def environment() -> Environment:
         "diffusers",
         "onnx",
         "onnxruntime",
+        "openvino",
         "torch-fidelity",
         "torchvision",
         "numpy",

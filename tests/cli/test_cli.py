@@ -53,6 +53,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("quantize", "CKPT", "--no-such-option"),
         ("export", "CKPT"),
         ("export", "nothing", "--onnx"),
+        ("export", "CKPT", "--onnx", "--float", "int8"),
+        ("export", "CKPT", "--openvino", "--float", "bf16"),
+        ("export", "CKPT", "--trt", "--batch", "0"),
+        ("export", "CKPT", "--trt", "--batch", "0:1:2"),
+        ("export", "CKPT", "--trt", "--batch", "8:4:2"),
+        ("export", "CKPT", "--trt", "--batch", "1:8"),
+        ("export", "CKPT", "--trt", "--batch", "many"),
         ("export", ".", "--onnx"),
         ("inspect", "nothing"),
         ("sample", "CKPT", "-n", "1"),
@@ -60,6 +67,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sample", "CKPT", "-n", "1", "--sampler", "euler", "-o", "a.npz"),
         ("sample", "CKPT", "-n", "1", "--runtime", "other", "-o", "a.npz"),
         ("sample", "CKPT", "-n", "1", "--runtime", "onnxruntime", "-o", "a.npz"),
+        ("sample", "CKPT", "-n", "1", "--runtime", "openvino", "-o", "a.npz"),
+        ("sample", "CKPT", "-n", "1", "--runtime", "tensorrt", "-o", "a.npz"),
+        ("sample", "CKPT", "-n", "1", "--device", "tpu", "-o", "a.npz"),
+        ("sample", "CKPT", "-n", "1", "--device", "tensorrt", "-o", "a.npz"),
+        ("sample", "CKPT", "-n", "1", "--precision", "bf16", "-o", "a.npz"),
+        ("sample", "CKPT", "-n", "1", "--hint", "throughput", "-o", "a.npz"),
+        ("sample", "CKPT", "-n", "1", "--batch-size", "0", "-o", "a.npz"),
+        ("sample", "CKPT", "-n", "1", "--threads", "0", "-o", "a.npz"),
         ("eval", "CKPT", "--baseline", "CKPT"),
         ("eval", "CKPT", "--fid"),
         ("eval", "CKPT", "--fid", "--baseline", "CKPT", "--on-inconclusive", "maybe"),
@@ -122,6 +137,42 @@ def test_a_bug_exits_70(
         main()
     assert stop.value.code == 70
     assert "a bug in flatq" in capsys.readouterr().err
+
+
+def test_several_targets_at_once_and_tensorrt_without_a_gpu(
+    cli: _Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    from flatq.errors import MissingRuntimeError
+
+    def absent() -> None:
+        raise MissingRuntimeError("there is no CUDA GPU here", got="none")
+
+    monkeypatch.setattr("flatq.export.engine.open_device", absent)
+    artifact = tmp_path / "q"
+    assert cli("quantize", digits, "--calib-images", 2, "--calib-steps", 2, "-o", artifact) == 0
+    assert cli("export", artifact, "--trt", "--openvino", "--generic") == 3
+    written = {target: artifact / target for target in ("openvino", "generic", "tensorrt")}
+    assert cli.out.split() == [str(folder) for folder in written.values()]
+    assert str(artifact / "tensorrt" / "model.onnx") in cli.err
+    assert 'pip install "flatq[tensorrt]"' in cli.err
+    assert (artifact / "tensorrt" / "model.onnx").is_file()
+    assert cli("export", artifact / "tensorrt", "--trt") == 3  # as on the machine it is taken to
+    assert cli("export", artifact / "openvino", "--trt") == 2
+    assert cli("export", artifact / "openvino", "--onnx") == 2
+
+    out = tmp_path / "a.npz"
+    one = ("-n", 1, "--steps", 1, "-o", out)
+    assert cli("sample", artifact, "--runtime", "openvino", "--precision", "fp32", *one) == 0
+    assert "on openvino, floats in fp32" in cli.err
+    assert cli("sample", artifact / "openvino", "--hint", "throughput", *one) == 0
+    assert cli("sample", artifact / "generic", *one) == 0
+    assert cli("sample", artifact, *one) == 2
+    assert f"flatq export {artifact} --onnx" in cli.err
+    assert cli("sample", artifact / "tensorrt", *one) == 3  # no tensorrt, no GPU or no engine
+    assert cli("sample", artifact / "tensorrt", "--runtime", "onnxruntime", *one) == 2
+    assert cli("export", artifact, "--onnx", "--generic", "-o", tmp_path / "both") == 0
+    assert sorted(p.name for p in (tmp_path / "both").iterdir()) == ["generic", "onnxruntime"]
 
 
 def _evaluate(cli: _Cli, model: Path, digits: Path, out: Path, n: int, *more: object) -> int:
