@@ -53,6 +53,7 @@ class OnnxRuntime:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if optimized_path is not None:
             options.optimized_model_filepath = str(optimized_path)
         try:
