@@ -1,7 +1,24 @@
-"""Exporting: ONNX files and the deployment folder around them. Nothing here samples or judges."""
+"""Exporting: ONNX, OpenVINO's IR, TensorRT's engines, and the deployment folder around them.
+
+Nothing here samples or judges. The names are loaded when asked for: lowering and writing ONNX needs torch,
+building an engine from a folder that is there does not.
+"""
 
 from __future__ import annotations
 
-from flatq.export.deploy import export_artifact, export_checkpoint
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["export_artifact", "export_checkpoint"]
+if TYPE_CHECKING:
+    from flatq.export.deploy import export_artifact, export_checkpoint
+    from flatq.export.engine import build_engine
+
+__all__ = ["build_engine", "export_artifact", "export_checkpoint"]
+
+_HOMES = {"export_artifact": "deploy", "export_checkpoint": "deploy", "build_engine": "engine"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""The deployment folder: a model file for one target, and the manifest beside it."""
+"""The deployment folder: the model for one target, and the manifest beside it."""
 
 from __future__ import annotations
 
@@ -6,33 +6,43 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from flatq.checkpoint import Checkpoint, ModelConfig
-from flatq.deployment import MANIFEST, Deployment, Target
+from flatq.checkpoint import Checkpoint, ModelConfig, file_digest
+from flatq.deployment import MANIFEST, Deployment, FloatPrecision, Target
 from flatq.errors import UsageError
-from flatq.export.onnx import store_int4, to_onnx, weight_initializers
+from flatq.export.onnx import to_onnx, weight_initializers
+from flatq.export.targets import check_floats, converter_versions, writer_for
 from flatq.process import ProcessConfig
 from flatq.quantize.artifact import read_artifact
 from flatq.quantize.lowering import lower
 from flatq.quantize.rounding import package_versions
 from flatq.quantize.trace import trace
+from flatq.runtime.engines import is_engine_file
 
 __all__ = ["export_artifact", "export_checkpoint"]
 
-_FILE = "model.onnx"
 
-
-def export_artifact(folder: Path, target: Target, out: Path) -> Deployment:
+def export_artifact(
+    folder: Path, target: Target, out: Path, *, float_precision: FloatPrecision = "fp32"
+) -> Deployment:
     """Lower an artifact for a target and write its deployment folder.
 
+    Args:
+        float_precision: type of whatever is not an integer.
+
     Raises:
-        ArtifactError, ModelError: the artifact is damaged, or the exporter refuses its graph.
-        UsageError: the output folder holds something else than an earlier export.
+        ArtifactError, ModelError: the artifact is damaged, or the exporter or the target refuses its graph.
+        MissingRuntimeError: the target's own converter is not installed.
+        UsageError: the output folder holds something else than an earlier export; the target does not take
+            that float precision.
     """
+    check_floats(target, float_precision, quantized=True)
+    packages = converter_versions(target)
     _check_free(out)
     artifact = read_artifact(folder)
     manifest = artifact.manifest
@@ -40,23 +50,41 @@ def export_artifact(folder: Path, target: Target, out: Path) -> Deployment:
     model = to_onnx(lowered.graph, manifest.model)
     names = weight_initializers(model, lowered.layers)
     bits = {d.node: d.scheme.bits for d in manifest.decisions if d.port == "weight" and d.scheme}
-    store_int4(model, {initializer: layer for layer, initializer in names.items() if bits[layer] == 4})
     provenance = {
         "artifact": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
         "recipe": manifest.recipe.name,
         "weights_bits": {layer: bits[layer] for layer in names},
         "parent": manifest.parent,
+        "versions": package_versions() | packages,
     }
-    return _write(model, out, target, manifest.model, manifest.process, manifest.recipe.name, provenance)
+    widths = {initializer: bits[layer] for layer, initializer in names.items()}
+    return _write(
+        model,
+        widths,
+        out,
+        target=target,
+        config=manifest.model,
+        process=manifest.process,
+        precision=manifest.recipe.name,
+        float_precision=float_precision,
+        provenance=provenance,
+    )
 
 
 def export_checkpoint(
-    checkpoint: Checkpoint, target: Target, out: Path, *, average: str | None = None
+    checkpoint: Checkpoint,
+    target: Target,
+    out: Path,
+    *,
+    average: str | None = None,
+    float_precision: FloatPrecision = "fp32",
 ) -> Deployment:
     """Write the float model of a checkpoint as a deployment folder, by the same exporter.
 
     Raises: as `export_artifact`.
     """
+    check_floats(target, float_precision, quantized=False)
+    packages = converter_versions(target)
     _check_free(out)
     chosen = checkpoint.choose(average)
     config = checkpoint.model
@@ -67,13 +95,26 @@ def export_checkpoint(
             "file": checkpoint.source.name if checkpoint.source else None,
             "weights": chosen,
             "provenance": dict(checkpoint.provenance),
-        }
+        },
+        "versions": package_versions() | packages,
     }
-    return _write(model, out, target, config, checkpoint.process, "fp32", provenance)
+    return _write(
+        model,
+        {},
+        out,
+        target=target,
+        config=config,
+        process=checkpoint.process,
+        precision=float_precision,
+        float_precision=float_precision,
+        provenance=provenance,
+    )
 
 
 def _check_free(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= {MANIFEST, _FILE}):
+    if not out.exists():
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not _is_export(out)):
         raise UsageError(
             f"{out} holds something else than an export",
             expected="a new folder, or an earlier export to replace",
@@ -82,36 +123,49 @@ def _check_free(out: Path) -> None:
         )
 
 
+def _is_export(folder: Path) -> bool:
+    """Whether nothing but an earlier export and what was built from it stands there."""
+    try:
+        deployment = Deployment.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    written = {MANIFEST, deployment.file, *deployment.files}
+    return all(p.name in written or is_engine_file(p.name) for p in folder.iterdir())
+
+
 def _write(
     model: onnx.ModelProto,
+    bits: Mapping[str, int],
     out: Path,
+    *,
     target: Target,
     config: ModelConfig,
     process: ProcessConfig,
     precision: str,
+    float_precision: FloatPrecision,
     provenance: dict[str, Any],
 ) -> Deployment:
-    provenance = {**provenance, "versions": package_versions() | {"onnx": onnx.__version__}}
     for key, value in (("flatq.target", target), ("flatq.precision", precision)):
         model.metadata_props.add(key=key, value=value)
     model.metadata_props.add(key="flatq.provenance", value=json.dumps(provenance, sort_keys=True))
     model.producer_name = "flatq"
-    onnx.checker.check_model(model, full_check=True)
-    content = model.SerializeToString(deterministic=True)
-    deployment = Deployment(
-        target=target,
-        file=_FILE,
-        sha256=hashlib.sha256(content).hexdigest(),
-        image_shape=config.image_shape,
-        classes=config.classes,
-        process=process,
-        precision=precision,
-        provenance=provenance,
-    )
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        (partial / _FILE).write_bytes(content)
+        main = writer_for(target)(model, bits, partial, float_precision)
+        files = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
+        deployment = Deployment(
+            target=target,
+            file=main,
+            sha256=files.pop(main),
+            files=files,
+            float_precision=float_precision,
+            image_shape=config.image_shape,
+            classes=config.classes,
+            process=process,
+            precision=precision,
+            provenance=provenance,
+        )
         (partial / MANIFEST).write_text(deployment.model_dump_json(indent=1) + "\n", encoding="utf-8")
         partial.chmod(0o755)
         if out.exists():

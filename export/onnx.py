@@ -1,14 +1,10 @@
-"""A traced or lowered graph as an ONNX model, opset 21.
-
-Codes of 4 bits are stored as INT4 and widened by a Cast, which ONNX Runtime folds at load, so that its int8
-kernels run them.
-"""
+"""A traced or lowered graph as an ONNX model, opset 21, and what its writers share."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -20,10 +16,14 @@ from flatq.checkpoint import ModelConfig
 from flatq.errors import ModelError
 from flatq.quantize.trace import export_any_batch, input_names, quiet
 
-__all__ = ["OPSET", "store_int4", "to_onnx", "weight_initializers"]
+__all__ = ["ONNX_FILE", "OPSET", "narrow_weights", "save_onnx", "to_onnx", "weight_initializers"]
 
+ONNX_FILE = "model.onnx"
 OPSET = 21
 """The first with INT4, and the last whose operators every target's parser builds."""
+
+_LARGEST = 2**31 - 1
+"""Bytes of a protobuf message."""
 
 
 def to_onnx(graph: fx.GraphModule, config: ModelConfig) -> onnx.ModelProto:
@@ -114,15 +114,18 @@ def _plain(name: str) -> str:
     return re.sub(r"\W", "_", name)
 
 
-def store_int4(model: onnx.ModelProto, names: Mapping[str, Any]) -> None:
-    """Store the named INT8 initializers as INT4 and widen each with a Cast.
+def narrow_weights(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
+    """Store the 4-bit weights as INT4 and widen each with a Cast.
+
+    Args:
+        bits: name of an INT8 initializer -> width of its codes, 4 or 8.
 
     Raises:
         ModelError: a code does not fit 4 bits.
     """
     casts = []
     for index, initializer in enumerate(model.graph.initializer):
-        if initializer.name not in names:
+        if bits.get(initializer.name) != 4:
             continue
         codes = numpy_helper.to_array(initializer)
         if codes.min() < -8 or codes.max() > 7:
@@ -146,3 +149,20 @@ def store_int4(model: onnx.ModelProto, names: Mapping[str, Any]) -> None:
     rest = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*casts, *rest])
+
+
+def save_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Check the model and write it, equal models to equal bytes.
+
+    Raises:
+        ModelError: it is larger than one ONNX file may be.
+    """
+    if model.ByteSize() >= _LARGEST:
+        raise ModelError(
+            "the model is too large for one ONNX file",
+            expected=f"less than {_LARGEST:,} bytes",
+            got=f"{model.ByteSize():,} bytes",
+            next_step="export it quantized, or with --float fp16 where the target takes it",
+        )
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))

@@ -55,6 +55,7 @@ class Assessment:
         images: how many, from index `first`.
         features: an ONNX feature network, or None for the bundled one.
         runtime: of the models; None takes each kind's default.
+        device, precision, hint: of the models, as `flatq.backends.Settings`.
         baseline_runtime: of the baseline, torch by default.
         average: weights of the baseline; None takes those that the models were made from.
         max_drift: the gate's tolerance; None leaves out the verdict.
@@ -70,6 +71,9 @@ class Assessment:
     batch_size: int = 64
     features: str | None = None
     runtime: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    hint: str | None = None
     baseline_runtime: str | None = None
     average: str | None = None
     threads: int | None = None
@@ -127,7 +131,7 @@ def assess(task: Assessment, progress: Progress | None = None) -> Report:
     if not task.models:
         raise UsageError("no model to evaluate", expected="at least one artifact", got="none")
     average = _baseline_average(task)
-    float_side = _sample(task, task.baseline, task.baseline_runtime, average, progress)
+    float_side = _sample(task, task.baseline, average, progress, baseline=True)
     shape = float_side.model.image_shape
     reference = load_images(
         task.data, size=None if task.data.startswith("digits") else shape[1], channels=shape[0]
@@ -152,9 +156,8 @@ def assess(task: Assessment, progress: Progress | None = None) -> Report:
     task.out.mkdir(parents=True, exist_ok=True)
     entries = []
     for number, path in enumerate(task.models):
-        sampled = _sample(
-            task, path, task.runtime, None if kind_of(path) != "checkpoint" else average, progress
-        )
+        own = average if kind_of(path) == "checkpoint" else None
+        sampled = _sample(task, path, own, progress, baseline=False)
         comparison = compare(
             referee,
             float_side.images,
@@ -213,7 +216,7 @@ def _baseline_average(task: Assessment) -> str | None:
 
 
 def _sample(
-    task: Assessment, path: Path, runtime: str | None, average: str | None, progress: Progress | None
+    task: Assessment, path: Path, average: str | None, progress: Progress | None, *, baseline: bool
 ) -> _Sampled:
     done, total = 0, task.images * task.plan.steps
 
@@ -223,7 +226,18 @@ def _sample(
         if progress is not None:
             progress(path.name, done, total)
 
-    model = open_model(path, runtime=runtime, average=average, threads=task.threads)
+    if baseline:
+        model = open_model(path, runtime=task.baseline_runtime, average=average, threads=task.threads)
+    else:
+        model = open_model(
+            path,
+            runtime=task.runtime,
+            average=average,
+            threads=task.threads,
+            device=task.device,
+            precision=task.precision,
+            hint=task.hint,
+        )
     with _Timed(model.runtime, min(task.batch_size, task.images)) as timed:
         images = sample(
             timed,
@@ -308,7 +322,7 @@ def _report(
 def environment() -> Environment:
     """Python, platform, processor and the versions of the packages that move the numbers."""
     versions = {}
-    for name in ("flatq", "torch", "torchao", "diffusers", "onnx", "onnxruntime", "numpy"):
+    for name in ("flatq", "torch", "torchao", "diffusers", "onnx", "onnxruntime", "openvino", "numpy"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

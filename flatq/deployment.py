@@ -1,4 +1,4 @@
-"""The deployment folder: one model file for one target and the manifest that says how to sample from it.
+"""The deployment folder: a model for one target and the manifest that says how to sample from it.
 
 Reading needs no torch. Writing the model file is `flatq.export`'s work, running it `flatq.runtime`'s.
 """
@@ -15,10 +15,11 @@ from flatq.errors import ArtifactError
 from flatq.labels import Classes
 from flatq.process import ProcessConfig
 
-__all__ = ["MANIFEST", "Deployment", "Target", "read_deployment"]
+__all__ = ["MANIFEST", "Deployment", "FloatPrecision", "Target", "read_deployment"]
 
 MANIFEST = "flatq.json"
-Target = Literal["onnxruntime"]
+Target = Literal["onnxruntime", "openvino", "tensorrt", "generic"]
+FloatPrecision = Literal["fp32", "fp16", "bf16"]
 
 
 class Deployment(BaseModel):
@@ -28,6 +29,9 @@ class Deployment(BaseModel):
         target: the runtime whose kernels the graph was lowered for.
         file: name of the model file in the folder.
         sha256: of that file, hex.
+        files: sha256 by name of further files that the model consists of.
+        float_precision: type of whatever is not an integer, as the file has it; a runtime may compute in
+            another, which its identity says.
         image_shape: [C, H, W] of one image.
         classes: the labels that the network takes, None where it takes none.
         process: the diffusion process that the model was trained for.
@@ -42,6 +46,8 @@ class Deployment(BaseModel):
     target: Target
     file: str
     sha256: str
+    files: dict[str, str] = {}
+    float_precision: FloatPrecision = "fp32"
     image_shape: tuple[int, int, int]
     classes: Classes | None = None
     process: ProcessConfig
@@ -50,10 +56,10 @@ class Deployment(BaseModel):
 
 
 def read_deployment(folder: Path) -> tuple[Deployment, Path]:
-    """The manifest and the path of the model file, its digest checked.
+    """The manifest and the path of the model file, the digest of every file checked.
 
     Raises:
-        ArtifactError: no manifest, not a deployment, or a model file that is missing or was changed.
+        ArtifactError: no manifest, not a deployment, or a file that is missing, outside or changed.
     """
     path = folder / MANIFEST
     try:
@@ -72,20 +78,27 @@ def read_deployment(folder: Path) -> tuple[Deployment, Path]:
             got=" ".join(str(error).split())[:200],
             next_step="export again with this version of flatq",
         ) from error
-    model = folder / deployment.file
-    if Path(deployment.file).name != deployment.file or not model.is_file():
+    for name, sha256 in {deployment.file: deployment.sha256, **deployment.files}.items():
+        _check_file(folder, name, sha256)
+    return deployment, folder / deployment.file
+
+
+def _check_file(folder: Path, name: str, sha256: str) -> None:
+    path = folder / name
+    # A link could lead out of the folder, or to a file that changes with somebody else's work.
+    if Path(name).name != name or path.is_symlink() or not path.is_file():
         raise ArtifactError(
-            f"the model file of {folder} is missing",
-            expected=f"{deployment.file} inside the folder",
-            got="no such file there",
-            next_step="export again",
+            f"a model file of {folder} is missing",
+            expected=f"the file {name} inside the folder",
+            got="a link" if path.is_symlink() else "no such file there",
+            next_step="export again, or copy the whole folder",
         )
-    digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    if digest != deployment.sha256:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
         raise ArtifactError(
-            f"{model} was changed after export",
-            expected=f"sha256 {deployment.sha256[:16]}...",
+            f"{path} was changed after export",
+            expected=f"sha256 {sha256[:16]}...",
             got=f"sha256 {digest[:16]}...",
             next_step="export again",
         )
-    return deployment, model

@@ -7,15 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flatq.deployment import MANIFEST, read_deployment
+from flatq.backends import (
+    EXPORT_FLAGS,
+    Settings,
+    check_place,
+    check_settings,
+    open_runtime,
+    runtime_of,
+    target_of,
+)
+from flatq.deployment import MANIFEST, Target, read_deployment
 from flatq.errors import ArtifactError, CheckpointError, UsageError
 from flatq.labels import Classes
 from flatq.process import ProcessConfig
 from flatq.runtime.base import Runtime
 
-__all__ = ["RUNTIMES", "Model", "deployment_folder", "kind_of", "open_model"]
-
-RUNTIMES = ("torch", "onnxruntime")
+__all__ = ["Model", "deployment_folder", "kind_of", "open_model"]
 
 Kind = Literal["checkpoint", "artifact", "deployment"]
 
@@ -82,33 +89,38 @@ def kind_of(path: Path) -> Kind:
     )
 
 
-def deployment_folder(path: Path, target: str = "onnxruntime") -> Path:
+def deployment_folder(path: Path, target: Target = "onnxruntime") -> Path:
     """Where `flatq export` puts a deployment by default: inside the artifact, beside a checkpoint."""
     return path.with_name(f"{path.stem}.fp32") / target if path.is_file() else path / target
 
 
 def open_model(
-    path: Path, *, runtime: str | None = None, average: str | None = None, threads: int | None = None
+    path: Path,
+    *,
+    runtime: str | None = None,
+    average: str | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    hint: str | None = None,
 ) -> Model:
     """Open a checkpoint, an artifact or a deployment folder.
 
     Args:
-        runtime: `torch` or `onnxruntime`. By default a checkpoint runs in torch and the others on ONNX
-            Runtime; an artifact's deployment must have been exported.
+        runtime: by default a checkpoint runs in torch, a deployment on the runtime that it was lowered for,
+            an artifact on ONNX Runtime. An artifact must have been exported for it.
         average: weights of a checkpoint.
+        device, threads, precision, hint: as `flatq.backends.Settings`.
 
     Raises:
-        UsageError: a runtime that is not offered, or that cannot run this kind of path.
+        UsageError: a runtime or an option that is not offered, or that does not go with this path.
+        ArtifactError: no export for that runtime, or a damaged one.
+        MissingRuntimeError: the runtime or the device is not there.
     """
     kind = kind_of(path)
-    runtime = runtime or ("torch" if kind == "checkpoint" else "onnxruntime")
-    if runtime not in RUNTIMES:
-        raise UsageError(
-            f"the runtime {runtime!r} is not offered",
-            expected="one of " + ", ".join(RUNTIMES),
-            got=runtime,
-            next_step="choose one with --runtime",
-        )
+    runtime = runtime or _default_runtime(path, kind, device)
+    settings = Settings(runtime, device, threads, precision, hint)
+    check_settings(settings)
     if average is not None and kind != "checkpoint":
         raise UsageError(
             f"{path} holds one set of weights",
@@ -116,33 +128,41 @@ def open_model(
             got=f"--weights {average}",
             next_step="leave --weights out",
         )
-    if runtime == "onnxruntime":
-        folder = path if kind == "deployment" else deployment_folder(path)
+    if runtime != "torch":
+        target = target_of(runtime, device)
+        folder = path if kind == "deployment" else deployment_folder(path, target)
         if not (folder / MANIFEST).is_file():
             raise ArtifactError(
-                f"{path} was not exported for ONNX Runtime",
+                f"{path} was not exported for {target}",
                 expected=f"a deployment in {folder}",
                 got="none",
-                next_step=f"flatq export {path} --onnx",
+                next_step=f"flatq export {path} {EXPORT_FLAGS[target]}",
             )
-        return _open_deployment(folder, path.name, threads)
+        return _open_deployment(folder, path.name, settings)
     if kind == "deployment":
         raise UsageError(
             f"{path} is lowered for a deployment runtime",
-            expected="--runtime onnxruntime",
+            expected="--runtime " + runtime_of(read_deployment(path)[0].target),
             got="--runtime torch",
             next_step="name the artifact to run it in torch",
         )
-    return _open_checkpoint(path, average, threads) if kind == "checkpoint" else _open_artifact(path, threads)
+    if kind == "checkpoint":
+        return _open_checkpoint(path, average, settings)
+    return _open_artifact(path, settings)
 
 
-def _open_deployment(folder: Path, name: str, threads: int | None) -> Model:
-    from flatq.runtime.onnxruntime import OnnxRuntime
+def _default_runtime(path: Path, kind: Kind, device: str | None) -> str:
+    if kind == "deployment":
+        return runtime_of(read_deployment(path)[0].target, device)
+    return "torch" if kind == "checkpoint" and device != "tensorrt" else "onnxruntime"
 
+
+def _open_deployment(folder: Path, name: str, settings: Settings) -> Model:
     deployment, file = read_deployment(folder)
+    check_place(deployment, folder, settings)
     parent: dict[str, Any] = deployment.provenance.get("parent", {})
     return Model(
-        OnnxRuntime(file, threads=threads),
+        open_runtime(deployment, file, settings),
         deployment.process,
         deployment.image_shape,
         deployment.classes,
@@ -150,11 +170,11 @@ def _open_deployment(folder: Path, name: str, threads: int | None) -> Model:
         deployment.precision,
         str(parent.get("weights", "unknown")),
         deployment.sha256,
-        file.stat().st_size,
+        sum((folder / part).stat().st_size for part in (deployment.file, *deployment.files)),
     )
 
 
-def _open_checkpoint(path: Path, average: str | None, threads: int | None) -> Model:
+def _open_checkpoint(path: Path, average: str | None, settings: Settings) -> Model:
     from flatq.checkpoint import load_checkpoint
     from flatq.runtime.torch import TorchRuntime
 
@@ -163,11 +183,13 @@ def _open_checkpoint(path: Path, average: str | None, threads: int | None) -> Mo
     network = checkpoint.network(chosen)
     size = sum(value.numel() * value.element_size() for value in checkpoint.weights[chosen].values())
     shape, classes, digest = checkpoint.model.image_shape, checkpoint.model.classes, checkpoint.digest or ""
-    runtime = TorchRuntime(network, labelled=classes is not None, threads=threads)
+    runtime = TorchRuntime(
+        network, labelled=classes is not None, device=settings.device or "cpu", threads=settings.threads
+    )
     return Model(runtime, checkpoint.process, shape, classes, path.name, "fp32", chosen, digest, size)
 
 
-def _open_artifact(path: Path, threads: int | None) -> Model:
+def _open_artifact(path: Path, settings: Settings) -> Model:
     from flatq.checkpoint import file_digest
     from flatq.quantize.artifact import read_artifact
     from flatq.quantize.lowering import lower
@@ -175,8 +197,12 @@ def _open_artifact(path: Path, threads: int | None) -> Model:
 
     artifact = read_artifact(path)
     manifest = artifact.manifest
-    labelled = manifest.model.classes is not None
-    runtime = TorchRuntime(lower(artifact, "onnxruntime").graph, labelled=labelled, threads=threads)
+    runtime = TorchRuntime(
+        lower(artifact, "onnxruntime").graph,
+        labelled=manifest.model.classes is not None,
+        device=settings.device or "cpu",
+        threads=settings.threads,
+    )
     return Model(
         runtime,
         manifest.process,

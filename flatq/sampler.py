@@ -140,7 +140,10 @@ def check_labels(plan: SamplePlan, classes: Classes | None) -> None:
 def _evaluate(
     runtime: Runtime, process: Process, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition
 ) -> NDArray[np.float32]:
-    output = runtime(x, t, cond)
+    finite = np.isfinite(x).all(axis=(1, 2, 3))
+    # An image that has left the finite numbers stays there, and does not reach the network: integer kernels
+    # would make something of it.
+    output = runtime(np.where(finite[:, None, None, None], x, np.float32(0)), t, cond)
     expected = (len(x), process.output_channels(x.shape[1]), *x.shape[2:])
     if output.shape != expected:
         raise ModelError(
@@ -149,7 +152,7 @@ def _evaluate(
             got=str(list(output.shape)),
             next_step="check the variance setting of the checkpoint's process",
         )
-    return output
+    return output if finite.all() else np.where(finite[:, None, None, None], output, np.float32(np.nan))
 
 
 def _guide(

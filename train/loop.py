@@ -17,7 +17,7 @@ import torch
 from flatq import __version__
 from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.errors import ModelError, UsageError
-from flatq.images import ImageSet, load_images, to_float
+from flatq.images import ImageSet, Resize, load_images, to_float
 from flatq.network import build_network
 from flatq.process import ProcessConfig
 from flatq.train.averages import Ema
@@ -64,7 +64,8 @@ def train(
             got=str(path),
             next_step="choose another folder, or delete this run first",
         )
-    images = load_images(config.data, size=config.size, limit=config.limit)
+    resize: Resize | None = None if config.size is None else "center-crop-adm"
+    images = load_images(config.data, size=config.size, resize=resize, limit=config.limit)
     model = model_config_for(config, images.shape)
     process = ProcessConfig(schedule=config.schedule, train_steps=config.train_steps)
     alphas_cumprod = torch.from_numpy(np.cumprod(1 - process.training_betas()))

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchSize",
+    "Device",
     "Eta",
     "Guidance",
+    "Hint",
     "Label",
+    "Precision",
     "Report",
+    "Runtime",
     "Sampler",
     "Seed",
     "Steps",
@@ -49,6 +53,17 @@ Weights = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Images at a time.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
+Runtime = Annotated[
+    str | None,
+    typer.Option(help="torch, onnxruntime, openvino or tensorrt; each model has a default."),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, or tensorrt for ONNX Runtime's TensorRT provider.")
+]
+Precision = Annotated[
+    str | None, typer.Option(help="Of OpenVINO's floats: fp32, bf16 or fp16; its own choice by default.")
+]
+Hint = Annotated[str | None, typer.Option(help="Of OpenVINO: latency (the default) or throughput.")]
 
 
 class Report(Protocol):

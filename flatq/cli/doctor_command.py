@@ -9,25 +9,35 @@ import typer
 
 __all__ = ["command"]
 
+_PACKAGES = (
+    "flatq",
+    "torch",
+    "torchao",
+    "diffusers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "cuda-bindings",
+    "numpy",
+)
+_NEEDED = (
+    ("torch", "train, quantize and export", "cpu"),
+    ("onnxruntime", "run deployment folders of ONNX Runtime", "cpu"),
+    ("openvino", "export for OpenVINO and run it", "openvino"),
+    ("tensorrt", "build and run TensorRT engines", "tensorrt"),
+)
+
 
 def command() -> None:
-    """Say what is installed and what is missing."""
+    """Say what is installed, what each runtime can do here, and what is missing."""
     import platform
 
     typer.echo(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    packages = (
-        "flatq",
-        "torch",
-        "torchao",
-        "diffusers",
-        "onnx",
-        "onnxscript",
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "numpy",
-    )
     found = {}
-    for name in packages:
+    for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -38,9 +48,33 @@ def command() -> None:
         typer.echo(
             "problem: onnxruntime and onnxruntime-gpu write the same folder; uninstall both, then install one"
         )
-    for module, purpose in (
-        ("torch", "train, quantize and export"),
-        ("onnxruntime", "run deployment folders"),
-    ):
+    for module, purpose, extra in _NEEDED:
         if find_spec(module) is None:
-            typer.echo(f'missing: {module}, needed to {purpose}: pip install "flatq[cpu]"')
+            typer.echo(f'missing: {module}, needed to {purpose}: pip install "flatq[{extra}]"')
+        else:
+            for line in _abilities(module):
+                typer.echo(f"{module}: {line}")
+
+
+def _abilities(module: str) -> list[str]:
+    """What an installed runtime says that it can do on this machine."""
+    if module == "onnxruntime":
+        from flatq.runtime.onnxruntime import import_onnxruntime
+
+        return ["providers " + ", ".join(import_onnxruntime().get_available_providers())]
+    if module == "openvino":
+        from flatq.runtime.openvino import import_openvino
+
+        core = import_openvino().Core()
+        able = ", ".join(sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
+        return [f"CPU with {able}"]
+    if module == "tensorrt":
+        from flatq.errors import MissingRuntimeError
+        from flatq.runtime.cuda import open_device
+
+        try:
+            device = open_device()
+        except MissingRuntimeError as error:
+            return [f"{error.what} ({error.got})"]
+        return [f"{device.name}, {device.architecture}"]
+    return []

@@ -9,9 +9,13 @@ import typer
 
 from flatq.cli.common import (
     BatchSize,
+    Device,
     Eta,
     Guidance,
+    Hint,
     Label,
+    Precision,
+    Runtime,
     Sampler,
     Seed,
     Steps,
@@ -52,7 +56,10 @@ def command(
     label: Label = None,
     guidance: Guidance = 1.0,
     batch_size: BatchSize = 64,
-    runtime: Annotated[str | None, typer.Option(help="Of the models: torch or onnxruntime.")] = None,
+    runtime: Runtime = None,
+    device: Device = None,
+    precision: Precision = None,
+    hint: Hint = None,
     baseline_runtime: Annotated[str | None, typer.Option(help="Of the baseline; torch by default.")] = None,
     weights: Weights = None,
     rounding: Annotated[
@@ -65,6 +72,7 @@ def command(
 ) -> None:
     """Sample float and quantized models on the same noise, and report the FID drift with its interval."""
     from flatq.assess import Assessment, assess
+    from flatq.backends import target_of
     from flatq.models import deployment_folder, kind_of
 
     if not fid:
@@ -75,13 +83,15 @@ def command(
     paths = tuple(models) if models else (one_artifact(None),)
     baseline = baseline or _sibling_checkpoint(paths[0])
     plan = make_plan(steps, sampler, eta, seed, label, guidance)
+    target = target_of(runtime or "onnxruntime", device)
     for path in paths:
-        folder = deployment_folder(path)
-        if kind_of(path) == "artifact" and runtime in (None, "onnxruntime") and not folder.exists():
-            from flatq.export import export_artifact
+        if kind_of(path) == "artifact" and target in ("onnxruntime", "openvino"):
+            folder = deployment_folder(path, target)
+            if not folder.exists():
+                from flatq.export import export_artifact
 
-            note(f"{path} has no export for ONNX Runtime yet: writing {folder}")
-            export_artifact(path, "onnxruntime", folder)
+                note(f"{path} has no export for {target} yet: writing {folder}")
+                export_artifact(path, target, folder)
     task = Assessment(
         models=paths,
         baseline=baseline,
@@ -93,6 +103,9 @@ def command(
         batch_size=batch_size,
         features=features,
         runtime=runtime,
+        device=device,
+        precision=precision,
+        hint=hint,
         baseline_runtime=baseline_runtime,
         average=weights,
         threads=threads,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
 from flatq.cli.common import Weights, note, one_artifact, say_weights
 from flatq.errors import UsageError
+
+if TYPE_CHECKING:
+    from flatq.deployment import Deployment, FloatPrecision, Target
 
 __all__ = ["command"]
 
@@ -16,37 +19,106 @@ __all__ = ["command"]
 def command(
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="[ARTIFACT]", help="An artifact, or a checkpoint for its float model."),
+        typer.Argument(
+            metavar="[ARTIFACT]",
+            help="An artifact, or a checkpoint for its float model; with --trt also a folder exported for "
+            "TensorRT, to build the engine of this machine.",
+        ),
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="For ONNX Runtime on the CPU.")] = False,
+    openvino: Annotated[bool, typer.Option("--openvino", help="For OpenVINO: its IR.")] = False,
+    trt: Annotated[
+        bool, typer.Option("--trt", help="For TensorRT: ONNX, and the engine where there is a GPU.")
+    ] = False,
+    generic: Annotated[bool, typer.Option("--generic", help="Plain ONNX for any other consumer.")] = False,
+    floats: Annotated[
+        str, typer.Option("--float", help="Of what is not an integer: fp32, fp16 or bf16.")
+    ] = "fp32",
+    batch: Annotated[
+        str, typer.Option(help="Of a TensorRT engine: smallest:best:largest, or one number.")
+    ] = "1:8:64",
     weights: Weights = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Deployment folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Deployment folder; with several targets, of theirs.")
+    ] = None,
 ) -> None:
-    """Lower an artifact (or a float checkpoint) for a runtime and write its deployment folder."""
+    """Lower an artifact (or a float checkpoint) for runtimes and write their deployment folders."""
+    from flatq.deployment import FloatPrecision
     from flatq.models import deployment_folder, kind_of
 
-    if not onnx:
-        raise UsageError("no target", expected="--onnx", got="none", next_step="flatq export ARTIFACT --onnx")
+    wanted: dict[Target, bool] = {
+        "onnxruntime": onnx,
+        "openvino": openvino,
+        "generic": generic,
+        "tensorrt": trt,  # last, since it is the one that may end early
+    }
+    targets = [target for target, is_wanted in wanted.items() if is_wanted]
+    if not targets:
+        raise UsageError(
+            "no target",
+            expected="--onnx, --openvino, --trt or --generic",
+            got="none",
+            next_step="flatq export ARTIFACT --onnx",
+        )
+    if floats not in get_args(FloatPrecision):
+        raise UsageError(
+            "--float is not valid", expected="one of " + ", ".join(get_args(FloatPrecision)), got=floats
+        )
+    batches = _batches(batch)
     path = one_artifact(path)
     kind = kind_of(path)
-    folder = out or deployment_folder(path)
+    if kind == "deployment" and targets == ["tensorrt"] and out is None:
+        _build(path, batches)
+        return
     if kind == "deployment" or (kind == "artifact" and weights):
         raise UsageError(
             f"{path} cannot be exported so",
             expected="an artifact, or a checkpoint with --weights if you like",
             got=kind + (" with --weights" if weights else ""),
         )
+    folders = {target: deployment_folder(path, target) for target in targets}
+    if out is not None:
+        folders = {target: out / target if len(targets) > 1 else out for target in targets}
+    for target, folder in folders.items():
+        note(f"exporting {path} for {target}")
+        deployment = _export(path, kind, target, folder, weights, cast("FloatPrecision", floats))
+        size = sum((folder / name).stat().st_size for name in (deployment.file, *deployment.files))
+        note(f"{deployment.precision}, {size:,} bytes")
+        typer.echo(str(folder))
+    if trt:
+        _build(folders["tensorrt"], batches)
 
+
+def _export(
+    path: Path, kind: str, target: Target, folder: Path, weights: str | None, floats: FloatPrecision
+) -> Deployment:
     from flatq.export import export_artifact, export_checkpoint
 
-    note(f"exporting {path} for ONNX Runtime")
-    if kind == "checkpoint":
-        from flatq.checkpoint import load_checkpoint
+    if kind == "artifact":
+        return export_artifact(path, target, folder, float_precision=floats)
+    from flatq.checkpoint import load_checkpoint
 
-        loaded = load_checkpoint(path)
-        chosen = say_weights(loaded, weights)
-        deployment = export_checkpoint(loaded, "onnxruntime", folder, average=chosen)
-    else:
-        deployment = export_artifact(path, "onnxruntime", folder)
-    note(f"{deployment.precision}, {(folder / deployment.file).stat().st_size:,} bytes")
-    typer.echo(str(folder))
+    loaded = load_checkpoint(path)
+    chosen = say_weights(loaded, weights)
+    return export_checkpoint(loaded, target, folder, average=chosen, float_precision=floats)
+
+
+def _batches(text: str) -> tuple[int, int, int]:
+    try:
+        low, best, high = (int(n) for n in (text.split(":") if ":" in text else [text] * 3))
+    except ValueError:
+        low, best, high = 0, 0, 0
+    if not 1 <= low <= best <= high:
+        raise UsageError(
+            "--batch is not valid",
+            expected="smallest:best:largest with 1 <= smallest <= best <= largest, such as 1:8:64",
+            got=text,
+        )
+    return low, best, high
+
+
+def _build(folder: Path, batches: tuple[int, int, int]) -> None:
+    from flatq.export import build_engine
+
+    note(f"building the TensorRT engine of {folder}")
+    typer.echo(str(build_engine(folder, batches)))

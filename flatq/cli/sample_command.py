@@ -9,9 +9,13 @@ import typer
 
 from flatq.cli.common import (
     BatchSize,
+    Device,
     Eta,
     Guidance,
+    Hint,
     Label,
+    Precision,
+    Runtime,
     Sampler,
     Seed,
     Steps,
@@ -39,7 +43,10 @@ def command(
     label: Label = None,
     guidance: Guidance = 1.0,
     batch_size: BatchSize = 64,
-    runtime: Annotated[str | None, typer.Option(help="torch or onnxruntime.")] = None,
+    runtime: Runtime = None,
+    device: Device = None,
+    precision: Precision = None,
+    hint: Hint = None,
     weights: Weights = None,
     threads: Threads = None,
     grid: Annotated[Path | None, typer.Option(help="Write a grid PNG.")] = None,
@@ -61,10 +68,21 @@ def command(
             "no images", expected="-n at least 1 and --first at least 0", got=f"-n {n} --first {first}"
         )
     plan = make_plan(steps, sampler, eta, seed, label, guidance)
-    model = open_model(path, runtime=runtime, average=weights, threads=threads)
-    runtime_name = model.runtime.identity["runtime"]
+    model = open_model(
+        path,
+        runtime=runtime,
+        average=weights,
+        threads=threads,
+        device=device,
+        precision=precision,
+        hint=hint,
+    )
+    identity = model.runtime.identity
+    floats = f", floats in {identity['float precision']}" if "float precision" in identity else ""
     default = " (the default)" if path.is_file() and weights is None else ""
-    note(f"{model.name}: {model.precision}, {model.weights} weights{default}, on {runtime_name}")
+    note(
+        f"{model.name}: {model.precision}, {model.weights} weights{default}, on {identity['runtime']}{floats}"
+    )
     if model.classes is not None:
         note(f"labels: {model.classes.describe(label)}; guidance {guidance:g}")
     done = 0

@@ -2,6 +2,13 @@
 
 The codes, scales and ranges are the artifact's; the target decides where Q/DQ nodes stand and whether
 activations may have a zero point. The graph comes from torchao's `convert_pt2e`.
+
+- onnxruntime: inputs, weights and outputs, affine. Its CPU kernels write integers, and without the Q/DQ
+  behind a convolution it runs in float.
+- openvino: inputs and weights, affine. Its kernels write floats; Q/DQ at the output is one more pass.
+- tensorrt: inputs and weights, symmetric int8. Its parser refuses a zero point other than 0.
+- generic: inputs and weights, affine: what the ONNX standard says, and nothing that a runtime would have to
+  guess.
 """
 
 from __future__ import annotations
@@ -31,7 +38,7 @@ _quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
 
 @dataclass(frozen=True)
 class Placement:
-    """What a target wants of a Q/DQ graph.
+    """What a target wants of a Q/DQ graph; inputs and weights always have Q/DQ.
 
     Attributes:
         outputs: Q/DQ also behind the layers that run as one integer kernel with an integer result.
@@ -42,7 +49,12 @@ class Placement:
     symmetric: bool
 
 
-TARGETS: dict[Target, Placement] = {"onnxruntime": Placement(outputs=True, symmetric=False)}
+TARGETS: dict[Target, Placement] = {
+    "onnxruntime": Placement(outputs=True, symmetric=False),
+    "openvino": Placement(outputs=False, symmetric=False),
+    "tensorrt": Placement(outputs=False, symmetric=True),
+    "generic": Placement(outputs=False, symmetric=False),
+}
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,12 @@ def code_range(scheme: Scheme) -> tuple[int, int, torch.dtype]:
 def activation_qparams(low: float, high: float, scheme: Scheme) -> Qparams:
     """Scale and zero point that cover [low, high] and represent 0 exactly.
 
-    A range that is empty gets the scale 1: its only value is 0.
+    A range that is empty gets the scale 1: its only value is 0. Symmetric 8-bit codes reach down to -128, as
+    the runtimes' QuantizeLinear does, though the scale is that of -127..127: a clip in front of it would cost
+    a kernel.
     """
     first, last, dtype = code_range(scheme)
+    first = -128 if scheme.symmetric and scheme.bits == 8 else first
     low, high = min(low, 0.0), max(high, 0.0)
     width = max(-low, high) / min(-first, last) if scheme.symmetric else (high - low) / (last - first)
     # Runtimes flush denormals to zero, and a scale of zero divides by it.

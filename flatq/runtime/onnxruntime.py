@@ -1,18 +1,37 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU, and on NVIDIA through its CUDA and TensorRT execution providers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.errors import ArtifactError, MissingRuntimeError
-from flatq.runtime.base import UNCONDITIONED, Condition, check_condition, default_threads
+from flatq.errors import ArtifactError, MissingRuntimeError, UsageError
+from flatq.runtime.base import (
+    UNCONDITIONED,
+    Condition,
+    check_input_names,
+    check_inputs,
+    default_threads,
+    failed_run,
+)
+from flatq.runtime.onnxfile import OnnxFile, read_onnx_file
 
-__all__ = ["OnnxRuntime", "import_onnxruntime"]
+__all__ = ["Device", "OnnxRuntime", "import_onnxruntime"]
+
+Device = Literal["cpu", "cuda", "tensorrt"]
+
+_CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+# What a provider cannot run goes to the next one; that is for the few shape operators, and the provider named
+# first has to be there: `_open` looks.
+_PROVIDERS: dict[Device, list[str]] = {
+    "cpu": [_CPU],
+    "cuda": [_CUDA, _CPU],
+    "tensorrt": [_TENSORRT, _CUDA, _CPU],
+}
 
 
 def import_onnxruntime() -> Any:
@@ -39,17 +58,30 @@ class OnnxRuntime:
     Args:
         path: the model file.
         threads: intra-op threads; all cores by default.
+        device: the CPU, or the execution provider that runs the model.
         optimized_path: where to write the graph that ONNX Runtime itself optimized, for reading only.
 
     Raises:
-        MissingRuntimeError: onnxruntime is not installed.
-        ArtifactError: ONNX Runtime refuses the file, or its inputs are others.
+        MissingRuntimeError: onnxruntime or the device's provider is not there.
+        ArtifactError: ONNX Runtime refuses the file, its inputs are others, or it keeps data outside its
+            folder.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None, optimized_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int | None = None,
+        device: Device = "cpu",
+        optimized_path: Path | None = None,
+    ) -> None:
         ort = import_onnxruntime()
+        self._ort = ort
         self._threads = threads or default_threads()
         self._version = str(ort.__version__)
+        self._device = device
+        file = read_onnx_file(path)
+        _check_provider(ort, device)
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
@@ -57,39 +89,46 @@ class OnnxRuntime:
         if optimized_path is not None:
             options.optimized_model_filepath = str(optimized_path)
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(str(path), options, providers=_PROVIDERS[device])
         except Exception as error:  # ONNX Runtime raises its own types, which share no base but Exception
-            raise ArtifactError(
-                f"ONNX Runtime {self._version} refuses {path}",
-                expected="an ONNX model that this version can load",
-                got=" ".join(str(error).split())[:300],
-                next_step="export again with this version of flatq",
-            ) from error
-        names = [value.name for value in self._session.get_inputs()]
-        if names not in (["x", "t"], ["x", "t", "label"]):
-            raise ArtifactError(
-                f"{path} is not a flatq export",
-                expected="the inputs x, t and, with classes, label",
-                got=", ".join(names) or "no inputs",
-                next_step="write it with `flatq export --onnx`",
+            raise _refusal(path, file, self._version, error) from error
+        if _PROVIDERS[device][0] not in self._session.get_providers():
+            raise MissingRuntimeError(
+                f"ONNX Runtime did not start its {_PROVIDERS[device][0]}",
+                expected=f"a working {device} device, with the libraries that onnxruntime-gpu needs",
+                got="only " + ", ".join(self._session.get_providers()),
+                next_step="check the driver and the CUDA libraries, or take --device cpu",
             )
-        self._conditions = tuple(names[2:])
+        inputs = self._session.get_inputs()
+        self._conditions = check_input_names(path, [value.name for value in inputs])
+        self._image_shape = tuple(inputs[0].shape[1:])
+        self._bound: _Bound | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
+        providers = self._session.get_providers()
         return {
             "runtime": "onnxruntime",
             "version": self._version,
-            "device": "cpu",
+            "device": self._device,
             "threads": self._threads,
+            **({} if self._device == "cpu" else {"providers": ", ".join(providers)}),
         }
 
     def __call__(
         self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
     ) -> NDArray[np.float32]:
-        check_condition(cond, self._conditions)
-        output: NDArray[np.float32] = self._session.run(None, {"x": x, "t": t, **cond})[0]
-        return output
+        check_inputs(x, t, cond, self._conditions, self._image_shape)
+        feed: dict[str, NDArray[Any]] = {"x": x, "t": t, **cond}
+        try:
+            if self._device == "cpu":
+                output: NDArray[np.float32] = self._session.run(None, feed)[0]
+                return output
+            if self._bound is None or self._bound.batch != len(x):
+                self._bound = _Bound(self._ort, self._session, feed, "cuda")
+            return self._bound.run(feed)
+        except Exception as error:  # as above
+            raise failed_run("ONNX Runtime", error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -97,4 +136,59 @@ class OnnxRuntime:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._bound = None
         del self._session
+
+
+class _Bound:
+    """A session's inputs and output in memory of the device, for one batch size."""
+
+    def __init__(self, ort: Any, session: Any, feed: dict[str, NDArray[Any]], device: str) -> None:
+        self.batch = len(feed["x"])
+        self._session, self._binding = session, session.io_binding()
+        self._inputs = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), device, 0)
+            for name, value in feed.items()
+        }
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        (output,) = session.get_outputs()
+        shape = [self.batch, *output.shape[1:]]
+        self._output = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, device, 0)
+        self._binding.bind_ortvalue_output(output.name, self._output)
+
+    def run(self, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        for name, value in feed.items():
+            self._inputs[name].update_inplace(np.ascontiguousarray(value))
+        self._binding.synchronize_inputs()
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+        # On the CPU the array would be the bound memory itself, which the next run writes again.
+        output: NDArray[np.float32] = self._output.numpy().copy()
+        return output
+
+
+def _check_provider(ort: Any, device: Device) -> None:
+    if device not in get_args(Device):
+        raise UsageError(
+            "the device is not offered", expected="one of " + ", ".join(get_args(Device)), got=str(device)
+        )
+    offered = ort.get_available_providers()
+    if _PROVIDERS[device][0] not in offered:
+        raise MissingRuntimeError(
+            f"this build of ONNX Runtime has no {_PROVIDERS[device][0]}",
+            expected="the package onnxruntime-gpu, and onnxruntime uninstalled first",
+            got="only " + ", ".join(offered),
+            next_step='pip uninstall onnxruntime && pip install "flatq[gpu]", or take --device cpu',
+        )
+
+
+def _refusal(path: Path, file: OnnxFile, version: str, error: Exception) -> ArtifactError:
+    said = " ".join(str(error).split())
+    new = any(words in said.lower() for words in ("ir version", "opset"))
+    return ArtifactError(
+        f"{path} is too new for ONNX Runtime {version}" if new else f"ONNX Runtime {version} refuses {path}",
+        expected="an ONNX model that this version can load",
+        got=f"IR version {file.ir_version}, opset {file.opset}: {said[:300]}",
+        next_step="pip install -U onnxruntime, or export again with this version of flatq",
+    )

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.runtime.base import UNCONDITIONED, Condition, check_condition, default_threads
+from flatq.errors import MissingRuntimeError
+from flatq.runtime.base import UNCONDITIONED, Condition, check_inputs, default_threads
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,9 @@ class TorchRuntime:
         labelled: whether the module takes labels.
         device: a torch device.
         threads: intra-op threads while it is open; the process's own setting comes back on exit.
+
+    Raises:
+        MissingRuntimeError: a CUDA device is asked for and there is none.
     """
 
     def __init__(
@@ -37,6 +41,13 @@ class TorchRuntime:
         import torch
 
         self._torch = torch
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise MissingRuntimeError(
+                "torch has no CUDA device here",
+                expected="an NVIDIA GPU, its driver, and a torch built for CUDA",
+                got=f"torch {torch.__version__}",
+                next_step="take --device cpu",
+            )
         self._device = torch.device(device)
         self._module = module.to(self._device)
         self._conditions = ("label",) if labelled else ()
@@ -56,7 +67,7 @@ class TorchRuntime:
     def __call__(
         self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
     ) -> NDArray[np.float32]:
-        check_condition(cond, self._conditions)
+        check_inputs(x, t, cond, self._conditions)
         torch = self._torch
         inputs = (x, t, *(cond[name] for name in self._conditions))
         with torch.no_grad():

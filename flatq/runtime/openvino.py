@@ -1,0 +1,147 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatq.errors import ArtifactError, MissingRuntimeError, UsageError
+from flatq.runtime.base import (
+    UNCONDITIONED,
+    Condition,
+    Precision,
+    check_input_names,
+    check_inputs,
+    default_threads,
+    failed_run,
+)
+
+__all__ = ["Hint", "OpenVinoRuntime", "import_openvino"]
+
+Hint = Literal["latency", "throughput"]
+_TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_CAPABILITY = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
+
+
+def import_openvino() -> Any:
+    """The package `openvino`.
+
+    Raises:
+        MissingRuntimeError: it is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingRuntimeError(
+            "OpenVINO is not installed",
+            expected="the package openvino",
+            got=str(error),
+            next_step='pip install "flatq[openvino]"',
+        ) from error
+    return openvino
+
+
+class OpenVinoRuntime:
+    """Runs an IR with inputs `x` float32 [N, C, H, W], `t` int64 [N] and maybe `label` int64 [N].
+
+    The batch stays dynamic: OpenVINO 2026.4 crashes when a graph reshaped to one batch is compiled for
+    float32.
+
+    Args:
+        path: the .xml file; the .bin stands beside it.
+        threads: all cores by default.
+        hint: OpenVINO's performance hint.
+        precision: what the layers that are not integers compute in. By default OpenVINO's own choice, which
+            is bf16 on a CPU that has it; `identity` says what it came to.
+
+    Raises:
+        MissingRuntimeError: openvino is not installed, or this CPU does not compute in that precision.
+        ArtifactError: OpenVINO refuses the file, or its inputs are others.
+        UsageError: an unknown hint.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int | None = None,
+        hint: Hint = "latency",
+        precision: Precision | None = None,
+    ) -> None:
+        openvino = import_openvino()
+        if hint not in get_args(Hint):
+            raise UsageError(
+                "the performance hint is not known",
+                expected=" or ".join(get_args(Hint)),
+                got=hint,
+            )
+        self._version = str(openvino.get_version())
+        self._hint = hint
+        core = openvino.Core()
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": hint.upper(),
+            "INFERENCE_NUM_THREADS": threads or default_threads(),
+        }
+        if precision is not None:
+            able = list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+            if _CAPABILITY[precision] not in able:
+                raise MissingRuntimeError(
+                    f"OpenVINO does not compute in {precision} on this CPU",
+                    expected="one of " + ", ".join(k for k, v in _CAPABILITY.items() if v in able),
+                    got=precision,
+                    next_step="leave --precision out",
+                )
+            settings["INFERENCE_PRECISION_HINT"] = _TYPES[precision]
+        try:
+            model = core.read_model(path)
+            names = [value.get_any_name() for value in model.inputs]
+            self._model = core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"OpenVINO {self._version} refuses {path}",
+                expected="an IR that this version can load and compile",
+                got=" ".join(str(error).split())[-300:],
+                next_step="export again with this version, or install the one that wrote it",
+            ) from error
+        self._conditions = check_input_names(path, names)
+        self._image_shape = tuple(int(n.get_length()) for n in list(model.inputs[0].partial_shape)[1:])
+        effective = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self._precision = next(name for name, value in _TYPES.items() if value == effective)
+        self._threads = int(self._model.get_property("INFERENCE_NUM_THREADS"))
+        self._request = self._model.create_infer_request()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "runtime": "openvino",
+            "version": self._version,
+            "device": "cpu",
+            "threads": self._threads,
+            "hint": self._hint,
+            "float precision": self._precision,
+        }
+
+    def __call__(
+        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
+    ) -> NDArray[np.float32]:
+        check_inputs(x, t, cond, self._conditions, self._image_shape)
+        feed = {"x": x, "t": t, **cond}
+        try:
+            self._request.infer({name: np.ascontiguousarray(value) for name, value in feed.items()})
+        except RuntimeError as error:
+            raise failed_run("OpenVINO", error) from error
+        # The tensor's memory is the request's own and is written again by the next call.
+        output: NDArray[np.float32] = self._request.get_output_tensor(0).data.copy()
+        return output
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._request, self._model
