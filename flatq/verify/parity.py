@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flatq.backends import Settings, open_runtime, runtime_of
 from flatq.calib.inputs import CalibrationPlan, collect_inputs
 from flatq.checkpoint import Checkpoint
-from flatq.deployment import Target, read_deployment
+from flatq.deployment import read_deployment
 from flatq.errors import ModelError, UsageError
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered, lower
 from flatq.recipe import Kind
-from flatq.runtime.base import Condition, Runtime, default_threads
-from flatq.runtime.onnxruntime import OnnxRuntime
+from flatq.runtime.base import Condition, default_threads
 from flatq.runtime.torch import TorchRuntime
-from flatq.verify.pieces import OnnxRuntimePieces, Pieces
+from flatq.verify.pieces import Pieces, open_pieces
 from flatq.verify.reference import Reference, capture_sources, find_references
 from flatq.verify.results import EndToEnd, LayerParity, Parity
 
@@ -77,7 +77,8 @@ def verify_parity(
     if lowered is None:
         lowered = lower(artifact, deployment.target)
     references = find_references(lowered)
-    pieces, runtime = _open(deployment.target, path, lowered, threads)
+    pieces = open_pieces(deployment, path, lowered, threads)
+    runtime = open_runtime(deployment, path, Settings(runtime_of(deployment.target), threads=threads))
     manifest = artifact.manifest
     plan = inputs or VerifyInputs(guidance=manifest.calibration.guidance)
     labelled = manifest.model.classes is not None
@@ -126,52 +127,30 @@ def sqnr_db(signal: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     return float(10 * np.log10(power / noise)) if power else float("-inf")
 
 
-def _open(target: Target, path: Path, lowered: Lowered, threads: int) -> tuple[Pieces, Runtime]:
-    if target == "onnxruntime":
-        return OnnxRuntimePieces(path, lowered.layers, threads), OnnxRuntime(path, threads=threads)
-    raise UsageError(
-        f"parity on {target} is not offered",
-        expected="a deployment for onnxruntime",
-        got=target,
-        next_step="export with --no-verify",
-    )
-
-
 def _layer(pieces: Pieces, reference: Reference, source: torch.Tensor, kind: Kind) -> LayerParity:
     value = _many(reference, source)
-    exact = reference.evaluate(value)
     try:
         ran = pieces.run(reference, value.numpy())
+        exact = reference.evaluate(value, integer=ran.integer, roundoff=ran.roundoff)
         if ran.output.shape != tuple(exact.value.shape):
             raise ModelError(f"it yields {list(ran.output.shape)} instead of {list(exact.value.shape)}")
     except ModelError as error:
         problem = error.what if error.got is None else f"{error.what}: {error.got}"
-        return _entry(reference, kind, (), np.empty((0, 1)), np.empty((0, 1), dtype=np.bool_), problem)
-    return _entry(reference, kind, ran.kernels, *exact.compare(ran.output))
-
-
-def _entry(
-    reference: Reference,
-    kind: Kind,
-    kernels: tuple[str, ...],
-    quanta: NDArray[np.float64],
-    equal: NDArray[np.bool_],
-    problem: str | None = None,
-) -> LayerParity:
+        return LayerParity(layer=reference.layer, kind=kind, problem=problem)
+    quanta, equal = exact.compare(ran.output)
     channels = np.moveaxis(equal, 1 if equal.ndim == 4 else -1, 0)
     equal = channels.reshape(len(channels), -1)
-    by_channel = equal.mean(axis=1) if equal.size else np.zeros(1)
+    by_channel = equal.mean(axis=1)
     return LayerParity(
         layer=reference.layer,
         kind=kind,
-        kernels=kernels,
-        quantum=reference.quantum_kind,
+        kernels=ran.kernels,
+        quantum=exact.kind,
         elements=quanta.size,
-        max_quanta=float(quanta.max(initial=0.0)),
+        max_quanta=float(quanta.max()),
         equal=float(by_channel.mean()),
         worst_channel=int(by_channel.argmin()),
         worst_equal=float(by_channel.min()),
-        problem=problem,
     )
 
 

@@ -18,7 +18,15 @@ from torch import fx
 from flatq.errors import ModelError
 from flatq.quantize.lowering import Lowered
 
-__all__ = ["Quantizer", "Reference", "capture_sources", "find_references"]
+__all__ = [
+    "UNIT_ROUNDOFF",
+    "Quantizer",
+    "Quantum",
+    "Reference",
+    "Result",
+    "capture_sources",
+    "find_references",
+]
 
 _aten = torch.ops.aten
 _decomposed = torch.ops.quantized_decomposed
@@ -31,6 +39,9 @@ another multiplies by its reciprocal, and both are right."""
 
 UNIT_ROUNDOFF = 2.0**-24
 """Of float32."""
+
+
+Quantum = Literal["code", "accumulator", "rounding"]
 
 
 @dataclass(frozen=True)
@@ -76,18 +87,15 @@ class Reference:
     weight_scale: torch.Tensor
     bias: torch.Tensor
 
-    @property
-    def quantum_kind(self) -> Literal["code", "accumulator", "rounding"]:
-        """What a quantum of the output is, see `Result`."""
-        if self.output is not None:
-            return "code"
-        return "rounding" if self.input is None else "accumulator"
-
-    def evaluate(self, value: torch.Tensor) -> Result:
-        """The layer's exact output.
+    def evaluate(
+        self, value: torch.Tensor, *, integer: bool = True, roundoff: float = UNIT_ROUNDOFF
+    ) -> Result:
+        """The layer's exact output, and how far a runtime's may be from it.
 
         Args:
             value: float32, the source's tensor.
+            integer: whether the runtime sums in integers, where the input has a quantizer.
+            roundoff: unit roundoff of the type that the runtime's floats are in.
         """
         if self.input is not None:
             factor = self.input.codes(value) - self.input.zero_point
@@ -101,13 +109,14 @@ class Reference:
         if self.output is not None:
             codes = self.output.codes(exact)
             quantum = torch.tensor(self.output.scale, dtype=torch.float64)
-            return Result((codes - self.output.zero_point) * self.output.scale, quantum, quantum / 2)
-        if self.input is not None:
-            rounding = 8 * UNIT_ROUNDOFF * (exact.abs() + bias.abs())
-            return Result(exact, torch.maximum(step.expand_as(exact), rounding), rounding)
+            return Result((codes - self.output.zero_point) * self.output.scale, "code", quantum, quantum / 2)
+        if self.input is not None and integer:
+            rounding = 8 * roundoff * (exact.abs() + bias.abs())
+            quantum = torch.maximum(step.expand_as(exact), rounding)
+            return Result(exact, "accumulator", quantum, rounding)
         magnitude = self._multiply(factor.abs(), weight.abs()) * step + bias.abs()
-        rounding = 16 * UNIT_ROUNDOFF * magnitude
-        return Result(exact, rounding, rounding)
+        rounding = 16 * roundoff * magnitude
+        return Result(exact, "rounding", rounding, rounding)
 
     def _by_channel(self, value: torch.Tensor) -> torch.Tensor:
         trailing = 2 if self.codes.ndim == 4 else 0
@@ -125,16 +134,18 @@ class Result:
 
     Attributes:
         value: the output, dequantized where it has a quantizer.
+        kind: what the quantum is: see the two cases of a float output below.
         quantum: the most that it may be off. Behind an output quantizer, its step. Of a float output whose
             inputs are integers, one step of the integer sum, input scale x weight scale, or what float32 can
-            resolve where that is more. Of a float output with float inputs, 16 unit roundoffs of the sum of
-            the products' magnitudes, which is what another order of summing moves.
+            resolve where that is more. Of a float output that was summed in float, 16 unit roundoffs of the
+            sum of the products' magnitudes, which is what another order of summing moves.
         same: below this it counts as equal. Behind an output quantizer, half a step. Of a float output whose
             inputs are integers, 8 unit roundoffs of |output| + |bias|: the integer sum is exact, and about
             four float32 roundings follow it. Else the quantum.
     """
 
     value: torch.Tensor
+    kind: Quantum
     quantum: torch.Tensor
     same: torch.Tensor
 

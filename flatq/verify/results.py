@@ -45,8 +45,8 @@ class LayerParity(_Part):
         layer, kind: of the plan.
         kernels: what the runtime made of the layer cut out of the exported model.
         quantum: what one quantum of the output is: `code`, one step of the output's quantizer; `accumulator`,
-            one step of the integer sum in a float output; `rounding`, what float arithmetic can move a float
-            output whose inputs are float. See `flatq.verify.reference`.
+            one step of the integer sum behind a float output; `rounding`, what another order of summing moves
+            an output that was summed in float. See `flatq.verify.reference.Result`.
         elements: number of output elements compared.
         max_quanta: the largest difference, in quanta.
         equal: share of the elements that are equal: the same code, or within half a quantum where the
@@ -57,13 +57,13 @@ class LayerParity(_Part):
 
     layer: str
     kind: Kind
-    kernels: tuple[str, ...]
-    quantum: Literal["code", "accumulator", "rounding"]
-    elements: int = Field(ge=0)
-    max_quanta: float
-    equal: float
-    worst_channel: int = Field(ge=0)
-    worst_equal: float
+    kernels: tuple[str, ...] = ()
+    quantum: Literal["code", "accumulator", "rounding"] | None = None
+    elements: int = Field(default=0, ge=0)
+    max_quanta: float = 0.0
+    equal: float = 0.0
+    worst_channel: int | None = None
+    worst_equal: float = 0.0
     problem: str | None = None
 
     @property
@@ -78,8 +78,8 @@ class LayerParity(_Part):
 
     def describe(self) -> str:
         """One clause on what was found."""
-        if self.problem is not None:
-            return self.problem
+        if self.problem is not None or self.quantum is None:
+            return self.problem or "not compared"
         step = {"code": "output code", "accumulator": "accumulator step", "rounding": "rounding bound"}
         channel = f" (channel {self.worst_channel}: {100 * self.worst_equal:.4g} %)" if self.equal < 1 else ""
         return (

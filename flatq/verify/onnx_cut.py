@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -17,7 +16,7 @@ from onnx import helper, numpy_helper
 from flatq.errors import ModelError
 from flatq.verify.reference import Reference
 
-__all__ = ["Cut", "OnnxGraph", "cut_layer", "weight_names"]
+__all__ = ["OnnxGraph", "cut_layer", "product_of", "weight_names"]
 
 _WEIGHT_STEPS = ("Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose")
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
@@ -50,18 +49,25 @@ class OnnxGraph:
         value = self.initializers.get(name)
         return None if value is None else numpy_helper.to_array(value)
 
+    def ancestors(self, node: onnx.NodeProto, owners: Mapping[str, str]) -> set[str]:
+        """The owners of the tensors that a node reads, with no other owned tensor between.
 
-@dataclass(frozen=True)
-class Cut:
-    """A layer as a model of its own.
-
-    Attributes:
-        model: one input `source`, one output `result`.
-        nodes: names of the exported model's nodes in it.
-    """
-
-    model: onnx.ModelProto
-    nodes: tuple[str, ...]
+        Args:
+            owners: by tensor name.
+        """
+        read: set[str] = set()
+        seen: set[str] = set()
+        waiting = list(node.input)
+        while waiting:
+            name = waiting.pop()
+            if not name or name in seen:
+                continue
+            seen.add(name)
+            if name in owners:
+                read.add(owners[name])
+            elif name in self.producers:
+                waiting.extend(self.producers[name].input)
+        return read
 
 
 def weight_names(graph: OnnxGraph, layers: Mapping[str, str]) -> dict[str, str]:
@@ -75,17 +81,20 @@ def weight_names(graph: OnnxGraph, layers: Mapping[str, str]) -> dict[str, str]:
     return {layer: plain[name] for layer, name in wanted.items() if name in plain}
 
 
-def cut_layer(graph: OnnxGraph, reference: Reference, weight: str, shape: tuple[int, ...]) -> Cut:
-    """Cut a layer out, from the tensor before its input's QuantizeLinear to what leaves it.
+def cut_layer(graph: OnnxGraph, reference: Reference, weight: str, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """A layer as a model of its own, from the tensor before its input's QuantizeLinear to what leaves it.
 
     Args:
         weight: name of the initializer with its codes.
         shape: of the input tensor; the first is the batch, left free.
 
+    Returns:
+        A model with the input `source` and the output `result`.
+
     Raises:
         ModelError: the exported nodes around the weight are none that flatq writes.
     """
-    product = _product(graph, reference.layer, weight)
+    product = product_of(graph, reference.layer, weight)[-1]
     source = _source(graph, product.input[0], narrow=reference.input is not None and _is_narrow(reference))
     result = _result(graph, product, quantized=reference.output is not None)
     nodes = _between(graph, source, result, reference.layer)
@@ -97,10 +106,10 @@ def cut_layer(graph: OnnxGraph, reference: Reference, weight: str, shape: tuple[
         [helper.make_tensor_value_info("result", onnx.TensorProto.FLOAT, None)],
         [graph.initializers[name] for name in names if name in graph.initializers],
     )
-    model = helper.make_model(
+    model: onnx.ModelProto = helper.make_model(
         piece, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version
     )
-    return Cut(model, tuple(node.name for node in nodes))
+    return model
 
 
 def _is_narrow(reference: Reference) -> bool:
@@ -108,20 +117,25 @@ def _is_narrow(reference: Reference) -> bool:
     return reference.input.high - reference.input.low < 254
 
 
-def _product(graph: OnnxGraph, layer: str, weight: str) -> onnx.NodeProto:
-    name, seen = weight, [weight]
+def product_of(graph: OnnxGraph, layer: str, weight: str) -> list[onnx.NodeProto]:
+    """The nodes from a weight's initializer to the product that reads it, which is the last.
+
+    Raises:
+        ModelError: it leads to none.
+    """
+    name, found = weight, []
     while True:
         consumers = graph.consumers.get(name, [])
         if len(consumers) != 1:
             break
         node = consumers[0]
-        seen.append(node.op_type)
+        found.append(node)
         if node.op_type in _PRODUCTS and node.input[1] == name:
-            return node
+            return found
         if node.op_type not in _WEIGHT_STEPS:
             break
         name = node.output[0]
-    raise _strange(layer, " -> ".join(seen))
+    raise _strange(layer, " -> ".join([weight, *(node.op_type for node in found)]))
 
 
 def _source(graph: OnnxGraph, name: str, *, narrow: bool) -> str:
