@@ -15,6 +15,7 @@ import onnx
 from flatq.checkpoint import Checkpoint, ModelConfig, file_digest
 from flatq.deployment import MANIFEST, Deployment, FloatPrecision, Target
 from flatq.errors import UsageError
+from flatq.export.floats import halve_floats
 from flatq.export.onnx import to_onnx, weight_initializers
 from flatq.export.targets import check_floats, converter_versions, writer_for
 from flatq.process import ProcessConfig
@@ -145,6 +146,8 @@ def _write(
     float_precision: FloatPrecision,
     provenance: dict[str, Any],
 ) -> Deployment:
+    if target != "openvino":  # whose own converter does it
+        model = halve_floats(model, float_precision)
     for key, value in (("flatq.target", target), ("flatq.precision", precision)):
         model.metadata_props.add(key=key, value=value)
     model.metadata_props.add(key="flatq.provenance", value=json.dumps(provenance, sort_keys=True))

@@ -21,17 +21,20 @@ __all__ = ["Writer", "check_floats", "converter_versions", "writer_for"]
 
 Writer = Callable[[onnx.ModelProto, Mapping[str, int], Path, FloatPrecision], str]
 
-_HALF_FLOAT_ONLY = "its kernels with integers take float32 alone: fp16 is for float checkpoints"
+_INTEGERS_WANT_FLOAT32 = "the kernels with integers go with float32; fp16 is for float checkpoints"
+_BF16_AT_RUN_TIME = "OpenVINO takes bf16 when it runs, not in the file: --precision bf16"
 _REFUSED: dict[tuple[Target, FloatPrecision, bool], str] = {
-    ("onnxruntime", "fp16", True): _HALF_FLOAT_ONLY,
-    ("onnxruntime", "bf16", True): _HALF_FLOAT_ONLY,
-    ("onnxruntime", "bf16", False): "its CPU has no bf16 kernels",
-    ("openvino", "bf16", True): "it chooses bf16 when it runs, not in the file: --precision bf16",
-    ("openvino", "bf16", False): "it chooses bf16 when it runs, not in the file: --precision bf16",
+    ("onnxruntime", "fp16", True): _INTEGERS_WANT_FLOAT32,
+    ("onnxruntime", "bf16", True): _INTEGERS_WANT_FLOAT32,
+    ("onnxruntime", "bf16", False): "ONNX Runtime has no convolution in bf16",
+    ("openvino", "bf16", True): _BF16_AT_RUN_TIME,
+    ("openvino", "bf16", False): _BF16_AT_RUN_TIME,
     ("generic", "fp16", True): "the generic form is float32 outside the integers",
     ("generic", "bf16", True): "the generic form is float32 outside the integers",
-    ("generic", "bf16", False): "the generic form is float32 or fp16",
+    ("generic", "bf16", False): "few consumers of ONNX take bf16",
 }
+"""(target, type of the floats, quantized) -> why not. What is left: fp16 of float checkpoints, fp16
+in OpenVINO's file (it computes in what `--precision` says), and fp16 and bf16 for TensorRT."""
 
 
 def writer_for(target: Target) -> Writer:

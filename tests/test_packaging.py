@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-HEAVY = ("torch", "torchao", "diffusers", "onnx", "onnxruntime")
+HEAVY = ("torch", "torchao", "diffusers", "onnx", "onnxruntime", "openvino", "tensorrt", "cuda")
 
 
 def run(*command: str, cwd: Path, path: Path | None = None) -> str:

@@ -1,0 +1,184 @@
+"""The float rest of an ONNX model in half precision, integers and their codes as they are.
+
+The graph's input and output stay float32, and so does the timestep's embedding up to its sines: 11 or 8 bits
+do not tell t = 999 times a frequency. Scales of Q/DQ nodes take the type of the floats around them, which is
+what TensorRT's strongly typed networks ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import ml_dtypes
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from flatq.deployment import FloatPrecision
+from flatq.errors import ModelError
+
+__all__ = ["halve_floats"]
+
+_TYPES = {"fp16": (TensorProto.FLOAT16, np.float16), "bf16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16)}
+# Inputs that the standard wants in float32 whatever the type of the rest.
+_FLOAT32_INPUTS = {"Resize": (1, 2)}
+_LARGEST_SCALE_ERROR = 2.0**-8
+_BF16_OPSET = 22
+"""The first whose convolution takes bf16; otherwise the operators that stand here are those of opset 21."""
+
+
+def halve_floats(model: onnx.ModelProto, floats: FloatPrecision) -> onnx.ModelProto:
+    """The model with its floats in fp16 or bf16; `fp32` leaves it alone.
+
+    Raises:
+        ModelError: a number does not fit the type, or a scale would change by more than 1/256.
+    """
+    if floats == "fp32":
+        return model
+    return _Half(model, floats).model
+
+
+class _Half:
+    def __init__(self, model: onnx.ModelProto, floats: str) -> None:
+        self.floats = floats
+        self.onnx_type, self.dtype = _TYPES[floats]
+        self.types = _types(model)
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(model)
+        if floats == "bf16":
+            next(o for o in self.model.opset_import if not o.domain).version = _BF16_OPSET
+        self.constants = {i.name: i for i in self.model.graph.initializer}
+        self.types |= {name: value.data_type for name, value in self.constants.items()}
+        nodes = list(self.model.graph.node)
+        kept = _sine_ancestors(nodes)
+        self.wide = {v.name for v in self.model.graph.input} | {o for n in kept for o in n.output}
+        self.made: list[onnx.NodeProto] = []
+        self.half_names: dict[str, str] = {}
+        scales = self._scales(nodes)
+        for node in nodes:
+            if not any(node is other for other in kept):
+                self._halve(node, scales)
+            self.made.append(node)
+        for output in self.model.graph.output:
+            self._restore(output.name)
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(self.made)
+        used = {name for node in self.made for name in node.input}
+        left = [i for i in self.model.graph.initializer if i.name in used]
+        del self.model.graph.initializer[:]
+        self.model.graph.initializer.extend(left)
+
+    def _is_float(self, name: str) -> bool:
+        return self.types.get(name) == TensorProto.FLOAT
+
+    def _halve(self, node: onnx.NodeProto, scales: set[str]) -> None:
+        exempt = _FLOAT32_INPUTS.get(node.op_type, ())
+        for index, name in enumerate(node.input):
+            if index in exempt or not self._is_float(name):
+                continue
+            if name in self.constants:
+                node.input[index] = self._constant(name, is_scale=name in scales)
+            elif name in self.wide:
+                node.input[index] = self._cast(name)
+        for attribute in node.attribute:
+            if attribute.name == "to" and node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
+                attribute.i = self.onnx_type
+            elif attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
+                attribute.t.CopyFrom(self._narrow(attribute.t, node.output[0]))
+
+    def _constant(self, name: str, *, is_scale: bool) -> str:
+        if name not in self.half_names:
+            self.half_names[name] = f"{name}.{self.floats}"
+            narrow = self._narrow(self.constants[name], self.half_names[name])
+            if is_scale:
+                self._check_scale(name, numpy_helper.to_array(narrow).astype(np.float64))
+            self.model.graph.initializer.append(narrow)
+        return self.half_names[name]
+
+    def _narrow(self, tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
+        wide = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            narrow = wide.astype(self.dtype)
+        if not (np.isfinite(narrow.astype(np.float32)) == np.isfinite(wide)).all():
+            raise ModelError(
+                f"a number of {tensor.name or name} is too large for {self.floats}",
+                expected=f"at most {float(ml_dtypes.finfo(self.dtype).max):g}",
+                got=f"{np.abs(wide).max():g}",
+                next_step="export with --float fp32",
+            )
+        return numpy_helper.from_array(narrow, name)
+
+    def _check_scale(self, name: str, narrow: NDArray[np.float64]) -> None:
+        wide = numpy_helper.to_array(self.constants[name]).astype(np.float64)
+        # The scale of a channel whose codes are all 0 is the smallest float32, and scales nothing.
+        told = wide > 2 * float(np.finfo(np.float32).tiny)
+        error = np.abs(narrow - wide)[told] / wide[told]
+        if (error.size and error.max() > _LARGEST_SCALE_ERROR) or (narrow.ndim == 0 and narrow == 0):
+            raise ModelError(
+                f"a scale of the integers cannot be told in {self.floats}",
+                expected="scales that keep 8 bits",
+                got=f"{wide.min():g} in {name}",
+                next_step="export with --float fp32",
+            )
+
+    def _cast(self, name: str) -> str:
+        if name not in self.half_names:
+            self.half_names[name] = f"{name}.{self.floats}"
+            self.made.append(
+                helper.make_node(
+                    "Cast", [name], [self.half_names[name]], name=f"{name}.cast", to=self.onnx_type
+                )
+            )
+        return self.half_names[name]
+
+    def _restore(self, name: str) -> None:
+        """Let an output of the graph be float32 again."""
+        if name in self.wide or not self._is_float(name):
+            return
+        narrow = f"{name}.{self.floats}"
+        for node in self.made:
+            for names in (node.input, node.output):
+                for index, other in enumerate(names):
+                    if other == name:
+                        names[index] = narrow
+        self.made.append(
+            helper.make_node("Cast", [narrow], [name], name=f"{name}.cast", to=TensorProto.FLOAT)
+        )
+
+    def _scales(self, nodes: Iterable[onnx.NodeProto]) -> set[str]:
+        return {n.input[1] for n in nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every value in a float32 model that is not an initializer."""
+    told = onnx.ModelProto()
+    told.CopyFrom(model)
+    for node in told.graph.node:
+        if node.op_type == "GroupNormalization":  # onnx infers nothing for it
+            value = helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)
+            told.graph.value_info.append(value)
+    graph = onnx.shape_inference.infer_shapes(told).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
+    unknown = [n for n in model.graph.node if any(o not in types for o in n.output if o)]
+    if unknown:
+        raise ModelError(
+            f"the type of what {unknown[0].op_type} {unknown[0].name} computes is not known",
+            expected="operators that onnx infers",
+            got=f"{len(unknown)} that it does not",
+            next_step="export with --float fp32",
+        )
+    return types
+
+
+def _sine_ancestors(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The sines and cosines of the graph, and whatever leads to them."""
+    makers = {name: node for node in nodes for name in node.output}
+    waiting = [node for node in nodes if node.op_type in ("Sin", "Cos")]
+    found: list[onnx.NodeProto] = []
+    while waiting:
+        node = waiting.pop()
+        if not any(node is other for other in found):
+            found.append(node)
+            waiting += [makers[name] for name in node.input if name in makers]
+    return found

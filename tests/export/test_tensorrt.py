@@ -1,0 +1,257 @@
+"""Graphs for TensorRT: our check of them, and its real parser and builder, which need no GPU.
+
+`tools/tensorrt_on_cpu.sh` sets TensorRT up on a machine without one; without it those tests are skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from networks import NETWORKS, checkpoint
+from onnx import TensorProto, helper, numpy_helper
+
+from flatq.calib.inputs import CalibrationPlan
+from flatq.checkpoint import Checkpoint
+from flatq.errors import MissingRuntimeError, ModelError, UsageError
+from flatq.export import build_engine, export_artifact
+from flatq.export.engine import build_serialized, parse
+from flatq.export.symmetry import check_symmetric
+from flatq.quantize.artifact import Artifact, read_manifest, write_artifact
+from flatq.quantize.rounding import quantize_checkpoint
+from flatq.recipe import PRESETS
+from flatq.runtime.cuda import open_device
+
+needs_tensorrt = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt") is None,
+    reason="no tensorrt here; tools/tensorrt_on_cpu.sh sets it up without a GPU",
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {name: checkpoint(name, folder) for name in NETWORKS}
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The deployment of `tiny` at w4a8."""
+    folder = tmp_path_factory.mktemp("exported")
+    write_artifact(tiny_artifacts["w4a8"], folder / "w4a8")
+    export_artifact(folder / "w4a8", "tensorrt", folder / "w4a8" / "tensorrt")
+    return folder / "w4a8" / "tensorrt"
+
+
+def _makers(network: Any) -> dict[str, Any]:
+    """The layer that makes each tensor of a parsed network, by the tensor's name."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    return {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
+
+
+def _source(tensor: Any, makers: dict[str, Any], trt: Any) -> Any:
+    """The type of the layer behind a tensor, past those that only move data."""
+    maker = makers.get(tensor.name)
+    while maker is not None and maker.type == trt.LayerType.SHUFFLE:
+        maker = makers.get(maker.get_input(0).name)
+    return maker and maker.type
+
+
+@needs_tensorrt
+@pytest.mark.parametrize("network_name", NETWORKS)
+@pytest.mark.parametrize("recipe", PRESETS)
+def test_every_recipe_and_network_builds(
+    recipe: str, network_name: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    calibration = CalibrationPlan(images=2, steps=1)
+    artifact = quantize_checkpoint(
+        checkpoints[network_name], PRESETS[recipe], calibration=calibration, threads=2
+    )
+    write_artifact(artifact, tmp_path / "a")
+    export_artifact(tmp_path / "a", "tensorrt", tmp_path / "d")
+    parsed = parse(tmp_path / "d" / "model.onnx")
+    trt, network = parsed.trt, parsed.network
+
+    planned = [d for d in read_manifest(tmp_path / "a").decisions if d.port == "weight" and d.scheme]
+    quantized_inputs = PRESETS[recipe].rules[0].activation is not None
+    counts = {"conv2d": 0, "linear": 0}
+    makers = _makers(network)
+    kinds = {trt.LayerType.CONVOLUTION: "conv2d", trt.LayerType.MATRIX_MULTIPLY: "linear"}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        kind = kinds.get(layer.type)
+        if kind is None:
+            continue
+        data, weight = (_source(layer.get_input(i), makers, trt) == trt.LayerType.DEQUANTIZE for i in (0, 1))
+        if kind == "linear" and not data and not weight:
+            continue  # a product of attention, which no recipe quantizes
+        assert weight, layer.name
+        assert data == quantized_inputs, layer.name
+        counts[kind] += 1
+    assert counts == {kind: sum(d.kind == kind for d in planned) for kind in counts}
+
+    built = build_serialized(tmp_path / "d" / "model.onnx", (1, 2, 8))
+    assert len(built.plan) > 1000
+
+
+@needs_tensorrt
+def test_the_profile_spans_the_batch_of_every_input(exported: Path) -> None:
+    parsed = parse(exported / "model.onnx")
+    shapes = {
+        parsed.network.get_input(i).name: tuple(parsed.network.get_input(i).shape)
+        for i in range(parsed.network.num_inputs)
+    }
+    assert shapes == {"x": (-1, 3, 16, 16), "t": (-1,)}
+
+
+@needs_tensorrt
+def test_the_timing_cache_is_taken_up_again(exported: Path) -> None:
+    first = build_serialized(exported / "model.onnx", (1, 2, 4))
+    assert first.build["timing_cache_reused"] is False
+    again = build_serialized(exported / "model.onnx", (1, 2, 4), timing_cache=first.timing_cache)
+    assert again.build["timing_cache_reused"] is True
+    spoiled = build_serialized(exported / "model.onnx", (1, 2, 4), timing_cache=b"not a cache")
+    assert spoiled.build["timing_cache_reused"] is False
+
+
+@needs_tensorrt
+def test_what_the_parser_refuses_is_one_error(exported: Path, tmp_path: Path) -> None:
+    """The check is left out here: this is TensorRT's own verdict on what the check would refuse."""
+    model = onnx.load(exported / "model.onnx")
+    _shift_zero_point(model)
+    onnx.save(model, tmp_path / "asymmetric.onnx")
+    with pytest.raises(ModelError, match=r"TensorRT .* refuses") as caught:
+        parse(tmp_path / "asymmetric.onnx")
+    assert "zero point" in str(caught.value).lower()
+    (tmp_path / "no.onnx").write_bytes(b"\x08\x0a")
+    with pytest.raises(ModelError, match=r"TensorRT .* refuses"):
+        parse(tmp_path / "no.onnx")
+
+
+@needs_tensorrt
+def test_without_a_gpu_the_onnx_file_stays_and_is_named(exported: Path) -> None:
+    try:
+        open_device()
+    except MissingRuntimeError:
+        pass
+    else:
+        pytest.skip("there is a GPU here")
+    before = sorted(p.name for p in exported.iterdir())
+    with pytest.raises(MissingRuntimeError, match="the engine was not built") as caught:
+        build_engine(exported)
+    assert str(exported / "model.onnx") in str(caught.value)
+    assert 'pip install "flatq[tensorrt]"' in str(caught.value)
+    assert sorted(p.name for p in exported.iterdir()) == before == ["flatq.json", "model.onnx"]
+
+
+def test_our_own_graphs_pass_the_check(exported: Path) -> None:
+    model = onnx.load(exported / "model.onnx")
+    check_symmetric(model)
+    kinds = {i.data_type for i in model.graph.initializer if "zero_point" not in i.name}
+    assert TensorProto.INT4 not in kinds
+    quantizers = [n for n in model.graph.node if n.op_type == "QuantizeLinear"]
+    assert quantizers
+    # 8-bit activations need no Clip in front of the quantizer: the codes use the whole of int8.
+    makers = {o: n.op_type for n in model.graph.node for o in n.output}
+    assert "Clip" not in {makers.get(n.input[0]) for n in quantizers}
+
+
+def _shift_zero_point(model: onnx.ModelProto) -> None:
+    """Give the first quantizer and its dequantizers the zero point 3."""
+    quantizer = next(n for n in model.graph.node if n.op_type == "QuantizeLinear")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(3, np.int8), "shifted"))
+    quantizer.input[2] = "shifted"
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] == quantizer.output[0]:
+            node.input[2] = "shifted"
+
+
+def test_an_asymmetric_graph_is_refused_before_tensorrt_sees_it(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise AssertionError("TensorRT was asked")
+
+    monkeypatch.setattr("flatq.export.engine.import_tensorrt", fail)
+    monkeypatch.setattr("flatq.export.engine.open_device", fail)
+    model = onnx.load(exported / "model.onnx")
+    _shift_zero_point(model)
+    folder = _redeploy(exported, model, tmp_path)
+    with pytest.raises(ModelError, match="zero point other than 0"):
+        build_engine(folder)
+
+
+def _redeploy(exported: Path, model: onnx.ModelProto, tmp_path: Path) -> Path:
+    """The deployment with another model, its digest made right."""
+    import hashlib
+    import json
+
+    folder = tmp_path / "changed"
+    shutil.copytree(exported, folder)
+    content = model.SerializeToString()
+    (folder / "model.onnx").write_bytes(content)
+    manifest = json.loads((folder / "flatq.json").read_text())
+    manifest["sha256"] = hashlib.sha256(content).hexdigest()
+    (folder / "flatq.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("uint8", "does not hold int8"),
+        ("default", "does not hold int8"),
+        ("int32 bias", "holds a bias in int32"),
+        ("computed", "zero point other than 0"),
+        ("int4", "does not hold int8"),
+        ("constant node", "zero point other than 0"),
+    ],
+)
+def test_the_check_names_what_is_wrong(kind: str, words: str) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
+    scale = numpy_helper.from_array(np.float32(0.1), "scale")
+    stored: list[onnx.TensorProto] = [scale]
+    nodes = []
+    q_inputs, d_inputs = ["x", "scale"], ["q", "scale"]
+    if kind == "uint8":
+        stored.append(numpy_helper.from_array(np.uint8(0), "zero"))
+        q_inputs.append("zero")
+        d_inputs.append("zero")
+    elif kind == "int32 bias":
+        stored.append(numpy_helper.from_array(np.array([1, 2], np.int32), "bias"))
+        d_inputs[0] = "bias"
+    elif kind == "int4":
+        stored.append(helper.make_tensor("w", TensorProto.INT4, [2], b"\x21", raw=True))
+        d_inputs[0] = "w"
+    elif kind == "computed":
+        stored.append(numpy_helper.from_array(np.int8(0), "zero8"))
+        nodes.append(helper.make_node("Identity", ["zero8"], ["zero"]))
+        q_inputs.append("zero")
+        d_inputs.append("zero")
+    elif kind == "constant node":
+        value = numpy_helper.from_array(np.int8(1))
+        nodes.append(helper.make_node("Constant", [], ["zero"], value=value))
+        q_inputs.append("zero")
+        d_inputs.append("zero")
+    extra = {"output_dtype": TensorProto.INT8} if kind == "computed" else {}
+    if kind not in ("int32 bias", "int4"):
+        nodes.append(helper.make_node("QuantizeLinear", q_inputs, ["q"], name="the_node", **extra))
+    nodes.append(helper.make_node("DequantizeLinear", d_inputs, ["y"], name="the_node"))
+    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y], stored))
+    with pytest.raises(ModelError, match=words) as caught:
+        check_symmetric(model)
+    assert "the_node" in str(caught.value)
+
+
+def test_a_folder_of_another_target_is_not_built(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "d")
+    manifest = tmp_path / "d" / "flatq.json"
+    manifest.write_text(manifest.read_text().replace('"target": "tensorrt"', '"target": "generic"'))
+    with pytest.raises(UsageError, match="lowered for generic"):
+        build_engine(tmp_path / "d")

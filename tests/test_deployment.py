@@ -1,0 +1,366 @@
+"""A deployment folder away from where it was made: without torch, damaged, changed, too new, misplaced."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import distribution
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from packaging.requirements import Requirement
+
+from flatq.backends import EXPORT_FLAGS
+from flatq.checkpoint import Checkpoint
+from flatq.deployment import Target, read_deployment
+from flatq.errors import ArtifactError, MissingRuntimeError, ModelError, UsageError
+from flatq.export import export_artifact, export_checkpoint
+from flatq.models import open_model
+from flatq.quantize.artifact import Artifact, write_artifact
+from flatq.runtime.onnxfile import read_onnx_file
+from flatq.runtime.onnxruntime import OnnxRuntime
+from flatq.sampler import SamplePlan, sample
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+TARGETS: tuple[Target, ...] = ("onnxruntime", "openvino", "tensorrt", "generic")
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """w4a8 of `tiny`, exported for every target."""
+    folder = tmp_path_factory.mktemp("deployed") / "w4a8"
+    write_artifact(tiny_artifacts["w4a8"], folder)
+    for target in TARGETS:
+        if target != "openvino" or find_spec("openvino"):
+            export_artifact(folder, target, folder / target)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fp32(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deployed") / "fp32"
+    export_checkpoint(tiny, "onnxruntime", folder)
+    return folder
+
+
+def _link(names: list[str], site: Path) -> set[str]:
+    """Link installed distributions and all that they require into a folder; their names."""
+    linked: set[str] = set()
+    waiting = [Requirement(name) for name in names]
+    while waiting:
+        wanted = waiting.pop()
+        name = re.sub(r"[-_.]+", "-", wanted.name).lower()
+        extras = wanted.extras or {""}
+        if name in linked or (
+            wanted.marker and not any(wanted.marker.evaluate({"extra": e}) for e in extras)
+        ):
+            continue
+        linked.add(name)
+        found = distribution(name)
+        for top in {file.parts[0] for file in found.files or () if file.parts[0] != ".."}:
+            source = Path(str(found.locate_file(top)))
+            if source.exists() and not (site / top).exists():
+                (site / top).symlink_to(source)
+        waiting += map(Requirement, found.requires or ())
+    return linked
+
+
+_BODY = """
+import sys
+sys.path.insert(0, {site!r})
+from importlib.util import find_spec
+for absent in ("torch", "torchao", "diffusers", "onnx", "safetensors"):
+    assert find_spec(absent) is None, absent
+sys.argv = ["flatq", "sample", {folder!r}, "-n", "5", "--steps", "3", "--threads", "1", "-o", {out!r}]
+from flatq.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+
+import numpy as np
+from pathlib import Path
+from flatq.models import open_model
+from flatq.sampler import SamplePlan, sample
+model = open_model(Path({folder!r}), threads=1)
+with model.runtime as runtime:
+    images = sample(runtime, model.process, SamplePlan(steps=3), range(5), model.image_shape)
+np.save({array!r}, images)
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "openvino"])
+def test_the_folder_samples_without_torch(package: Target, artifact: Path, tmp_path: Path) -> None:
+    """Only the base install and one runtime can be imported there, and the images are the same."""
+    pytest.importorskip(package)
+    site = tmp_path / "site"
+    site.mkdir()
+    linked = _link([*BASE, package], site)
+    assert {"numpy", "pydantic", package} <= linked
+    assert not {"torch", "onnx", "safetensors"} & linked
+    # What a wheel would install: the package, and the folders beside it under their own names.
+    shutil.copytree(ROOT / "flatq", site / "flatq", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train", "calib", "export"):
+        shutil.copytree(ROOT / name, site / "flatq" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path / "moved"
+    shutil.copytree(artifact / package, folder)
+    names = {"site": site, "folder": folder, "out": tmp_path / "a.npz", "array": tmp_path / "a.npy"}
+    code = _BODY.format(**{name: str(path) for name, path in names.items()})
+    command = [sys.executable, "-I", "-S", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    model = open_model(artifact, runtime=package, threads=1)
+    with model.runtime as runtime:
+        here = sample(runtime, model.process, SamplePlan(steps=3), range(5), model.image_shape)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), here)
+    pixels = np.load(tmp_path / "a.npz")["arr_0"]
+    assert pixels.shape == (5, 16, 16, 3)
+    assert np.abs(pixels - np.clip((here.transpose(0, 2, 3, 1) + 1) * 127.5, 0, 255)).max() <= 1
+
+
+def test_generic_and_symmetric_graphs_sample_close_to_the_others(artifact: Path) -> None:
+    """The four placements are one artifact: run by one runtime, they differ by rounding alone."""
+    rng = np.random.default_rng(0)
+    x, t = rng.standard_normal((4, 3, 16, 16)).astype(np.float32), np.array([0, 300, 600, 999])
+    outputs = {}
+    for target in ("onnxruntime", "tensorrt", "generic"):
+        with OnnxRuntime(artifact / target / "model.onnx", threads=1) as runtime:
+            outputs[target] = runtime(x, t)
+    with open_model(artifact / "generic", threads=1).runtime as runtime:
+        np.testing.assert_array_equal(runtime(x, t), outputs["generic"])
+    size = np.sqrt(np.mean(outputs["generic"] ** 2))
+    for target in ("onnxruntime", "tensorrt"):
+        error = np.sqrt(np.mean((outputs[target] - outputs["generic"]) ** 2))
+        assert 0 < error < 0.1 * size, target
+
+
+def test_the_generic_file_is_plain_onnx(artifact: Path, tiny_artifacts: dict[str, Artifact]) -> None:
+    model = onnx.load(artifact / "generic" / "model.onnx")
+    assert [(o.domain, o.version) for o in model.opset_import if not o.domain] == [("", 21)]
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    stored = [i for i in model.graph.initializer if i.data_type == TensorProto.INT8 and len(i.dims) > 1]
+    assert len(stored) == len(tiny_artifacts["w4a8"].codes)
+    assert TensorProto.INT4 not in {i.data_type for i in model.graph.initializer}
+    quantizers = [n for n in model.graph.node if n.op_type == "QuantizeLinear"]
+    planned = [d for d in tiny_artifacts["w4a8"].manifest.decisions if d.port == "input" and d.scheme]
+    assert 0 < len(quantizers) <= len(planned)  # layers that read one tensor share its quantizer
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "right"),
+    [
+        ("onnxruntime", {"runtime": "openvino"}, "openvino"),
+        ("onnxruntime", {"device": "tensorrt"}, "tensorrt"),
+        ("onnxruntime", {"runtime": "tensorrt"}, "tensorrt"),
+        ("onnxruntime", {"device": "cuda"}, "tensorrt"),
+        ("tensorrt", {"runtime": "onnxruntime"}, "onnxruntime"),
+        ("generic", {"runtime": "openvino"}, "openvino"),
+        ("generic", {"device": "cuda"}, "tensorrt"),
+    ],
+)
+def test_a_graph_in_the_wrong_place_names_the_right_target(
+    target: Target, settings: dict[str, str], right: Target, artifact: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        open_model(artifact / target, **settings)  # type: ignore[arg-type]
+    assert EXPORT_FLAGS[right] in str(caught.value)
+
+
+def test_an_artifact_that_was_not_exported_names_the_command(artifact: Path, tmp_path: Path) -> None:
+    shutil.copytree(artifact, tmp_path / "a", ignore=shutil.ignore_patterns(*TARGETS))
+    for runtime, flag in (("onnxruntime", "--onnx"), ("openvino", "--openvino"), ("tensorrt", "--trt")):
+        with pytest.raises(ArtifactError, match=f"flatq export .* {flag}"):
+            open_model(tmp_path / "a", runtime=runtime)
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_missing_provider_is_an_error(device: str, fp32: Path) -> None:
+    import onnxruntime
+
+    if len(onnxruntime.get_available_providers()) > 2:
+        pytest.skip("this ONNX Runtime has providers for NVIDIA")
+    with pytest.raises(MissingRuntimeError, match=r"has no .*ExecutionProvider"):
+        open_model(fp32, device=device, runtime="onnxruntime")
+
+
+def test_a_provider_that_does_not_start_is_an_error(fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime goes on with the CPU where CUDA's libraries are missing: its session says so."""
+    import onnxruntime
+
+    offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    real = onnxruntime.InferenceSession
+
+    def start(path: str, options: object, providers: list[str]) -> object:
+        assert providers == offered
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: offered)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    with pytest.raises(MissingRuntimeError, match="did not start its CUDAExecutionProvider"):
+        OnnxRuntime(fp32 / "model.onnx", device="cuda")
+
+
+def test_bound_memory_gives_what_a_plain_run_gives(fp32: Path) -> None:
+    """The binding for a GPU's memory, here over the CPU's."""
+    import onnxruntime
+
+    from flatq.runtime.onnxruntime import _Bound
+
+    session = onnxruntime.InferenceSession(fp32 / "model.onnx", providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(3)
+    bound = None
+    kept = []
+    for _ in range(3):
+        feed = {"x": rng.standard_normal((2, 3, 16, 16)).astype(np.float32), "t": np.array([5, 900])}
+        bound = bound or _Bound(onnxruntime, session, feed, "cpu")
+        kept.append((bound.run(feed), session.run(None, feed)[0]))
+    for found, expected in kept:
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_bad_inputs_are_refused(fp32: Path) -> None:
+    x, t = np.zeros((2, 3, 16, 16), np.float32), np.zeros(2, np.int64)
+    spoiled = x.copy()
+    spoiled[1, 0, 0, 0] = np.inf
+    with open_model(fp32, threads=1).runtime as runtime:
+        assert runtime(x, t).shape == x.shape
+        for bad_x, bad_t, words in (
+            (x[:0], t[:0], "N at least 1"),
+            (x[:, :1], t, "3 x 16 x 16"),
+            (x[..., :8], t, "3 x 16 x 16"),
+            (x[0], t[:1], "3 x 16 x 16"),
+            (x.astype(np.float64), t, "float32"),
+            (x, t[:1], "one for each of 2 images"),
+            (x, t.astype(np.float32), "int64"),
+            (spoiled, t, "finite"),
+        ):
+            with pytest.raises(ModelError, match=words):
+                runtime(bad_x, bad_t)
+        with pytest.raises(ModelError, match="conditions"):
+            runtime(x, t, {"label": t})
+    with pytest.raises(UsageError, match="no threads"):
+        open_model(fp32, threads=0)
+
+
+def _change(folder: Path, out: Path, model: onnx.ModelProto) -> Path:
+    """The deployment with another model, its digest made right."""
+    shutil.copytree(folder, out)
+    content = model.SerializeToString()
+    (out / "model.onnx").write_bytes(content)
+    manifest = json.loads((out / "flatq.json").read_text())
+    manifest["sha256"] = hashlib.sha256(content).hexdigest()
+    (out / "flatq.json").write_text(json.dumps(manifest))
+    return out
+
+
+@pytest.mark.parametrize(("ir_version", "opset"), [(99, 21), (10, 999)])
+def test_a_model_that_is_too_new_says_so(ir_version: int, opset: int, fp32: Path, tmp_path: Path) -> None:
+    model = onnx.load(fp32 / "model.onnx")
+    model.ir_version = ir_version
+    next(o for o in model.opset_import if not o.domain).version = opset
+    folder = _change(fp32, tmp_path / "new", model)
+    with pytest.raises(ArtifactError, match="too new for ONNX Runtime") as caught:
+        open_model(folder)
+    assert f"IR version {ir_version}, opset {opset}" in str(caught.value)
+    assert "pip install -U onnxruntime" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "location", ["missing.bin", "../outside.bin", "sub/inside.bin", "link.bin", "/etc/passwd"]
+)
+def test_external_data_outside_the_folder_is_refused(location: str, fp32: Path, tmp_path: Path) -> None:
+    model = onnx.load(fp32 / "model.onnx")
+    tensor = model.graph.initializer[0]
+    content = tensor.raw_data
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    folder = _change(fp32, tmp_path / "external", model)
+    (tmp_path / "outside.bin").write_bytes(content)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "inside.bin").write_bytes(content)
+    (folder / "link.bin").symlink_to(tmp_path / "outside.bin")
+    with pytest.raises(ArtifactError, match="keeps data in another file"):
+        open_model(folder)
+
+
+def test_external_data_inside_the_folder_is_read(fp32: Path, tmp_path: Path) -> None:
+    model = onnx.load(fp32 / "model.onnx")
+    # Only weights: ONNX Runtime infers shapes from small tensors, and wants those in the file.
+    file = tmp_path / "model.onnx"
+    onnx.save(model, file, save_as_external_data=True, location="model.data", size_threshold=1024)
+    assert read_onnx_file(tmp_path / "model.onnx").external == ("model.data",)
+    x, t = np.ones((1, 3, 16, 16), np.float32), np.array([7])
+    with OnnxRuntime(tmp_path / "model.onnx") as split, OnnxRuntime(fp32 / "model.onnx") as whole:
+        np.testing.assert_array_equal(split(x, t), whole(x, t))
+
+
+def test_external_data_in_a_subgraph_is_found(tmp_path: Path) -> None:
+    tensor = TensorProto(name="c", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../hidden.bin")
+    out = helper.make_tensor_value_info("o", TensorProto.FLOAT, [1])
+    branch = helper.make_graph([helper.make_node("Identity", ["c"], ["o"])], "b", [], [out], [tensor])
+    condition = helper.make_tensor_value_info("i", TensorProto.BOOL, [])
+    node = helper.make_node("If", ["i"], ["o"], then_branch=branch, else_branch=branch)
+    model = helper.make_model(helper.make_graph([node], "g", [condition], [out]))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match="outside the folder"):
+        read_onnx_file(tmp_path / "m.onnx")
+
+
+def test_versions_are_those_of_the_package_onnx(fp32: Path) -> None:
+    found, model = read_onnx_file(fp32 / "model.onnx"), onnx.load(fp32 / "model.onnx")
+    assert found.ir_version == model.ir_version
+    assert found.opset == next(o.version for o in model.opset_import if not o.domain)
+    assert found.external == ()
+
+
+def test_a_damaged_model_is_refused(fp32: Path, tmp_path: Path) -> None:
+    content = (fp32 / "model.onnx").read_bytes()
+    for number, part in enumerate((b"", content[: len(content) // 2], b"\xff" * 40, b"not onnx")):
+        path = tmp_path / f"{number}.onnx"
+        path.write_bytes(part)
+        with pytest.raises(ArtifactError, match="is not an ONNX file"):
+            OnnxRuntime(path)
+
+
+def test_a_changed_or_linked_file_is_refused(artifact: Path, tmp_path: Path) -> None:
+    folders = [t for t in TARGETS if (artifact / t).is_dir()]
+    for target in folders:
+        names = [read_deployment(artifact / target)[0].file, *read_deployment(artifact / target)[0].files]
+        for name in names:
+            copy = tmp_path / f"{target}-{name}"
+            shutil.copytree(artifact / target, copy)
+            with (copy / name).open("ab") as file:
+                file.write(b"\0")
+            with pytest.raises(ArtifactError, match="changed after export"):
+                read_deployment(copy)
+            (copy / name).unlink()
+            with pytest.raises(ArtifactError, match="missing"):
+                read_deployment(copy)
+            (copy / name).symlink_to(artifact / target / name)
+            with pytest.raises(ArtifactError, match="a link"):
+                read_deployment(copy)
+
+
+def test_a_manifest_cannot_name_files_outside(artifact: Path, tmp_path: Path) -> None:
+    shutil.copytree(artifact / "generic", tmp_path / "d")
+    path = tmp_path / "d" / "flatq.json"
+    manifest = json.loads(path.read_text())
+    (tmp_path / "secret").write_text("x")
+    manifest["files"] = {"../secret": hashlib.sha256(b"x").hexdigest()}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="missing"):
+        read_deployment(tmp_path / "d")
