@@ -43,7 +43,7 @@ _STRESS = 4.0
 class VerifyInputs(CalibrationPlan):
     """How the inputs are drawn: as calibration draws them, but few, and from the quantized network."""
 
-    images: int = 2
+    images: int = 1
     steps: int = 4
 
 
