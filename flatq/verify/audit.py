@@ -78,7 +78,7 @@ def audit_from(inspection: Inspection, artifact: Artifact, deployment: Deploymen
     )
     audit = Audit(
         target=deployment.target,
-        model_sha256=deployment.sha256,
+        model_digest=deployment.digest,
         runtime=dict(inspection.runtime),
         source=inspection.source,
         entries=entries,

@@ -104,7 +104,7 @@ def verify_parity(
     exact = None if baseline is None else _float(baseline, manifest.parent, x, t, cond, threads)
     return Parity(
         target=deployment.target,
-        model_sha256=deployment.sha256,
+        model_digest=deployment.digest,
         runtime=identity,
         timesteps=tuple(int(value) for value in drawn.t),
         images=drawn.x.shape[1],

@@ -11,14 +11,13 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from flatq.deployment import AUDIT, PARITY, Deployment
 from flatq.errors import ArtifactError, ModelError
 from flatq.recipe import Kind
 
 __all__ = [
-    "AUDIT_FILE",
     "CHANNEL_EQUAL_AT_LEAST",
     "EQUAL_AT_LEAST",
-    "PARITY_FILE",
     "Audit",
     "AuditEntry",
     "EndToEnd",
@@ -27,8 +26,6 @@ __all__ = [
     "read_audit",
     "read_parity",
 ]
-
-AUDIT_FILE, PARITY_FILE = "audit.json", "parity.json"
 
 EQUAL_AT_LEAST, CHANNEL_EQUAL_AT_LEAST = 0.999, 0.99
 """Share of a layer's elements, and of those of each output channel, that have to be equal: `LayerParity`."""
@@ -103,11 +100,11 @@ class EndToEnd(_Part):
 
 
 class Parity(_Part):
-    """A deployment against the torch Q/DQ graph that it was exported from (`parity.json`).
+    """A deployment against the torch Q/DQ graph that it was exported from (`verify.json`).
 
     Attributes:
         target: the runtime that the graph was lowered for.
-        model_sha256: of the model file that was verified.
+        model_digest: `Deployment.digest` of what was verified.
         runtime: identity of the runtime that ran it.
         timesteps, images: the inputs: so many images at each training timestep.
         layers: one for each planned layer, in order of execution.
@@ -117,7 +114,7 @@ class Parity(_Part):
     format: Literal["flatq-parity"] = "flatq-parity"
     version: Literal[1] = 1
     target: str
-    model_sha256: str
+    model_digest: str
     runtime: dict[str, Any]
     timesteps: tuple[int, ...]
     images: int = Field(gt=0)
@@ -206,7 +203,7 @@ class Audit(_Part):
 
     Attributes:
         target: the runtime that the graph was lowered for.
-        model_sha256: of the model file that was audited.
+        model_digest: `Deployment.digest` of what was audited.
         runtime: identity of the runtime that was asked.
         source: where it says so, for instance `optimized graph and profile`.
         entries: one for each candidate of the plan, in order of execution.
@@ -218,7 +215,7 @@ class Audit(_Part):
     format: Literal["flatq-audit"] = "flatq-audit"
     version: Literal[1] = 1
     target: str
-    model_sha256: str
+    model_digest: str
     runtime: dict[str, Any]
     source: str
     entries: tuple[AuditEntry, ...]
@@ -245,29 +242,28 @@ class Audit(_Part):
 _File = TypeVar("_File", Parity, Audit)
 
 
-def read_parity(folder: Path) -> Parity | None:
+def read_parity(folder: Path, deployment: Deployment) -> Parity | None:
     """The parity kept in a deployment folder, None where there is none.
 
     Raises:
-        ArtifactError: the file is damaged or of another version.
+        ArtifactError: the file is damaged, of another version, or speaks of another model.
     """
-    return _read(Parity, folder / PARITY_FILE)
+    return _read(Parity, folder / PARITY, deployment)
 
 
-def read_audit(folder: Path) -> Audit | None:
+def read_audit(folder: Path, deployment: Deployment) -> Audit | None:
     """The audit kept in a deployment folder, None where there is none.
 
-    Raises:
-        ArtifactError: the file is damaged or of another version.
+    Raises: as `read_parity`.
     """
-    return _read(Audit, folder / AUDIT_FILE)
+    return _read(Audit, folder / AUDIT, deployment)
 
 
-def _read(kind: type[_File], path: Path) -> _File | None:
+def _read(kind: type[_File], path: Path, deployment: Deployment) -> _File | None:
     if not path.is_file():
         return None
     try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+        found = kind.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise ArtifactError(
             f"{path} cannot be read",
@@ -275,3 +271,11 @@ def _read(kind: type[_File], path: Path) -> _File | None:
             got=" ".join(str(error).split())[:200],
             next_step="export again with this version of flatq",
         ) from error
+    if found.model_digest != deployment.digest:
+        raise ArtifactError(
+            f"{path} speaks of another model than the one beside it",
+            expected=f"digest {deployment.digest[:16]}...",
+            got=f"digest {found.model_digest[:16]}...",
+            next_step="export again",
+        )
+    return found

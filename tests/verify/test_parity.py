@@ -13,12 +13,13 @@ import torch
 from exports import Deployments
 
 from flatq.checkpoint import Checkpoint
-from flatq.errors import ModelError, UsageError
+from flatq.deployment import read_deployment
+from flatq.errors import ArtifactError, ModelError, UsageError
 from flatq.quantize.lowering import Lowered
 from flatq.verify import Parity, read_parity
 from flatq.verify.parity import VerifyInputs, sqnr_db, verify_parity
 from flatq.verify.reference import Quantizer, find_references
-from flatq.verify.results import PARITY_FILE, EndToEnd
+from flatq.verify.results import EndToEnd
 
 INTEGER = {"QLinearConv", "QGemm", "MatMulIntegerToFloat"}
 
@@ -58,6 +59,18 @@ def test_weights_alone_are_compared_in_float(deployments: Deployments) -> None:
     # MatMulNBits would quantize its input by default.
     assert any("MatMulNBits" in layer.kernels for layer in parity.layers)
     assert parity.end_to_end.deployed_to_lowered > 100
+
+
+def test_the_generic_form_is_verified_in_float(deployments: Deployments) -> None:
+    """ONNX Runtime runs its convolutions in float: the reference allows what float32 moves, and no more."""
+    artifact, lowered = deployments.artifacts["w8a8"], deployments.lowered("w8a8", "generic")
+    folder = deployments.folder("w8a8", "generic")
+    parity = verify_parity(artifact, folder, lowered=lowered, inputs=VerifyInputs(steps=2), threads=1)
+    parity.check()
+    assert {layer.quantum for layer in parity.layers} >= {"accumulator", "rounding"}
+    for layer in parity.layers:
+        if layer.quantum == "rounding":
+            assert not INTEGER & set(layer.kernels)
 
 
 def _named(parity: Parity) -> set[str]:
@@ -147,9 +160,13 @@ def test_a_whole_that_is_noise_is_broken(deployments: Deployments) -> None:
 
 def test_the_file_reads_back(deployments: Deployments, tmp_path: Path) -> None:
     parity = _verify(deployments, "w4a4")
-    assert read_parity(tmp_path) is None
-    (tmp_path / PARITY_FILE).write_text(parity.model_dump_json())
-    assert read_parity(tmp_path) == parity
+    deployment, _ = read_deployment(deployments.folder("w4a4"))
+    assert read_parity(tmp_path, deployment) is None
+    (tmp_path / "verify.json").write_text(parity.model_dump_json())
+    assert read_parity(tmp_path, deployment) == parity
+    other, _ = read_deployment(deployments.folder("w8a8"))
+    with pytest.raises(ArtifactError, match="another model"):
+        read_parity(tmp_path, other)
 
 
 def _fields(lowered: Lowered) -> dict[str, float]:
