@@ -146,23 +146,23 @@ def _source(graph: OnnxGraph, name: str, *, narrow: bool) -> str:
     if quantize is None:
         return name
     clip = graph.made_by(quantize.input[0], "Clip") if narrow else None
-    return quantize.input[0] if clip is None else clip.input[0]
+    return str(quantize.input[0] if clip is None else clip.input[0])
 
 
 def _result(graph: OnnxGraph, product: onnx.NodeProto, *, quantized: bool) -> str:
-    name = product.output[0]
+    name = str(product.output[0])
     users = graph.consumers.get(name, [])
     if product.op_type == "MatMul" and len(users) == 1 and users[0].op_type == "Add":
         other = next((value for value in users[0].input if value != name), name)
         if other in graph.initializers:
-            name = users[0].output[0]
+            name = str(users[0].output[0])
             users = graph.consumers.get(name, [])
     if not quantized:
         return name
     for quantize in (user for user in users if user.op_type == "QuantizeLinear"):
         for dequantize in graph.consumers.get(quantize.output[0], []):
             if dequantize.op_type == "DequantizeLinear":
-                return dequantize.output[0]
+                return str(dequantize.output[0])
     return name
 
 

@@ -199,7 +199,8 @@ def _unpacked(node: onnx.NodeProto, value: NDArray[Any]) -> NDArray[np.int8]:
     rows = value.reshape(len(value), -1)
     if bits == 4:
         rows = np.stack([rows & 0xF, rows >> 4], axis=-1).reshape(len(value), -1)
-    return (rows[:, :columns].astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+    codes: NDArray[np.int8] = (rows[:, :columns].astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+    return codes
 
 
 def _found(graph: OnnxGraph, node: onnx.NodeProto, event: dict[str, Any]) -> Found:

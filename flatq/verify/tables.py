@@ -88,8 +88,8 @@ def audit_markdown(audit: Audit) -> str:
             cells = _cells(entry)
             groups.setdefault((cells[3], cells[4], cells[5]), []).append(entry)
     for key, entries in groups.items():
-        macs = sum(entry.macs for entry in entries)
-        lines.append(f"| {' | '.join(_escaped(cell) for cell in key)} | {len(entries)} | {macs:,} |")
+        total = sum(entry.macs for entry in entries)
+        lines.append(f"| {' | '.join(_escaped(cell) for cell in key)} | {len(entries)} | {total:,} |")
     if audit.fallbacks:
         lines += ["", "| float | MACs | kernel | precision | reason |", "|---|---:|---|---|---|"]
     for entry in audit.fallbacks:
