@@ -6,27 +6,30 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from flatq.checkpoint import Checkpoint, ModelConfig, file_digest
-from flatq.deployment import MANIFEST, Deployment, FloatPrecision, Target
+from flatq.deployment import AUDIT, MANIFEST, PARITY, Deployment, FloatPrecision, Target
 from flatq.errors import UsageError
 from flatq.export.floats import halve_floats
 from flatq.export.onnx import to_onnx, weight_initializers
 from flatq.export.rewrites import summary, tune
 from flatq.export.targets import check_floats, converter_versions, writer_for
 from flatq.process import ProcessConfig
-from flatq.quantize.artifact import read_artifact
-from flatq.quantize.lowering import lower
+from flatq.quantize.artifact import Artifact, read_artifact
+from flatq.quantize.lowering import Lowered, lower
 from flatq.quantize.rounding import package_versions
 from flatq.quantize.trace import trace
 from flatq.runtime.engines import is_engine_file
 
-__all__ = ["export_artifact", "export_checkpoint"]
+__all__ = ["Check", "export_artifact", "export_checkpoint"]
+
+Check = Callable[[Path, Artifact, Lowered], None]
+"""Looks at a written folder before it is moved into place; it may add to it, or raise."""
 
 
 def export_artifact(
@@ -36,6 +39,7 @@ def export_artifact(
     *,
     float_precision: FloatPrecision = "fp32",
     plain: bool = False,
+    check: Check | None = None,
 ) -> Deployment:
     """Lower an artifact for a target and write its deployment folder.
 
@@ -43,6 +47,7 @@ def export_artifact(
         float_precision: type of whatever is not an integer.
         plain: leave the graph as torch's exporter writes it, without `flatq.export.rewrites`; those are made
             for float32, so another float precision leaves them out too.
+        check: called before the folder is moved into place; what it raises leaves `out` as it was.
 
     Raises:
         ArtifactError, ModelError: the artifact is damaged, or the exporter or the target refuses its graph.
@@ -78,6 +83,7 @@ def export_artifact(
         precision=manifest.recipe.name,
         float_precision=float_precision,
         provenance=provenance,
+        check=None if check is None else lambda partial: check(partial, artifact, lowered),
     )
 
 
@@ -141,7 +147,7 @@ def _is_export(folder: Path) -> bool:
         deployment = Deployment.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    written = {MANIFEST, deployment.file, *deployment.files}
+    written = {MANIFEST, AUDIT, PARITY, deployment.file, *deployment.files}
     return all(p.name in written or is_engine_file(p.name) for p in folder.iterdir())
 
 
@@ -156,6 +162,7 @@ def _write(
     precision: str,
     float_precision: FloatPrecision,
     provenance: dict[str, Any],
+    check: Callable[[Path], None] | None = None,
 ) -> Deployment:
     if target != "openvino":  # whose own converter does it
         model = halve_floats(model, float_precision)
@@ -181,6 +188,8 @@ def _write(
             provenance=provenance,
         )
         (partial / MANIFEST).write_text(deployment.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        if check is not None:
+            check(partial)
         partial.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)

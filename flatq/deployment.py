@@ -15,9 +15,11 @@ from flatq.errors import ArtifactError
 from flatq.labels import Classes
 from flatq.process import ProcessConfig
 
-__all__ = ["MANIFEST", "Deployment", "FloatPrecision", "Target", "read_deployment"]
+__all__ = ["AUDIT", "MANIFEST", "PARITY", "Deployment", "FloatPrecision", "Target", "read_deployment"]
 
 MANIFEST = "flatq.json"
+AUDIT, PARITY = "audit.json", "verify.json"
+"""What `flatq.verify` found, beside the manifest."""
 Target = Literal["onnxruntime", "openvino", "tensorrt", "generic"]
 FloatPrecision = Literal["fp32", "fp16", "bf16"]
 
@@ -53,6 +55,14 @@ class Deployment(BaseModel):
     process: ProcessConfig
     precision: str
     provenance: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over every file that the model consists of, hex; of the one file where there is one."""
+        if not self.files:
+            return self.sha256
+        named = sorted({self.file: self.sha256, **self.files}.items())
+        return hashlib.sha256("".join(f"{name}:{sha256}\n" for name, sha256 in named).encode()).hexdigest()
 
 
 def read_deployment(folder: Path) -> tuple[Deployment, Path]:

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from flatq.cli.common import Weights, note, one_artifact, say_weights
-from flatq.errors import UsageError
+from flatq.cli.common import Weights, note, one_artifact, progress_bar, say_weights
+from flatq.errors import EXIT_GATE_FAILED, UsageError
 
 if TYPE_CHECKING:
     from flatq.deployment import Deployment, FloatPrecision, Target
+    from flatq.export.deploy import Check
+    from flatq.quantize.artifact import Artifact
+    from flatq.quantize.lowering import Lowered
+    from flatq.verify import Audit
 
 __all__ = ["command"]
 
@@ -44,8 +48,24 @@ def command(
     plain: Annotated[
         bool, typer.Option("--plain", help="Without the rewrites that make the runtime faster.")
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare each layer on the runtime with the torch graph, and list the kernels that run.",
+        ),
+    ] = True,
+    require_int8: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Exit 1 if less than this share of the multiply-accumulates runs in integers."
+        ),
+    ] = None,
 ) -> None:
-    """Lower an artifact (or a float checkpoint) for runtimes and write their deployment folders."""
+    """Lower an artifact (or a float checkpoint) for runtimes and write their deployment folders.
+
+    Unless told --no-verify, an artifact's deployment is verified before it is put in place.
+    """
     from flatq.deployment import FloatPrecision
     from flatq.models import deployment_folder, kind_of
 
@@ -79,17 +99,83 @@ def command(
             expected="an artifact, or a checkpoint with --weights if you like",
             got=kind + (" with --weights" if weights else ""),
         )
+    if require_int8 is not None and kind != "artifact":
+        raise UsageError(
+            f"{path} is a float model", expected="an artifact with --require-int8", got=f"a {kind}"
+        )
     folders = {target: deployment_folder(path, target) for target in targets}
     if out is not None:
         folders = {target: out / target if len(targets) > 1 else out for target in targets}
+    audits: dict[Target, Audit] = {}
+    if kind == "artifact" and not verify:
+        note("not verified: --no-verify")
     for target, folder in folders.items():
         note(f"exporting {path} for {target}")
-        deployment = _export(path, kind, target, folder, weights, cast("FloatPrecision", floats), plain)
+        check = None
+        if target != "tensorrt" and (verify or require_int8 is not None):
+            check = _check(path, target, audits, parity=verify)
+        deployment = _export(
+            path, kind, target, folder, weights, cast("FloatPrecision", floats), plain, check
+        )
         size = sum((folder / name).stat().st_size for name in (deployment.file, *deployment.files))
         note(f"{deployment.precision}, {size:,} bytes")
         typer.echo(str(folder))
     if trt:
+        if kind == "artifact" and verify:
+            note("for TensorRT no layer is compared with the torch graph: that needs an engine on its GPU")
         _build(folders["tensorrt"], batches)
+        if kind == "artifact" and (verify or require_int8 is not None):
+            audits["tensorrt"] = _audit_engine(path, folders["tensorrt"])
+    if require_int8 is not None:
+        _require(audits, require_int8)
+
+
+def _check(path: Path, target: Target, audits: dict[Target, Audit], *, parity: bool) -> Check:
+    """Verifies a deployment before it is put in place, says what was found and keeps the audit."""
+
+    def check(folder: Path, artifact: Artifact, lowered: Lowered) -> None:
+        from flatq.verify.recorded import parent_beside, verify_deployment
+        from flatq.verify.tables import audit_summary, parity_summary
+
+        baseline = parent_beside(artifact.manifest, path) if parity else None
+        with progress_bar() as report:
+            found = verify_deployment(
+                artifact, folder, lowered, parity=parity, baseline=baseline, progress=report
+            )
+        if found.parity is not None:
+            note(f"verified: {parity_summary(found.parity)}")
+        assert found.audit is not None
+        note(f"audit: {audit_summary(found.audit)}")
+        audits[target] = found.audit
+
+    return check
+
+
+def _audit_engine(path: Path, folder: Path) -> Audit:
+    from flatq.quantize.artifact import read_artifact
+    from flatq.quantize.lowering import lower
+    from flatq.verify.recorded import verify_deployment
+    from flatq.verify.tables import audit_summary
+
+    artifact = read_artifact(path)
+    found = verify_deployment(artifact, folder, lower(artifact, "tensorrt"), parity=False)
+    assert found.audit is not None
+    note(f"audit: {audit_summary(found.audit)}")
+    return found.audit
+
+
+def _require(audits: dict[Target, Audit], share: float) -> None:
+    """Exit 1 where a target's audit is below the share that was asked for; its floats are listed."""
+    failed = False
+    for target, audit in audits.items():
+        if audit.integer_share >= share:
+            continue
+        failed = True
+        note(f"FAIL: on {target} {audit.integer_share:.4f} of the MACs run in integers, required {share:g}")
+        for entry in audit.fallbacks:
+            note(f"  float: {entry.layer}, {entry.macs:,} MACs: {entry.reason}")
+    if failed:
+        raise typer.Exit(EXIT_GATE_FAILED)
 
 
 def _export(
@@ -100,11 +186,12 @@ def _export(
     weights: str | None,
     floats: FloatPrecision,
     plain: bool,
+    check: Check | None,
 ) -> Deployment:
     from flatq.export import export_artifact, export_checkpoint
 
     if kind == "artifact":
-        return export_artifact(path, target, folder, float_precision=floats, plain=plain)
+        return export_artifact(path, target, folder, float_precision=floats, plain=plain, check=check)
     from flatq.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(path)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from flatq.cli.common import one_artifact
+
+if TYPE_CHECKING:
+    from flatq.verify import Audit, Parity
 
 __all__ = ["command"]
 
@@ -30,9 +33,15 @@ def command(
         manifest = read_artifact(path).manifest
         content: dict[str, Any] = manifest.model_dump(mode="json")
     elif kind == "deployment":
-        from flatq.deployment import read_deployment
+        from flatq.deployment import FloatPrecision, read_deployment
+        from flatq.verify import read_audit, read_parity
 
-        content = read_deployment(path)[0].model_dump(mode="json")
+        deployment, _ = read_deployment(path)
+        audit, parity = read_audit(path, deployment), read_parity(path, deployment)
+        content = deployment.model_dump(mode="json")
+        if as_json:
+            content["audit"] = audit.model_dump(mode="json") if audit else None
+            content["parity"] = parity.model_dump(mode="json") if parity else None
     else:
         from flatq.checkpoint import load_checkpoint
 
@@ -54,6 +63,19 @@ def command(
         _print_decisions(content)
     else:
         _print_fields(content)
+    if kind == "deployment" and not as_json and deployment.precision not in get_args(FloatPrecision):
+        _print_verification(audit, parity)
+
+
+def _print_verification(audit: Audit | None, parity: Parity | None) -> None:
+    from flatq.verify.tables import audit_table, parity_summary
+
+    typer.echo("")
+    typer.echo(f"verified: {parity_summary(parity)}" if parity else "not verified: exported with --no-verify")
+    for layer in parity.failed if parity else ():
+        typer.echo(f"  {layer.layer}: {layer.describe()}")
+    typer.echo("")
+    typer.echo(audit_table(audit) if audit else "no audit")
 
 
 def _print_fields(content: dict[str, Any], indent: str = "") -> None:

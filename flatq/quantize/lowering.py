@@ -25,6 +25,7 @@ from flatq.deployment import Target
 from flatq.errors import ArtifactError
 from flatq.network import build_network
 from flatq.quantize.artifact import Artifact
+from flatq.quantize.bias import round_biases
 from flatq.quantize.quantizer import FlatqQuantizer, Qparams, activation_qparams, code_range, fixed_spec
 from flatq.quantize.rounding import weight_codes
 from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
@@ -98,6 +99,8 @@ def lower(artifact: Artifact, target: Target) -> Lowered:
         prepared = prepare_pt2e(graph, FlatqQuantizer(list(manifest.decisions), spec))
         converted = convert_pt2e(prepared)
     _clamp_narrow(converted)
+    if placement.outputs:
+        round_biases(converted)
     return Lowered(converted, _check_codes(converted, layers, artifact))
 
 

@@ -100,6 +100,11 @@ class TensorRtRuntime:
         self._batch = 0
         self._graph: Any = None
 
+    def inspect(self) -> str:
+        """What the engine's inspector says of its layers, JSON."""
+        form = import_tensorrt().LayerInformationFormat.JSON
+        return str(self._engine.create_engine_inspector().get_engine_information(form))
+
     @property
     def identity(self) -> dict[str, Any]:
         return {

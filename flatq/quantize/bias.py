@@ -1,0 +1,64 @@
+"""Biases as integer kernels add them: in whole steps of the sum of products.
+
+ONNX Runtime's QLinearConv and QGemm take the bias as int32 in steps of input scale x weight scale, and round
+a float bias to that while they load. At 4 bits such a step is near an output code, so the rounding shows.
+Done here, in the lowered graph, it is part of what the torch graph computes, and the kernels add nothing to
+it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+__all__ = ["round_biases"]
+
+_aten = torch.ops.aten
+_decomposed = torch.ops.quantized_decomposed
+_LAYERS = (_aten.conv2d.default, _aten.conv2d.padding, _aten.linear.default)
+_DEQUANTIZE = (_decomposed.dequantize_per_tensor.default, _decomposed.dequantize_per_channel.default)
+
+_BITS = 20
+"""Bits of a bias whose channel has no weights, and so no scale of its own."""
+
+
+def round_biases(graph: fx.GraphModule) -> None:
+    """Round the bias of every layer that runs as one integer kernel, in place.
+
+    These are the layers whose input and weight are dequantized and whose output is quantized at once. A
+    channel whose codes are all zero gets the weight scale at which its bias has `_BITS` bits: its own says
+    nothing, and may be too small for the bias to fit an int32.
+    """
+    for node in graph.graph.nodes:
+        if node.target not in _LAYERS or len(node.args) < 3 or node.args[2] is None:
+            continue
+        source, weight, bias_node = node.args[:3]
+        users = list(node.users)
+        if (
+            source.target is not _decomposed.dequantize_per_tensor.default
+            or weight.target not in _DEQUANTIZE
+            or len(users) != 1
+            or users[0].target is not _decomposed.quantize_per_tensor.default
+        ):
+            continue
+        bias = _tensor(graph, bias_node)
+        input_scale = float(source.args[1])
+        with torch.no_grad():
+            if weight.target is _decomposed.dequantize_per_channel.default:
+                scale, codes = _tensor(graph, weight.args[1]), _tensor(graph, weight.args[0])
+                empty = (codes.reshape(len(codes), -1) == 0).all(1) & (bias != 0)
+                scale[empty] = (bias[empty].abs() / (2.0**_BITS * input_scale)).to(scale.dtype)
+            else:
+                scale = torch.tensor(float(weight.args[1]))
+            step = scale.float() * input_scale
+            bias.copy_((bias.double() / step.double()).round() * step.double())
+
+
+def _tensor(graph: fx.GraphModule, node: Any) -> torch.Tensor:
+    value: Any = graph
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    assert isinstance(value, torch.Tensor)
+    return value

@@ -1,0 +1,202 @@
+"""Cutting one layer out of an exported ONNX model: from its input tensor to its output, Q/DQ nodes and all.
+
+Nothing is rebuilt: the nodes and initializers are the exported file's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from flatq.errors import ModelError
+from flatq.verify.reference import Reference
+
+__all__ = ["OnnxGraph", "cut_layer", "product_of", "weight_names"]
+
+_WEIGHT_STEPS = ("Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose")
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
+
+
+class OnnxGraph:
+    """An ONNX model with its edges looked up by tensor name.
+
+    Attributes:
+        model: the model.
+        initializers, producers, consumers: by tensor name.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.initializers = {value.name: value for value in model.graph.initializer}
+        self.producers = {name: node for node in model.graph.node for name in node.output if name}
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in dict.fromkeys(node.input):
+                self.consumers.setdefault(name, []).append(node)
+
+    def made_by(self, name: str, operator: str) -> onnx.NodeProto | None:
+        """The node that yields a tensor, if it is of this operator."""
+        node = self.producers.get(name)
+        return node if node is not None and node.op_type == operator else None
+
+    def constant(self, name: str) -> NDArray[np.generic] | None:
+        """An initializer's value, None for a tensor that is computed."""
+        value = self.initializers.get(name)
+        return None if value is None else numpy_helper.to_array(value)
+
+    def ancestors(self, node: onnx.NodeProto, owners: Mapping[str, str]) -> set[str]:
+        """The owners of the tensors that a node reads, with no other owned tensor between.
+
+        Args:
+            owners: by tensor name.
+        """
+        read: set[str] = set()
+        seen: set[str] = set()
+        waiting = list(node.input)
+        while waiting:
+            name = waiting.pop()
+            if not name or name in seen:
+                continue
+            seen.add(name)
+            if name in owners:
+                read.add(owners[name])
+            elif name in self.producers:
+                waiting.extend(self.producers[name].input)
+        return read
+
+
+def weight_names(graph: OnnxGraph, layers: Mapping[str, str]) -> dict[str, str]:
+    """Layer name -> name of the initializer with its codes; a layer without one is left out.
+
+    Args:
+        layers: as `Lowered.layers`.
+    """
+    plain = {re.sub(r"\W", "_", name.removesuffix(".int4")): name for name in graph.initializers}
+    wanted = {layer: re.sub(r"\W", "_", codes) for layer, codes in layers.items()}
+    return {layer: plain[name] for layer, name in wanted.items() if name in plain}
+
+
+def cut_layer(graph: OnnxGraph, reference: Reference, weight: str, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """A layer as a model of its own, from the tensor before its input's QuantizeLinear to what leaves it.
+
+    Args:
+        weight: name of the initializer with its codes.
+        shape: of the input tensor; the first is the batch, left free.
+
+    Returns:
+        A model with the input `source` and the output `result`.
+
+    Raises:
+        ModelError: the exported nodes around the weight are none that flatq writes.
+    """
+    product = product_of(graph, reference.layer, weight)[-1]
+    source = _source(graph, product.input[0], narrow=reference.input is not None and _is_narrow(reference))
+    result = _result(graph, product, quantized=reference.output is not None)
+    nodes = _between(graph, source, result, reference.layer)
+    names = dict.fromkeys(name for node in nodes for name in node.input)
+    piece = helper.make_graph(
+        [_renamed(node, source, result) for node in nodes],
+        "layer",
+        [helper.make_tensor_value_info("source", onnx.TensorProto.FLOAT, ["batch", *shape[1:]])],
+        [helper.make_tensor_value_info("result", onnx.TensorProto.FLOAT, None)],
+        [graph.initializers[name] for name in names if name in graph.initializers],
+    )
+    model: onnx.ModelProto = helper.make_model(
+        piece, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version
+    )
+    return model
+
+
+def _is_narrow(reference: Reference) -> bool:
+    assert reference.input is not None
+    return reference.input.high - reference.input.low < 254
+
+
+def product_of(graph: OnnxGraph, layer: str, weight: str) -> list[onnx.NodeProto]:
+    """The nodes from a weight's initializer to the product that reads it, which is the last.
+
+    Raises:
+        ModelError: it leads to none.
+    """
+    name, found = weight, []
+    while True:
+        consumers = graph.consumers.get(name, [])
+        if len(consumers) != 1:
+            break
+        node = consumers[0]
+        found.append(node)
+        if node.op_type in _PRODUCTS and node.input[1] == name:
+            return found
+        if node.op_type not in _WEIGHT_STEPS:
+            break
+        name = node.output[0]
+    raise _strange(layer, " -> ".join([weight, *(node.op_type for node in found)]))
+
+
+def _source(graph: OnnxGraph, name: str, *, narrow: bool) -> str:
+    dequantize = graph.made_by(name, "DequantizeLinear")
+    if dequantize is None:
+        return name
+    quantize = graph.made_by(dequantize.input[0], "QuantizeLinear")
+    if quantize is None:
+        return name
+    clip = graph.made_by(quantize.input[0], "Clip") if narrow else None
+    return str(quantize.input[0] if clip is None else clip.input[0])
+
+
+def _result(graph: OnnxGraph, product: onnx.NodeProto, *, quantized: bool) -> str:
+    name = str(product.output[0])
+    users = graph.consumers.get(name, [])
+    if product.op_type == "MatMul" and len(users) == 1 and users[0].op_type == "Add":
+        other = next((value for value in users[0].input if value != name), name)
+        if other in graph.initializers:
+            name = str(users[0].output[0])
+            users = graph.consumers.get(name, [])
+    if not quantized:
+        return name
+    for quantize in (user for user in users if user.op_type == "QuantizeLinear"):
+        for dequantize in graph.consumers.get(quantize.output[0], []):
+            if dequantize.op_type == "DequantizeLinear":
+                return str(dequantize.output[0])
+    return name
+
+
+def _between(graph: OnnxGraph, source: str, result: str, layer: str) -> list[onnx.NodeProto]:
+    wanted: set[int] = set()
+    open_names = [result]
+    while open_names:
+        name = open_names.pop()
+        if not name or name == source or name in graph.initializers:
+            continue
+        node = graph.producers.get(name)
+        if node is None:
+            raise _strange(layer, f"it also reads the network's input {name}")
+        if id(node) not in wanted:
+            wanted.add(id(node))
+            open_names.extend(node.input)
+    return [node for node in graph.model.graph.node if id(node) in wanted]
+
+
+def _renamed(node: onnx.NodeProto, source: str, result: str) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    names = {source: "source", result: "result"}
+    for field in (copy.input, copy.output):
+        values = [names.get(value, value) for value in field]
+        del field[:]
+        field.extend(values)
+    return copy
+
+
+def _strange(layer: str, got: str) -> ModelError:
+    return ModelError(
+        f"the exported form of {layer} cannot be cut out",
+        expected="the weight's dequantizer in front of a Conv, Gemm or MatMul that reads one tensor",
+        got=got,
+        next_step="report it with the versions that `flatq doctor` prints",
+    )

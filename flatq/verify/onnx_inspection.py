@@ -1,0 +1,237 @@
+"""What ONNX Runtime says that it runs: the graph that it optimized, and the profile of one run of it.
+
+A node is matched to a layer by the weight that it holds: the name of the initializer where the optimizer kept
+it, else its numbers in any order, so that no transposition hides them. Nothing goes by position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from flatq.errors import ArtifactError
+from flatq.quantize.artifact import Artifact
+from flatq.quantize.lowering import Lowered
+from flatq.runtime.onnxruntime import OnnxRuntime
+from flatq.verify.inspection import Found, Inspection, attention_of
+from flatq.verify.onnx_cut import OnnxGraph, product_of, weight_names
+from flatq.verify.onnx_kernels import PRODUCTS, is_integer
+
+__all__ = ["inspect_onnxruntime"]
+
+_SHORT = {
+    "bfloat16": "bf16",
+    "double": "f64",
+    "float": "f32",
+    "float16": "f16",
+    "int8": "s8",
+    "uint8": "u8",
+}
+_MOVES = ("DequantizeLinear", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+_CONSTANT = (*_MOVES, "Cast", "QuantizeLinear")
+
+
+def inspect_onnxruntime(path: Path, artifact: Artifact, lowered: Lowered, threads: int) -> Inspection:
+    """Run the exported file once and read what ONNX Runtime made of it.
+
+    Raises:
+        ArtifactError: ONNX Runtime refuses the file.
+    """
+    exported = OnnxGraph(onnx.load(path))
+    weights = _Weights(exported, artifact, lowered)
+    with tempfile.TemporaryDirectory(prefix="flatq-") as scratch:
+        identity, events = _profile(path, artifact, threads, Path(scratch))
+        optimized = OnnxGraph(onnx.load(Path(scratch) / "optimized.onnx"))
+    kinds = {decision.node: decision.kind for decision in artifact.manifest.decisions}
+    attentions = [name for name, kind in kinds.items() if kind == "attention"]
+    owners: dict[str, str] = {}
+    found: dict[str, Found] = {}
+    unmatched = []
+    for node in optimized.model.graph.node:
+        owner = weights.owner(optimized, node)
+        if owner is None and node.op_type in PRODUCTS:
+            owner = attention_of(optimized.ancestors(node, owners), attentions)
+        if owner is None:
+            if node.op_type in PRODUCTS:
+                unmatched.append(f"{node.op_type} {node.name}")
+            continue
+        owners.update(dict.fromkeys(node.output, owner))
+        event = events.get((node.name, node.op_type))
+        if event is None:
+            unmatched.append(f"{node.op_type} {node.name}, which did not run")
+            continue
+        kernel = _found(optimized, node, event)
+        found[owner] = found[owner].joined(kernel) if owner in found else kernel
+    operators = Counter(operator for _, operator in events)
+    source = "ONNX Runtime's optimized graph and the profile of a run"
+    return Inspection(identity, source, found, weights.stored_bits, tuple(unmatched), operators)
+
+
+def _profile(
+    path: Path, artifact: Artifact, threads: int, scratch: Path
+) -> tuple[dict[str, Any], dict[tuple[str, str], dict[str, Any]]]:
+    """The runtime's identity, and what ran, by name and operator."""
+    model = artifact.manifest.model
+    with OnnxRuntime(
+        path, threads=threads, optimized_path=scratch / "optimized.onnx", profile_prefix=scratch / "run"
+    ) as runtime:
+        label = {} if model.classes is None else {"label": np.zeros(1, dtype=np.int64)}
+        runtime(np.zeros((1, *model.image_shape), dtype=np.float32), np.zeros(1, dtype=np.int64), label)
+        identity = runtime.identity
+        profile = json.loads(runtime.end_profiling().read_text(encoding="utf-8"))
+    events = [event for event in profile if event.get("cat") == "Node" and "op_name" in event["args"]]
+    named = {
+        (event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]): event["args"]
+        for event in events
+    }
+    if not named:
+        raise ArtifactError(
+            f"ONNX Runtime {identity['version']} wrote a profile without operators",
+            expected="an event for each operator that ran",
+            got=f"{len(profile)} events",
+            next_step="report it with the versions that `flatq doctor` prints",
+        )
+    return identity, named
+
+
+class _Weights:
+    """Which layer a node's weight is of.
+
+    Attributes:
+        stored_bits: width of each weight in the exported file.
+    """
+
+    def __init__(self, exported: OnnxGraph, artifact: Artifact, lowered: Lowered) -> None:
+        self.stored_bits: dict[str, int] = {}
+        self._by_name: dict[str, str] = {}
+        self._by_numbers: dict[str, set[str]] = {}
+        self._node_names: dict[str, str] = {}
+        for layer, weight in weight_names(exported, lowered.layers).items():
+            nodes = product_of(exported, layer, weight)
+            names = [weight, *(node.output[0] for node in nodes[:-1])]
+            self._by_name.update(dict.fromkeys(names, layer))
+            self._node_names[layer] = nodes[-1].name
+            self.stored_bits[layer] = _bits(exported.initializers[weight].data_type)
+            codes = artifact.codes[layer].numpy()
+            scale = artifact.scales[layer].numpy().reshape(-1, *[1] * (codes.ndim - 1))
+            for numbers in (codes, codes.astype(np.float32) * scale):
+                self._by_numbers.setdefault(_fingerprint(numbers), set()).add(layer)
+        for decision in artifact.manifest.decisions:
+            name = f"{decision.node}.weight"
+            if decision.port != "weight" or name not in artifact.rest:
+                continue
+            self._by_name[name] = decision.node
+            self._by_numbers.setdefault(_fingerprint(artifact.rest[name].numpy()), set()).add(decision.node)
+            if name in exported.initializers:
+                self.stored_bits[decision.node] = _bits(exported.initializers[name].data_type)
+
+    def owner(self, graph: OnnxGraph, node: onnx.NodeProto) -> str | None:
+        """The layer whose weight a node of the optimized graph multiplies by."""
+        if node.op_type in _CONSTANT:
+            return None
+        held = [name for name in node.input if name]
+        for name in held:
+            for reached in _constants_behind(graph, name):
+                if reached in self._by_name:
+                    return self._by_name[reached]
+        for name in held:
+            for reached in _constants_behind(graph, name):
+                layers = self._of_numbers(graph, node, reached)
+                if len(layers) == 1:
+                    return next(iter(layers))
+                # Equal weights: the optimizer derives a node's name from the exported one.
+                alike = [layer for layer in layers if node.name.startswith(self._node_names.get(layer, "?"))]
+                if alike:
+                    return max(alike, key=lambda layer: len(self._node_names[layer]))
+        return None
+
+    def _of_numbers(self, graph: OnnxGraph, node: onnx.NodeProto, name: str) -> set[str]:
+        value = graph.constant(name)
+        if value is None or value.ndim < 2:
+            return set()
+        if node.op_type == "MatMulNBits":
+            value = _unpacked(node, value)
+        elif value.dtype == np.uint8:
+            value = (value.astype(np.int16) - 128).astype(np.int8)
+        return self._by_numbers.get(_fingerprint(value), set())
+
+
+def _constants_behind(graph: OnnxGraph, name: str) -> Iterator[str]:
+    """A tensor's name and, where it is made of constants alone, those of what it is made of."""
+    yield name
+    node = graph.producers.get(name)
+    if node is not None and node.op_type in _CONSTANT:
+        first = node.input[0]
+        if first in graph.initializers or first in graph.producers:
+            behind = list(_constants_behind(graph, first))
+            if behind[-1] in graph.initializers:
+                yield from behind
+
+
+def _bits(data_type: int) -> int:
+    name = onnx.TensorProto.DataType.Name(data_type)
+    return {"INT4": 4, "UINT4": 4, "INT8": 8, "UINT8": 8, "FLOAT16": 16, "BFLOAT16": 16}.get(name, 32)
+
+
+def _fingerprint(value: NDArray[Any]) -> str:
+    """Of the numbers in any order."""
+    flat = value.reshape(-1)
+    flat = np.sort(flat.astype(np.int8 if flat.dtype.kind in "iu" or flat.dtype.kind == "V" else np.float32))
+    return hashlib.sha256(flat.dtype.str.encode() + flat.tobytes()).hexdigest()
+
+
+def _unpacked(node: onnx.NodeProto, value: NDArray[Any]) -> NDArray[np.int8]:
+    """The codes of a MatMulNBits: [N, blocks, bytes], 4-bit ones two in a byte, its rows padded to blocks."""
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    bits, columns = int(attributes["bits"]), int(attributes["K"])
+    if value.dtype != np.uint8 or value.ndim != 3:
+        return np.zeros((0, 0), dtype=np.int8)
+    rows = value.reshape(len(value), -1)
+    if bits == 4:
+        rows = np.stack([rows & 0xF, rows >> 4], axis=-1).reshape(len(value), -1)
+    codes: NDArray[np.int8] = (rows[:, :columns].astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+    return codes
+
+
+def _found(graph: OnnxGraph, node: onnx.NodeProto, event: dict[str, Any]) -> Found:
+    types = [next(iter(entry)) for entry in event["input_type_shape"]]
+    first = _SHORT.get(types[0], types[0])
+    provider = str(event["provider"]).removesuffix("ExecutionProvider")
+    kernel = node.op_type if provider == "CPU" else f"{node.op_type} ({provider})"
+    if is_integer(node):
+        return Found((kernel,), first + _weight_type(graph, node), integer=True)
+    return Found((kernel,), first, integer=False, remark=_remark(graph, node, first))
+
+
+def _weight_type(graph: OnnxGraph, node: onnx.NodeProto) -> str:
+    """Type of a product's second factor; the profile leaves out what the kernel keeps packed."""
+    for name in node.input[1:]:
+        value = graph.initializers.get(name)
+        if value is not None and len(value.dims) >= 2:
+            return {"INT8": "s8", "UINT8": "u8"}.get(onnx.TensorProto.DataType.Name(value.data_type), "?")
+    return "u8"
+
+
+def _remark(graph: OnnxGraph, node: onnx.NodeProto, precision: str) -> str:
+    what = f"ONNX Runtime runs it as {node.op_type} in {precision}"
+    name = node.input[0]
+    while (producer := graph.producers.get(name)) is not None and producer.op_type in _MOVES:
+        if producer.op_type == "DequantizeLinear":
+            behind = [user.op_type for output in node.output for user in graph.consumers.get(output, [])]
+            if any(output.name in node.output for output in graph.model.graph.output):
+                behind.append("the caller")
+            floats = [operator for operator in behind if operator != "QuantizeLinear"]
+            read = f", and {floats[0]} reads what it yields in float" if floats else ""
+            return f"{what}: its input is dequantized in front of it{read}"
+        name = producer.input[0]
+    return f"{what}: its input reaches it in float"

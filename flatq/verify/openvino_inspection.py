@@ -1,0 +1,120 @@
+"""What OpenVINO says that it runs: the runtime model of the compiled IR, and what each kernel stands for.
+
+The IR leads from a layer's weight to the names of its operators; the runtime model leads from those to the
+kernel.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flatq.quantize.artifact import Artifact
+from flatq.quantize.lowering import Lowered
+from flatq.runtime.openvino import OpenVinoRuntime, import_openvino
+from flatq.verify.inspection import Found, Inspection, attention_of
+from flatq.verify.openvino_kernels import Kernel, kernels_of
+from flatq.verify.openvino_pieces import floats_behind, is_product, product_of, weight_constants
+
+__all__ = ["inspect_openvino"]
+
+_PRODUCTS = (
+    "Convolution",
+    "Deconvolution",
+    "FullyConnected",
+    "GatherMatmul",
+    "LLMMLP",
+    "MatMul",
+    "QKVProjection",
+    "ScaledDotProductAttention",
+)
+"""OpenVINO's layer types that multiply and accumulate."""
+
+_BITS = {"i4": 4, "u4": 4, "i8": 8, "u8": 8, "f16": 16, "bf16": 16}
+
+
+def inspect_openvino(path: Path, artifact: Artifact, lowered: Lowered, threads: int) -> Inspection:
+    """Compile the IR as a deployment does, run it once, and read the runtime model.
+
+    Raises:
+        ArtifactError: OpenVINO refuses the file.
+        ModelError: a layer's weight leads to no product.
+    """
+    model = import_openvino().Core().read_model(path)
+    names, stored_bits = _names(model, artifact, lowered)
+    identity, kernels = _run(path, artifact, threads)
+    found: dict[str, Found] = {}
+    unmatched = []
+    for kernel in kernels:
+        owners = {names[name] for name in kernel.names if name in names}
+        if not owners and kernel.kind in _PRODUCTS:
+            unmatched.append(f"{kernel.describe()} {kernel.names[0] if kernel.names else ''}".strip())
+        for owner in owners:
+            entry = _found(kernel)
+            found[owner] = found[owner].joined(entry) if owner in found else entry
+    source = "OpenVINO's runtime model after a run"
+    operators = Counter(kernel.kind for kernel in kernels)
+    return Inspection(identity, source, found, stored_bits, tuple(unmatched), operators)
+
+
+def _run(path: Path, artifact: Artifact, threads: int) -> tuple[dict[str, Any], list[Kernel]]:
+    # Some implementations are chosen at the first run, when the batch is known.
+    shape = artifact.manifest.model.image_shape
+    label = {} if artifact.manifest.model.classes is None else {"label": np.zeros(1, dtype=np.int64)}
+    with OpenVinoRuntime(path, threads=threads) as runtime:
+        runtime(np.zeros((1, *shape), dtype=np.float32), np.zeros(1, dtype=np.int64), label)
+        return runtime.identity, kernels_of(runtime.compiled)
+
+
+def _names(model: Any, artifact: Artifact, lowered: Lowered) -> tuple[dict[str, str], dict[str, int]]:
+    """Name of each operator of the IR that multiplies -> its candidate, and the widths of the weights."""
+    floats = {
+        decision.node: f"{decision.node}.weight"
+        for decision in artifact.manifest.decisions
+        if decision.port == "weight" and decision.scheme is None
+    }
+    products: dict[str, str] = {}
+    names: dict[str, str] = {}
+    stored_bits = {}
+    for layer, constant in weight_constants(model, {**lowered.layers, **floats}).items():
+        stored_bits[layer] = _BITS.get(constant.get_element_type().get_type_name(), 32)
+        product = product_of(layer, constant)
+        products[product.get_friendly_name()] = layer
+        # A weight alone in few bits is multiplied by an operator that is named after what follows.
+        names.update((operator.get_friendly_name(), layer) for operator in floats_behind(product))
+    attentions = [d.node for d in artifact.manifest.decisions if d.kind == "attention"]
+    for operator in model.get_ordered_ops():
+        name = operator.get_friendly_name()
+        if is_product(operator) and name not in products:
+            owner = attention_of(_ancestors(operator, products), attentions)
+            if owner is not None:
+                products[name] = names[name] = owner
+    return names, stored_bits
+
+
+def _ancestors(operator: Any, products: dict[str, str]) -> set[str]:
+    """The candidates whose outputs an operator reads, with no other candidate between."""
+    read: set[str] = set()
+    seen: set[str] = set()
+    waiting = [operator]
+    while waiting:
+        current = waiting.pop()
+        for value in current.inputs():
+            source = value.get_source_output().get_node()
+            name = source.get_friendly_name()
+            if name in seen:
+                continue
+            seen.add(name)
+            if name in products:
+                read.add(products[name])
+            else:
+                waiting.append(source)
+    return read
+
+
+def _found(kernel: Kernel) -> Found:
+    remark = None if kernel.is_integer else f"OpenVINO runs it as {kernel.describe()}"
+    return Found((kernel.describe(),), kernel.precision, kernel.is_integer, remark)

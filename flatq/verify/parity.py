@@ -1,0 +1,188 @@
+"""Parity: does the runtime compute, layer by layer and as a whole, what the torch Q/DQ graph computes?
+
+Each layer is given the same input tensor on both sides, so that errors do not accumulate. The inputs are
+those of a short sampling chain, each layer's also at several times its size, so that the ends of every code
+range are met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flatq.backends import Settings, open_runtime, runtime_of
+from flatq.calib.inputs import CalibrationPlan, collect_inputs
+from flatq.checkpoint import Checkpoint
+from flatq.deployment import read_deployment
+from flatq.errors import ModelError, UsageError
+from flatq.quantize.artifact import Artifact
+from flatq.quantize.lowering import Lowered, lower
+from flatq.recipe import Kind
+from flatq.runtime.base import Condition, default_threads
+from flatq.runtime.torch import TorchRuntime
+from flatq.verify.pieces import Pieces, open_pieces
+from flatq.verify.reference import Reference, capture_sources, find_references
+from flatq.verify.results import EndToEnd, LayerParity, Parity
+
+__all__ = ["VerifyInputs", "sqnr_db", "verify_parity"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total)."""
+
+_ENOUGH, _ENOUGH_IN_CHANNEL = 2**15, 2**9
+"""Output elements to compare at least, so that one on the edge of two codes is far from 0.1 %, or from 1 % of
+its channel."""
+_STRESS = 4.0
+"""A layer is also given its inputs times this: far beyond what calibration saw."""
+
+
+class VerifyInputs(CalibrationPlan):
+    """How the inputs are drawn: as calibration draws them, but few, and from the quantized network."""
+
+    images: int = 1
+    steps: int = 4
+
+
+def verify_parity(
+    artifact: Artifact,
+    folder: Path,
+    *,
+    lowered: Lowered | None = None,
+    inputs: VerifyInputs | None = None,
+    baseline: Checkpoint | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Parity:
+    """Compare a deployment with the torch Q/DQ graph of the artifact that it was exported from.
+
+    Args:
+        folder: the deployment.
+        lowered: the artifact's graph for the deployment's target, where it is at hand already.
+        inputs: how many, by default as `VerifyInputs`.
+        baseline: the float checkpoint, for the ratios against it.
+
+    Returns:
+        What was found; whether it is good is `Parity.passed`, and `Parity.check` raises.
+
+    Raises:
+        ArtifactError: the deployment is damaged.
+        UsageError: parity on this target is not offered.
+    """
+    deployment, path = read_deployment(folder)
+    threads = threads or default_threads()
+    if lowered is None:
+        lowered = lower(artifact, deployment.target)
+    references = find_references(lowered)
+    pieces = open_pieces(deployment, path, lowered, threads)
+    runtime = open_runtime(deployment, path, Settings(runtime_of(deployment.target), threads=threads))
+    manifest = artifact.manifest
+    plan = inputs or VerifyInputs(guidance=manifest.calibration.guidance)
+    labelled = manifest.model.classes is not None
+    with runtime, TorchRuntime(lowered.graph, labelled=labelled, threads=threads) as graph:
+        drawn = collect_inputs(
+            graph, manifest.process, plan, manifest.model.image_shape, classes=manifest.model.classes
+        )
+        x = drawn.x.reshape(-1, *manifest.model.image_shape)
+        t = drawn.t.repeat(drawn.x.shape[1])
+        cond: Condition = {} if drawn.label is None else {"label": drawn.label.reshape(-1)}
+        kinds = {decision.node: decision.kind for decision in manifest.decisions}
+        layers: dict[str, LayerParity] = {}
+
+        def compare(reference: Reference, source: torch.Tensor) -> None:
+            layers[reference.layer] = _layer(pieces, reference, source, kinds[reference.layer])
+            if progress is not None:
+                progress("verifying layers", len(layers), len(references))
+
+        tensors = tuple(torch.from_numpy(np.ascontiguousarray(value)) for value in (x, t, *cond.values()))
+        expected = capture_sources(lowered, references, tensors, compare).numpy()
+        found = runtime(x, t, cond)
+        identity = runtime.identity
+    exact = None if baseline is None else _float(baseline, manifest.parent, x, t, cond, threads)
+    return Parity(
+        target=deployment.target,
+        model_digest=deployment.digest,
+        runtime=identity,
+        timesteps=tuple(int(value) for value in drawn.t),
+        images=drawn.x.shape[1],
+        layers=tuple(layers[reference.layer] for reference in references),
+        end_to_end=EndToEnd(
+            deployed_to_lowered=sqnr_db(expected, found),
+            lowered_to_float=None if exact is None else sqnr_db(exact, expected),
+            deployed_to_float=None if exact is None else sqnr_db(exact, found),
+        ),
+    )
+
+
+def sqnr_db(signal: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    """10 log10(sum signal^2 / sum (found - signal)^2), infinite for equal arrays, NaN where they hold one."""
+    exact = signal.astype(np.float64)
+    noise = float(np.square(found - exact).sum())
+    power = float(np.square(exact).sum())
+    if noise == 0:
+        return float("inf")
+    return float(10 * np.log10(power / noise)) if power else float("-inf")
+
+
+def _layer(pieces: Pieces, reference: Reference, source: torch.Tensor, kind: Kind) -> LayerParity:
+    value = _many(reference, source)
+    try:
+        ran = pieces.run(reference, value.numpy())
+        exact = reference.evaluate(value, integer=ran.integer, roundoff=ran.roundoff)
+        if ran.output.shape != tuple(exact.value.shape):
+            raise ModelError(f"it yields {list(ran.output.shape)} instead of {list(exact.value.shape)}")
+    except ModelError as error:
+        problem = error.what if error.got is None else f"{error.what}: {error.got}"
+        return LayerParity(layer=reference.layer, kind=kind, problem=problem)
+    quanta, equal = exact.compare(ran.output)
+    channels = np.moveaxis(equal, 1 if equal.ndim == 4 else -1, 0)
+    equal = channels.reshape(len(channels), -1)
+    by_channel = equal.mean(axis=1)
+    return LayerParity(
+        layer=reference.layer,
+        kind=kind,
+        kernels=ran.kernels,
+        quantum=exact.kind,
+        elements=quanta.size,
+        max_quanta=float(quanta.max()),
+        equal=float(by_channel.mean()),
+        worst_channel=int(by_channel.argmin()),
+        worst_equal=float(by_channel.min()),
+    )
+
+
+def _many(reference: Reference, source: torch.Tensor) -> torch.Tensor:
+    """The layer's input tensor, the same times `_STRESS`, and further sizes until the output is large."""
+    rows = [source, source * _STRESS]
+    shape: torch.Size = reference.node.meta["val"].shape
+    for_each = len(source) * int(np.prod([int(n) for n in shape[1:]]))
+    wanted = max(_ENOUGH, _ENOUGH_IN_CHANNEL * len(reference.codes))
+    repeats = max(0, -(-wanted // for_each) - len(rows))
+    generator = torch.Generator().manual_seed(0)
+    for factor in torch.rand(repeats, generator=generator).tolist():
+        rows.append(source * (0.5 + factor))
+    value = torch.cat(rows).contiguous()
+    return value if reference.input is None else reference.input.away_from_edges(value)
+
+
+def _float(
+    baseline: Checkpoint,
+    parent: dict[str, object],
+    x: NDArray[np.float32],
+    t: NDArray[np.int64],
+    cond: Condition,
+    threads: int,
+) -> NDArray[np.float32]:
+    if baseline.digest != parent.get("sha256"):
+        raise UsageError(
+            f"{baseline.source} is not the checkpoint that was quantized",
+            expected=f"sha256 {str(parent.get('sha256'))[:16]}...",
+            got=f"sha256 {str(baseline.digest)[:16]}...",
+            next_step="name the checkpoint that the artifact was made from",
+        )
+    network = baseline.network(str(parent["weights"]))
+    with TorchRuntime(network, labelled=bool(cond), threads=threads) as runtime:
+        return runtime(x, t, cond)

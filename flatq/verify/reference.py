@@ -1,0 +1,283 @@
+"""One layer of the torch Q/DQ graph as a function of its input tensor: what a runtime's result is held to.
+
+The codes, scales and bounds are those of the lowered graph's own nodes. The sum of products is computed in
+float64, exactly where both factors are integers, so that the reference adds no rounding of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+from flatq.errors import ModelError
+from flatq.quantize.lowering import Lowered
+
+__all__ = [
+    "UNIT_ROUNDOFF",
+    "Quantizer",
+    "Quantum",
+    "Reference",
+    "Result",
+    "capture_sources",
+    "find_references",
+]
+
+_aten = torch.ops.aten
+_decomposed = torch.ops.quantized_decomposed
+_LAYERS = (_aten.conv2d.default, _aten.conv2d.padding, _aten.linear.default)
+_DEQUANTIZE_WEIGHT = (_decomposed.dequantize_per_channel.default, _decomposed.dequantize_per_tensor.default)
+
+EDGE = 1e-3
+"""Inputs are kept this far, in steps, from the edge between two codes: one runtime divides by the scale where
+another multiplies by its reciprocal, and both are right."""
+
+UNIT_ROUNDOFF = 2.0**-24
+"""Of float32."""
+
+
+Quantum = Literal["code", "accumulator", "rounding"]
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """A per-tensor quantizer of the graph: value = (code - zero_point) * scale, code in low..high."""
+
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+
+    def codes(self, value: torch.Tensor) -> torch.Tensor:
+        """The code of each value, float64."""
+        return (value.double() / self.scale).round_().add_(self.zero_point).clamp_(self.low, self.high)
+
+    def away_from_edges(self, value: torch.Tensor) -> torch.Tensor:
+        """The values, with those close to the edge between two codes moved onto a code."""
+        steps = value.double() / self.scale
+        near = (steps - steps.floor() - 0.5).abs() < EDGE
+        return torch.where(near, (steps.floor() * self.scale).to(value.dtype), value)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A planned layer of the lowered graph.
+
+    Attributes:
+        layer: its name.
+        source: the node whose tensor it reads, before any quantizer of its own.
+        node: the node that multiplies.
+        input, output: its quantizers, None where that side is float.
+        codes: int8 codes of the weight.
+        weight_scale: float64, [channels] or [].
+        bias: float64 [channels], zeros where there is none.
+    """
+
+    layer: str
+    source: fx.Node
+    node: fx.Node
+    input: Quantizer | None
+    output: Quantizer | None
+    codes: torch.Tensor
+    weight_scale: torch.Tensor
+    bias: torch.Tensor
+
+    def evaluate(
+        self, value: torch.Tensor, *, integer: bool = True, roundoff: float = UNIT_ROUNDOFF
+    ) -> Result:
+        """The layer's exact output, and how far a runtime's may be from it.
+
+        Args:
+            value: float32, the source's tensor.
+            integer: whether the runtime sums in integers, where the input has a quantizer.
+            roundoff: unit roundoff of the type that the runtime's floats are in.
+        """
+        if self.input is not None:
+            factor = self.input.codes(value) - self.input.zero_point
+            step = self._by_channel(self.weight_scale * self.input.scale)
+        else:
+            factor = value.double()
+            step = self._by_channel(self.weight_scale)
+        weight = self.codes.double()
+        bias = self._by_channel(self.bias)
+        exact = self._multiply(factor, weight) * step + bias
+        if self.output is not None:
+            codes = self.output.codes(exact)
+            quantum = torch.tensor(self.output.scale, dtype=torch.float64)
+            return Result((codes - self.output.zero_point) * self.output.scale, "code", quantum, quantum / 2)
+        if self.input is not None and integer:
+            rounding = 8 * roundoff * (exact.abs() + bias.abs())
+            quantum = torch.maximum(step.expand_as(exact), rounding)
+            return Result(exact, "accumulator", quantum, rounding)
+        magnitude = self._multiply(factor.abs(), weight.abs()) * step + bias.abs()
+        rounding = 16 * roundoff * magnitude
+        return Result(exact, "rounding", rounding, rounding)
+
+    def _by_channel(self, value: torch.Tensor) -> torch.Tensor:
+        trailing = 2 if self.codes.ndim == 4 else 0
+        return value.reshape(-1, *[1] * trailing)
+
+    def _multiply(self, factor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        operator: Any = self.node.target
+        product: torch.Tensor = operator(factor, weight, None, *self.node.args[3:], **self.node.kwargs)
+        return product
+
+
+@dataclass(frozen=True)
+class Result:
+    """A layer's exact output and how far another may be from it; float64, broadcastable to each other.
+
+    Attributes:
+        value: the output, dequantized where it has a quantizer.
+        kind: what the quantum is: see the two cases of a float output below.
+        quantum: the most that it may be off. Behind an output quantizer, its step. Of a float output whose
+            inputs are integers, one step of the integer sum, input scale x weight scale, or what float32 can
+            resolve where that is more. Of a float output that was summed in float, 16 unit roundoffs of the
+            sum of the products' magnitudes, which is what another order of summing moves.
+        same: below this it counts as equal. Behind an output quantizer, half a step. Of a float output whose
+            inputs are integers, 8 unit roundoffs of |output| + |bias|: the integer sum is exact, and about
+            four float32 roundings follow it. Else the quantum.
+    """
+
+    value: torch.Tensor
+    kind: Quantum
+    quantum: torch.Tensor
+    same: torch.Tensor
+
+    def compare(self, other: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """|other - value| in quanta, infinite where `other` is not a number, and where the two are equal."""
+        found = torch.from_numpy(np.asarray(other, dtype=np.float64))
+        distance = (found - self.value).abs().nan_to_num(nan=torch.inf)
+        quanta = torch.where(distance == 0, 0.0, distance / self.quantum)
+        equal = distance <= self.same
+        return quanta.numpy(), equal.numpy()
+
+
+def find_references(lowered: Lowered) -> list[Reference]:
+    """Every planned layer of a lowered graph, in order of execution.
+
+    Raises:
+        ModelError: a planned layer is not in the graph, or another form than lowering writes.
+    """
+    graph = lowered.graph
+    names = {codes: layer for layer, codes in lowered.layers.items()}
+    found = []
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or node.target not in _LAYERS:
+            continue
+        weight = node.args[1]
+        if not (isinstance(weight, fx.Node) and weight.target in _DEQUANTIZE_WEIGHT):
+            continue
+        layer = names.get(str(_node(weight.args[0]).target))
+        if layer is not None:
+            found.append(_reference(graph, layer, node, weight))
+    missing = set(lowered.layers) - {reference.layer for reference in found}
+    if missing:
+        raise ModelError(
+            f"{len(missing)} planned layers are not in the lowered graph",
+            expected="each behind the dequantizer of its weight",
+            got=", ".join(sorted(missing)[:3]),
+            next_step="this is a bug or an unsupported torchao version: report it",
+        )
+    return found
+
+
+def _reference(graph: fx.GraphModule, layer: str, node: fx.Node, weight: fx.Node) -> Reference:
+    source, quantizer = _input(_node(node.args[0]))
+    codes, scale = (_tensor(graph, argument) for argument in weight.args[:2])
+    bias = node.args[2] if len(node.args) > 2 else None
+    return Reference(
+        layer=layer,
+        source=source,
+        node=node,
+        input=quantizer,
+        output=_output(node),
+        codes=codes.to(torch.int8),
+        weight_scale=scale.double(),
+        bias=torch.zeros(len(codes)).double() if bias is None else _tensor(graph, bias).double(),
+    )
+
+
+def _input(node: fx.Node) -> tuple[fx.Node, Quantizer | None]:
+    if node.target is not _decomposed.dequantize_per_tensor.default:
+        return node, None
+    quantize = _node(node.args[0])
+    quantizer = _quantizer(quantize)
+    source = _node(quantize.args[0])
+    if source.target is _aten.clamp.default and _is_clamp_of(source, quantizer):
+        source = _node(source.args[0])
+    return source, quantizer
+
+
+def _is_clamp_of(node: fx.Node, quantizer: Quantizer) -> bool:
+    bounds = [float(value) for value in node.args[1:3]]  # type: ignore[arg-type]
+    steps = [bound / quantizer.scale + quantizer.zero_point for bound in bounds]
+    return all(abs(a - b) < 0.25 for a, b in zip(steps, (quantizer.low, quantizer.high), strict=True))
+
+
+def _output(node: fx.Node) -> Quantizer | None:
+    """The quantizer that all users of a layer read it through, if there is one."""
+    users = list(node.users)
+    if len(users) != 1 or users[0].target is not _decomposed.quantize_per_tensor.default:
+        return None
+    return _quantizer(users[0])
+
+
+def _quantizer(node: fx.Node) -> Quantizer:
+    scale, zero_point, low, high = node.args[1:5]
+    return Quantizer(float(scale), int(zero_point), int(low), int(high))  # type: ignore[arg-type]
+
+
+def _node(argument: Any) -> fx.Node:
+    if not isinstance(argument, fx.Node):
+        raise ModelError(
+            "the lowered graph has another form than lowering writes",
+            expected="a node",
+            got=repr(argument)[:100],
+            next_step="this is a bug or an unsupported torchao version: report it",
+        )
+    return argument
+
+
+def _tensor(graph: fx.GraphModule, argument: Any) -> torch.Tensor:
+    value: Any = graph
+    for part in str(_node(argument).target).split("."):
+        value = getattr(value, part)
+    assert isinstance(value, torch.Tensor)
+    return value.detach().cpu()
+
+
+def capture_sources(
+    lowered: Lowered,
+    references: list[Reference],
+    inputs: tuple[torch.Tensor, ...],
+    take: Callable[[Reference, torch.Tensor], None],
+) -> torch.Tensor:
+    """Run the lowered graph once and hand out each layer's input tensor as soon as it is there.
+
+    Args:
+        inputs: x, t and maybe label.
+        take: called once for each reference, in the order in which their inputs are there.
+
+    Returns:
+        The graph's output.
+    """
+    waiting: dict[fx.Node, list[Reference]] = {}
+    for reference in references:
+        waiting.setdefault(reference.source, []).append(reference)
+
+    class Capture(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            value = super().run_node(node)
+            for reference in waiting.get(node, ()):
+                take(reference, value)
+            return value
+
+    with torch.no_grad():
+        output: torch.Tensor = Capture(lowered.graph).run(*inputs)
+    return output

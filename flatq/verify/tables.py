@@ -1,0 +1,105 @@
+"""Parity and audit for readers: one-line summaries, a table for the terminal, Markdown. No torch."""
+
+from __future__ import annotations
+
+from flatq.verify.results import Audit, AuditEntry, Parity
+
+__all__ = ["audit_markdown", "audit_summary", "audit_table", "parity_summary"]
+
+_HEAD = ("layer", "kind", "MACs", "kernel", "precision", "stored", "reason if float")
+
+
+def parity_summary(parity: Parity) -> str:
+    """For instance `51 of 51 layers equal to the torch graph on onnxruntime, SQNR end to end 36.6 dB`."""
+    passed = len(parity.layers) - len(parity.failed)
+    ratios = parity.end_to_end
+    text = (
+        f"{passed} of {len(parity.layers)} layers compute on {parity.target} what the torch graph does; "
+        f"SQNR of the whole {_db(ratios.deployed_to_lowered)}"
+    )
+    if ratios.deployed_to_float is not None and ratios.lowered_to_float is not None:
+        text += (
+            f", against the float model {_db(ratios.deployed_to_float)} "
+            f"(torch graph {_db(ratios.lowered_to_float)})"
+        )
+    return text
+
+
+def _db(value: float) -> str:
+    return f"{value:.1f} dB"
+
+
+def audit_summary(audit: Audit) -> str:
+    """For instance `93.91 % of 4,947,456 MACs in integers; float: 4 attention`, and what was not matched."""
+    kinds: dict[str, int] = {}
+    for entry in audit.fallbacks:
+        kinds[entry.kind] = kinds.get(entry.kind, 0) + 1
+    floats = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    text = f"{_percent(audit)} of {audit.macs:,} MACs in integers"
+    if floats:
+        text += f"; float: {floats}"
+    if audit.unmatched:
+        text += f"; {len(audit.unmatched)} operators of the runtime belong to no layer"
+    return text
+
+
+def _percent(audit: Audit) -> str:
+    return f"{100 * audit.integer_share:.2f} %"
+
+
+def _cells(entry: AuditEntry) -> tuple[str, ...]:
+    return (
+        entry.layer,
+        entry.kind,
+        f"{entry.macs:,}",
+        " + ".join(entry.kernels) or "none",
+        entry.precision or "none",
+        "" if entry.stored_bits is None else f"{entry.stored_bits} bit",
+        entry.reason or "",
+    )
+
+
+def audit_table(audit: Audit) -> str:
+    """Every candidate on a line, in columns; then what was not matched."""
+    rows = [_HEAD, *(_cells(entry) for entry in audit.entries)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    lines = [
+        "  ".join(
+            c.rjust(w) if i == 2 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    lines += [f"no layer's: {name}" for name in audit.unmatched]
+    return "\n".join(line.rstrip() for line in [audit_summary(audit), _where(audit), "", *lines])
+
+
+def _where(audit: Audit) -> str:
+    identity = ", ".join(f"{key} {value}" for key, value in audit.runtime.items())
+    return f"from {audit.source}: {identity}"
+
+
+def audit_markdown(audit: Audit) -> str:
+    """The summary and the table, folded to what differs: the float candidates in full, the rest by kernel."""
+    lines = [f"{audit_summary(audit)}.", "", f"{_where(audit)[0].upper()}{_where(audit)[1:]}.", ""]
+    lines += ["| kernel | precision | stored | layers | MACs |", "|---|---|---|---:|---:|"]
+    groups: dict[tuple[str, str, str], list[AuditEntry]] = {}
+    for entry in audit.entries:
+        if entry.integer:
+            cells = _cells(entry)
+            groups.setdefault((cells[3], cells[4], cells[5]), []).append(entry)
+    for key, entries in groups.items():
+        total = sum(entry.macs for entry in entries)
+        lines.append(f"| {' | '.join(_escaped(cell) for cell in key)} | {len(entries)} | {total:,} |")
+    if audit.fallbacks:
+        lines += ["", "| float | MACs | kernel | precision | reason |", "|---|---:|---|---|---|"]
+    for entry in audit.fallbacks:
+        name, _, macs, kernel, precision, _, reason = _cells(entry)
+        lines.append(f"| {' | '.join(_escaped(c) for c in (name, macs, kernel, precision, reason))} |")
+    if audit.unmatched:
+        lines += ["", "Operators of the runtime that belong to no layer:", ""]
+        lines += [f"- {_escaped(name)}" for name in audit.unmatched]
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|")

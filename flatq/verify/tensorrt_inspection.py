@@ -1,0 +1,126 @@
+"""What a TensorRT engine's inspector says that it runs. Needs a GPU with an engine built for it.
+
+The exported ONNX file leads from a layer's weight to the names of its nodes; the inspector names, in each
+layer's metadata, the ONNX nodes that it stands for. Reading its JSON (`read_layers`) needs no GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from flatq.deployment import Deployment
+from flatq.errors import ArtifactError
+from flatq.quantize.artifact import Artifact
+from flatq.quantize.lowering import Lowered
+from flatq.runtime.tensorrt import TensorRtRuntime
+from flatq.verify.inspection import Found, Inspection, attention_of
+from flatq.verify.onnx_cut import OnnxGraph, product_of, weight_names
+from flatq.verify.onnx_kernels import PRODUCTS
+
+__all__ = ["inspect_tensorrt", "read_layers"]
+
+_TYPES = (
+    ("int8", "s8"),
+    ("fp8", "f8"),
+    ("bf16", "bf16"),
+    ("bfloat16", "bf16"),
+    ("fp16", "f16"),
+    ("half", "f16"),
+    ("fp32", "f32"),
+    ("float", "f32"),
+)
+
+
+def inspect_tensorrt(path: Path, deployment: Deployment, artifact: Artifact, lowered: Lowered) -> Inspection:
+    """Ask the engine that was built for this machine.
+
+    Raises:
+        MissingRuntimeError: no TensorRT, no GPU, or no engine for them.
+        ArtifactError: the engine tells no details.
+    """
+    names, stored_bits = _names(OnnxGraph(onnx.load(path)), artifact, lowered)
+    with TensorRtRuntime(path.parent, deployment.sha256) as runtime:
+        found, unmatched, operators = read_layers(runtime.inspect(), names)
+        return Inspection(
+            runtime.identity, "TensorRT's engine inspector", found, stored_bits, unmatched, operators
+        )
+
+
+def _names(graph: OnnxGraph, artifact: Artifact, lowered: Lowered) -> tuple[dict[str, str], dict[str, int]]:
+    """Name of each ONNX node that multiplies -> its candidate, and the widths of the weights."""
+    floats = {
+        decision.node: f"{decision.node}.weight"
+        for decision in artifact.manifest.decisions
+        if decision.port == "weight" and decision.scheme is None
+    }
+    owners: dict[str, str] = {}
+    stored_bits = {}
+    for layer, weight in weight_names(graph, {**lowered.layers, **floats}).items():
+        owners[product_of(graph, layer, weight)[-1].output[0]] = layer
+        stored = onnx.TensorProto.DataType.Name(graph.initializers[weight].data_type)
+        stored_bits[layer] = {"INT8": 8, "FLOAT16": 16, "BFLOAT16": 16}.get(stored, 32)
+    attentions = [d.node for d in artifact.manifest.decisions if d.kind == "attention"]
+    names = {}
+    for node in graph.model.graph.node:
+        if node.op_type in PRODUCTS and node.output[0] not in owners:
+            owner = attention_of(graph.ancestors(node, owners), attentions)
+            if owner is not None:
+                owners[node.output[0]] = owner
+        if node.output[0] in owners:
+            names[node.name] = owners[node.output[0]]
+    return names, stored_bits
+
+
+def read_layers(
+    text: str, names: Mapping[str, str]
+) -> tuple[dict[str, Found], tuple[str, ...], dict[str, int]]:
+    """What an inspector's JSON says of each candidate.
+
+    Args:
+        names: name of each ONNX node that multiplies -> its candidate.
+
+    Returns:
+        What was found by candidate, the layers that multiply and belong to none, and how often each type of
+        layer runs.
+
+    Raises:
+        ArtifactError: the engine was built without details.
+    """
+    layers: list[Any] = json.loads(text)["Layers"]
+    if not all(isinstance(layer, dict) for layer in layers):
+        raise ArtifactError(
+            "the engine tells only the names of its layers",
+            expected="an engine built with detailed profiling verbosity, as flatq builds it",
+            got="names alone",
+            next_step="build it again with `flatq export FOLDER --trt`",
+        )
+    found: dict[str, Found] = {}
+    unmatched = []
+    for layer in layers:
+        metadata = str(layer.get("Metadata", ""))
+        owners = {names[n] for n in re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata) if n in names}
+        kind = str(layer.get("LayerType", "unknown"))
+        if not owners and any(word in kind.lower() for word in ("conv", "gemm", "matmul", "matrix", "mha")):
+            unmatched.append(f"{kind} {layer.get('Name', '')}".strip())
+        precision = _precision(layer)
+        integer = precision == "s8s8"
+        remark = None if integer else f"TensorRT runs it as {kind} in {precision}"
+        for owner in owners:
+            entry = Found((kind,), precision, integer, remark)
+            found[owner] = found[owner].joined(entry) if owner in found else entry
+    return found, tuple(unmatched), dict(Counter(str(layer.get("LayerType", "unknown")) for layer in layers))
+
+
+def _precision(layer: Mapping[str, Any]) -> str:
+    """From the type of the first input, wherever this version of TensorRT says it."""
+    inputs = layer.get("Inputs") or [{}]
+    said = " ".join(str(inputs[0].get(key, "")) for key in ("Format/Datatype", "DataType", "Format")).lower()
+    short = next((short for word, short in _TYPES if word in said), "unknown")
+    return "s8s8" if short == "s8" else short

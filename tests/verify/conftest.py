@@ -1,0 +1,32 @@
+"""Deployments to verify, each exported once."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from exports import Deployments
+
+from flatq.calib.inputs import CalibrationPlan
+from flatq.checkpoint import Checkpoint
+from flatq.quantize.artifact import Artifact
+from flatq.quantize.rounding import quantize_checkpoint
+from flatq.recipe import PRESETS
+
+
+@pytest.fixture(scope="session")
+def deployments(
+    tiny: Checkpoint,
+    labelled: Checkpoint,
+    tiny_artifacts: dict[str, Artifact],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Deployments:
+    """`tiny` by w8a8, w4a8, w4a4 and w8, and `labelled` by w8a8 with guidance."""
+    threads = min(2, os.cpu_count() or 1)
+    few = CalibrationPlan(images=2, steps=2)
+    guided = CalibrationPlan(images=5, steps=2, guidance=2.0)
+    more = {
+        "w8": quantize_checkpoint(tiny, PRESETS["w8"], calibration=few, threads=threads),
+        "labelled": quantize_checkpoint(labelled, PRESETS["w8a8"], calibration=guided, threads=threads),
+    }
+    return Deployments({**tiny_artifacts, **more}, tmp_path_factory.mktemp("verify"))
