@@ -17,6 +17,7 @@ from flatq.deployment import MANIFEST, Deployment, FloatPrecision, Target
 from flatq.errors import UsageError
 from flatq.export.floats import halve_floats
 from flatq.export.onnx import to_onnx, weight_initializers
+from flatq.export.portable import without_group_norm
 from flatq.export.rewrites import summary, tune
 from flatq.export.targets import check_floats, converter_versions, writer_for
 from flatq.process import ProcessConfig
@@ -157,6 +158,8 @@ def _write(
     float_precision: FloatPrecision,
     provenance: dict[str, Any],
 ) -> Deployment:
+    if target != "onnxruntime":
+        without_group_norm(model)
     if target != "openvino":  # whose own converter does it
         model = halve_floats(model, float_precision)
     for key, value in (("flatq.target", target), ("flatq.precision", precision)):
