@@ -54,4 +54,4 @@ check: venv
 		--config ../pyproject.toml --no-cache
 
 clean:
-	rm -rf $(VENV) $(CHECK) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CHECK) .venv-tensorrt build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -17,6 +17,7 @@ from flatq.deployment import AUDIT, MANIFEST, PARITY, Deployment, FloatPrecision
 from flatq.errors import UsageError
 from flatq.export.floats import halve_floats
 from flatq.export.onnx import to_onnx, weight_initializers
+from flatq.export.portable import without_group_norm
 from flatq.export.rewrites import summary, tune
 from flatq.export.targets import check_floats, converter_versions, writer_for
 from flatq.process import ProcessConfig
@@ -164,6 +165,8 @@ def _write(
     provenance: dict[str, Any],
     check: Callable[[Path], None] | None = None,
 ) -> Deployment:
+    if target != "onnxruntime":
+        without_group_norm(model)
     if target != "openvino":  # whose own converter does it
         model = halve_floats(model, float_precision)
     for key, value in (("flatq.target", target), ("flatq.precision", precision)):

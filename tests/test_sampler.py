@@ -99,3 +99,23 @@ def test_no_images_and_empty_batches() -> None:
 def test_a_plan_out_of_range_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         SamplePlan.model_validate(bad)
+
+
+def test_an_image_that_is_not_finite_stays_so_and_reaches_no_model() -> None:
+    """Integer kernels would make an ordinary number of it; the other images of the batch go on as alone."""
+
+    class Failing(Toy):
+        def __call__(
+            self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
+        ) -> NDArray[np.float32]:
+            assert np.isfinite(x).all()
+            output = super().__call__(x, t, cond)
+            if len(self.calls) == 2:
+                output[1, 0, 0, 0] = np.nan
+            return output
+
+    plan = SamplePlan(steps=4, clip=False)
+    found = sample(Failing(), FIXED, plan, range(3), SHAPE)
+    expected = sample(Toy(), FIXED, plan, range(3), SHAPE)
+    np.testing.assert_array_equal(found[[0, 2]], expected[[0, 2]])
+    assert np.isnan(found[1]).any()
