@@ -162,5 +162,9 @@ def test_from_checkpoint_to_a_verdict(cli: _Cli, digits: Path, tmp_path: Path) -
     assert _evaluate(cli, artifact, digits, tmp_path / "b", 20, "--on-inconclusive", "fail") == 1
     assert _evaluate(cli, artifact, digits, tmp_path / "c", 20, "--on-inconclusive", "pass") == 0
     report = tmp_path / "a" / "report.json"
+    audit = read_report(report).models[0].audit
+    assert audit is not None
+    assert audit.integer_share > 0.9
+    assert "## Kernels" in (tmp_path / "a" / "report.md").read_text()
     assert cli("gate", report, "--max-drift", 1) == 4
     assert cli("gate", report, "--max-drift", 1, "--on-inconclusive", "fail") == 1
