@@ -358,6 +358,7 @@ def _entry(
         verdict=verdict,
         grid=grid,
         sidecar=sidecar,
+        audit=model.audit,
     )
 
 

@@ -20,13 +20,15 @@ from flatq.evaluate.drift import Drift
 from flatq.export import export_artifact
 from flatq.images import to_uint8
 from flatq.models import open_model
-from flatq.quantize.artifact import write_artifact
+from flatq.quantize.artifact import Artifact, write_artifact
+from flatq.quantize.lowering import Lowered
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS
 from flatq.report.grids import save_labelled_rows
 from flatq.report.model import ModelEntry
 from flatq.sampler import SamplePlan, sample
 from flatq.train import TrainConfig, train
+from flatq.verify.recorded import verify_deployment
 
 __all__ = ["DemoRow", "conclusion", "run_demo"]
 
@@ -133,7 +135,11 @@ def _deploy(
     )
     write_artifact(artifact, folder)
     progress(what, 1, 2)
-    export_artifact(folder, "onnxruntime", folder / "onnxruntime")
+
+    def audit(written: Path, artifact: Artifact, lowered: Lowered) -> None:
+        verify_deployment(artifact, written, lowered, parity=False, threads=threads)
+
+    export_artifact(folder, "onnxruntime", folder / "onnxruntime", check=audit)
     progress(what, 2, 2)
     return folder
 

@@ -21,6 +21,7 @@ from flatq.errors import ArtifactError, CheckpointError, UsageError
 from flatq.labels import Classes
 from flatq.process import ProcessConfig
 from flatq.runtime.base import Runtime
+from flatq.verify import Audit, read_audit
 
 __all__ = ["Model", "deployment_folder", "kind_of", "open_model"]
 
@@ -39,6 +40,7 @@ class Model:
         weights: raw, ema or swa.
         digest: sha256 of the file that decides its numbers.
         size_bytes: of that file or, for a checkpoint, of its chosen weights.
+        audit: the kernels that run it, where its deployment was audited and it runs on the CPU.
     """
 
     runtime: Runtime
@@ -50,6 +52,7 @@ class Model:
     weights: str
     digest: str
     size_bytes: int
+    audit: Audit | None = None
 
 
 def kind_of(path: Path) -> Kind:
@@ -171,6 +174,7 @@ def _open_deployment(folder: Path, name: str, settings: Settings) -> Model:
         str(parent.get("weights", "unknown")),
         deployment.sha256,
         sum((folder / part).stat().st_size for part in (deployment.file, *deployment.files)),
+        read_audit(folder, deployment) if settings.device in (None, "cpu") else None,
     )
 
 

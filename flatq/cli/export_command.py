@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from flatq.cli.common import Weights, note, one_artifact, progress_bar, say_weights
-from flatq.errors import EXIT_GATE_FAILED, UsageError
+from flatq.errors import EXIT_GATE_FAILED, MissingRuntimeError, UsageError
 
 if TYPE_CHECKING:
     from flatq.deployment import Deployment, FloatPrecision, Target
@@ -52,7 +52,7 @@ def command(
         bool,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare each layer on the runtime with the torch graph, and list the kernels that run.",
+            help="Compare each layer on the runtime with the torch graph.",
         ),
     ] = True,
     require_int8: Annotated[
@@ -64,7 +64,8 @@ def command(
 ) -> None:
     """Lower an artifact (or a float checkpoint) for runtimes and write their deployment folders.
 
-    Unless told --no-verify, an artifact's deployment is verified before it is put in place.
+    Unless told --no-verify, an artifact's deployment is verified before it is put in place. The kernels that
+    its runtime runs are listed in its audit, which `flatq inspect` shows.
     """
     from flatq.deployment import FloatPrecision
     from flatq.models import deployment_folder, kind_of
@@ -111,9 +112,8 @@ def command(
         note("not verified: --no-verify")
     for target, folder in folders.items():
         note(f"exporting {path} for {target}")
-        check = None
-        if target != "tensorrt" and (verify or require_int8 is not None):
-            check = _check(path, target, audits, parity=verify)
+        needed = verify or require_int8 is not None
+        check = None if target == "tensorrt" else _check(path, target, audits, parity=verify, needed=needed)
         deployment = _export(
             path, kind, target, folder, weights, cast("FloatPrecision", floats), plain, check
         )
@@ -130,21 +130,31 @@ def command(
         _require(audits, require_int8)
 
 
-def _check(path: Path, target: Target, audits: dict[Target, Audit], *, parity: bool) -> Check:
-    """Verifies a deployment before it is put in place, says what was found and keeps the audit."""
+def _check(path: Path, target: Target, audits: dict[Target, Audit], *, parity: bool, needed: bool) -> Check:
+    """Verifies a deployment before it is put in place, says what was found and keeps the audit.
+
+    Args:
+        parity: also compare the layers.
+        needed: whether a runtime that is missing is an error; if not, there is no audit, and that is said.
+    """
 
     def check(folder: Path, artifact: Artifact, lowered: Lowered) -> None:
         from flatq.verify.recorded import parent_beside, verify_deployment
         from flatq.verify.tables import audit_summary, parity_summary
 
         baseline = parent_beside(artifact.manifest, path) if parity else None
-        with progress_bar() as report:
-            found = verify_deployment(
-                artifact, folder, lowered, parity=parity, baseline=baseline, progress=report
-            )
+        try:
+            with progress_bar() as report:
+                found = verify_deployment(
+                    artifact, folder, lowered, parity=parity, baseline=baseline, progress=report
+                )
+        except MissingRuntimeError as error:
+            if needed:
+                raise
+            note(f"no audit: {error.what}")
+            return
         if found.parity is not None:
             note(f"verified: {parity_summary(found.parity)}")
-        assert found.audit is not None
         note(f"audit: {audit_summary(found.audit)}")
         audits[target] = found.audit
 
@@ -159,7 +169,6 @@ def _audit_engine(path: Path, folder: Path) -> Audit:
 
     artifact = read_artifact(path)
     found = verify_deployment(artifact, folder, lower(artifact, "tensorrt"), parity=False)
-    assert found.audit is not None
     note(f"audit: {audit_summary(found.audit)}")
     return found.audit
 

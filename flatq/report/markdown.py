@@ -9,6 +9,7 @@ from urllib.parse import quote
 from flatq.evaluate.drift import Drift
 from flatq.evaluate.kid import KidDrift
 from flatq.evaluate.prc import PrecisionRecall
+from flatq.verify.tables import audit_markdown
 
 if TYPE_CHECKING:
     from flatq.report.model import ModelEntry, Report
@@ -51,11 +52,19 @@ def render_markdown(report: Report) -> str:
         _details(report),
         "## Setting",
         _setting(report),
+        *_audits(report),
         *_grids(report),
         "## Environment",
         _environment(report),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _audits(report: Report) -> list[str]:
+    """What the runtime of each model said that it runs."""
+    audited = [(entry.label, entry.audit) for entry in report.models if entry.audit is not None]
+    sections = [f"### {_text(label)}\n\n{audit_markdown(audit)}".rstrip() for label, audit in audited]
+    return ["## Kernels", *sections] if sections else []
 
 
 def _verdicts(report: Report) -> str:

@@ -21,6 +21,7 @@ from flatq.evaluate.gate import Verdict
 from flatq.evaluate.kid import KidDrift
 from flatq.evaluate.prc import PrecisionRecall
 from flatq.report.markdown import render_markdown
+from flatq.verify import Audit
 
 __all__ = [
     "REPORT_FORMAT",
@@ -87,7 +88,8 @@ class ModelEntry(_Part):
 
     name: of the file or folder. label: for tables. latency_ms: median of one network evaluation at the
     sampling batch. drift, kid, prc (precision and recall), finite and the distances: as in
-    `flatq.evaluate.compare.Comparison`. grid, sidecar: paths relative to the report's folder.
+    `flatq.evaluate.compare.Comparison`. grid, sidecar: paths relative to the report's folder. audit: the
+    kernels that ran it.
     """
 
     name: str
@@ -106,6 +108,7 @@ class ModelEntry(_Part):
     verdict: Verdict | None = None
     grid: str | None = None
     sidecar: str | None = None
+    audit: Audit | None = None
 
 
 class Environment(_Part):

@@ -18,10 +18,10 @@ __all__ = ["Verified", "parent_beside", "verify_deployment"]
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found; None where it was not asked for."""
+    """What was found; no parity where it was not asked for."""
 
     parity: Parity | None
-    audit: Audit | None
+    audit: Audit
 
 
 def verify_deployment(
@@ -30,32 +30,31 @@ def verify_deployment(
     lowered: Lowered,
     *,
     parity: bool = True,
-    audit: bool = True,
     baseline: Checkpoint | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Verified:
-    """Verify a deployment and write `verify.json` and `audit.json` into its folder.
+    """Verify and audit a deployment and write `verify.json` and `audit.json` into its folder.
 
     Args:
+        parity: whether to compare the layers; the audit is made in any case.
         baseline: the float checkpoint that was quantized, for ratios against it.
 
     Raises:
         ModelError: the deployment does not compute what the torch graph does; nothing is written.
         ArtifactError, MissingRuntimeError, UsageError: as `verify_parity` and `audit_deployment`.
     """
-    found_parity = found_audit = None
+    found = None
     if parity:
-        found_parity = verify_parity(
+        found = verify_parity(
             artifact, folder, lowered=lowered, baseline=baseline, threads=threads, progress=progress
         )
-        found_parity.check()
-    if audit:
-        found_audit = audit_deployment(artifact, folder, lowered=lowered, threads=threads)
-    for name, found in ((PARITY, found_parity), (AUDIT, found_audit)):
-        if found is not None:
-            (folder / name).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return Verified(found_parity, found_audit)
+        found.check()
+    audit = audit_deployment(artifact, folder, lowered=lowered, threads=threads)
+    for name, result in ((PARITY, found), (AUDIT, audit)):
+        if result is not None:
+            (folder / name).write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return Verified(found, audit)
 
 
 def parent_beside(manifest: Manifest, folder: Path) -> Checkpoint | None:

@@ -10,6 +10,7 @@ import pytest
 from flatq.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flatq.cli import main
 from flatq.deployment import read_deployment
+from flatq.report.model import read_report
 from flatq.train import TrainConfig, train
 
 
@@ -186,7 +187,6 @@ def test_a_checkpoint_against_itself_does_not_drift(cli: _Cli, digits: Path, tmp
     assert _evaluate(cli, digits, digits, tmp_path / "e", 300) == 0
     assert "drift +0.000 [+0.000, +0.000]" in cli.out
     assert "PASS" in cli.out
-    from flatq.report.model import read_report
 
     drift = read_report(tmp_path / "e" / "report.json").models[0].drift
     assert drift is not None
@@ -217,5 +217,9 @@ def test_from_checkpoint_to_a_verdict(cli: _Cli, digits: Path, tmp_path: Path) -
     assert _evaluate(cli, artifact, digits, tmp_path / "b", 20, "--on-inconclusive", "fail") == 1
     assert _evaluate(cli, artifact, digits, tmp_path / "c", 20, "--on-inconclusive", "pass") == 0
     report = tmp_path / "a" / "report.json"
+    audit = read_report(report).models[0].audit
+    assert audit is not None
+    assert audit.integer_share > 0.9
+    assert "## Kernels" in (tmp_path / "a" / "report.md").read_text()
     assert cli("gate", report, "--max-drift", 1) == 4
     assert cli("gate", report, "--max-drift", 1, "--on-inconclusive", "fail") == 1

@@ -27,6 +27,8 @@ from flatq.report.model import (
     write_report,
 )
 from flatq.report.regate import regate, with_verdicts
+from flatq.verify import Audit
+from flatq.verify.results import AuditEntry
 
 D = 6
 RUNTIME = {"runtime": "onnxruntime", "version": "1.22.0", "device": "cpu", "threads": 1}
@@ -275,3 +277,41 @@ def test_pair_grid(tmp_path: Path) -> None:
         save_pair_grid(tmp_path / "x.png", black, white[:3])
     with pytest.raises(DataError, match="cannot write"):
         save_pair_grid(tmp_path / "none" / "x.png", black, white)
+
+
+def test_an_audit_is_kept_and_shown(tmp_path: Path) -> None:
+    entry = {"planned": True, "stored_bits": 4}
+    audit = Audit(
+        target="onnxruntime",
+        model_digest="ab" * 32,
+        runtime=RUNTIME,
+        source="a test",
+        entries=(
+            AuditEntry(
+                layer="conv",
+                kind="conv2d",
+                macs=900,
+                kernels=("QLinearConv",),
+                precision="u8s8",
+                integer=True,
+                **entry,
+            ),
+            AuditEntry(
+                layer="attention",
+                kind="attention",
+                macs=100,
+                planned=False,
+                kernels=("MatMul",),
+                precision="f32",
+                integer=False,
+                reason="left in float | on purpose",
+            ),
+        ),
+    )
+    write_report(_report(_entry("small", audit=audit), _entry("large")), tmp_path)
+    assert read_report(tmp_path).models[0].audit == audit
+    page = (tmp_path / "report.md").read_text()
+    assert page.count("## Kernels") == 1
+    assert "90.00 % of 1,000 MACs in integers; float: 1 attention." in page
+    assert "| QLinearConv | u8s8 | 4 bit | 1 | 900 |" in page
+    assert "| attention | 100 | MatMul | f32 | left in float \\| on purpose |" in page
