@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import Cli
 
 from flatq.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from flatq.cli import main
@@ -14,24 +15,9 @@ from flatq.report.model import read_report
 from flatq.train import TrainConfig, train
 
 
-class _Cli:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-        self.out = self.err = ""
-
-    def __call__(self, *arguments: object) -> int:
-        self._monkeypatch.setattr(sys, "argv", ["flatq", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        self.out, self.err = self._capsys.readouterr()
-        assert "Traceback" not in self.err
-        assert isinstance(stop.value.code, int)
-        return stop.value.code
-
-
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> _Cli:
-    return _Cli(monkeypatch, capsys)
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +75,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=" ".join,
 )
 def test_bad_input_exits_2_and_leaves_nothing(
-    arguments: tuple[str, ...], cli: _Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...], cli: Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(digits.parent.iterdir())
@@ -100,14 +86,14 @@ def test_bad_input_exits_2_and_leaves_nothing(
     assert sorted(digits.parent.iterdir()) == before
 
 
-def test_help_and_version_exit_0(cli: _Cli) -> None:
+def test_help_and_version_exit_0(cli: Cli) -> None:
     assert cli("--version") == 0
     assert cli.out.startswith("flatq ")
     assert cli("quantize", "--help") == 0
     assert cli("doctor") == 0
 
 
-def test_weights_that_are_not_finite_exit_2(cli: _Cli, digits: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_exit_2(cli: Cli, digits: Path, tmp_path: Path) -> None:
     good = load_checkpoint(digits)
     raw = {name: value.clone() for name, value in good.weights["raw"].items()}
     raw["conv_in.weight"][0, 0, 0, 0] = float("nan")
@@ -119,7 +105,7 @@ def test_weights_that_are_not_finite_exit_2(cli: _Cli, digits: Path, tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["nan.pt"]
 
 
-def test_a_damaged_checkpoint_exits_2(cli: _Cli, digits: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_exits_2(cli: Cli, digits: Path, tmp_path: Path) -> None:
     (tmp_path / "half.pt").write_bytes(digits.read_bytes()[:5000])
     assert cli("quantize", tmp_path / "half.pt") == 2
     (tmp_path / "empty.pt").write_bytes(b"")
@@ -141,7 +127,7 @@ def test_a_bug_exits_70(
 
 
 def test_several_targets_at_once_and_tensorrt_without_a_gpu(
-    cli: _Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")
     from flatq.errors import MissingRuntimeError
@@ -176,14 +162,14 @@ def test_several_targets_at_once_and_tensorrt_without_a_gpu(
     assert sorted(p.name for p in (tmp_path / "both").iterdir()) == ["generic", "onnxruntime"]
 
 
-def _evaluate(cli: _Cli, model: Path, digits: Path, out: Path, n: int, *more: object) -> int:
+def _evaluate(cli: Cli, model: Path, digits: Path, out: Path, n: int, *more: object) -> int:
     return cli(
         "eval", model, "--baseline", digits, "--fid", "--data", "digits", "-n", n, "--steps", 3,
         "--max-drift", 0.5, "-o", out, *more,
     )  # fmt: skip
 
 
-def test_a_checkpoint_against_itself_does_not_drift(cli: _Cli, digits: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_against_itself_does_not_drift(cli: Cli, digits: Path, tmp_path: Path) -> None:
     assert _evaluate(cli, digits, digits, tmp_path / "e", 300) == 0
     assert "drift +0.000 [+0.000, +0.000]" in cli.out
     assert "PASS" in cli.out
@@ -196,7 +182,7 @@ def test_a_checkpoint_against_itself_does_not_drift(cli: _Cli, digits: Path, tmp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e"]
 
 
-def test_from_checkpoint_to_a_verdict(cli: _Cli, digits: Path, tmp_path: Path) -> None:
+def test_from_checkpoint_to_a_verdict(cli: Cli, digits: Path, tmp_path: Path) -> None:
     artifact = tmp_path / "q"
     quantize = ("quantize", digits, "--calib-images", 2, "--calib-steps", 2, "-o", artifact)
     assert cli(*quantize) == 0

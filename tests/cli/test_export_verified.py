@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
+from command_line import Cli
 from onnx import numpy_helper
 
 from flatq.checkpoint import Checkpoint
-from flatq.cli import main
 from flatq.quantize.artifact import Artifact, write_artifact
 
 Run = Callable[..., tuple[int, str, str]]
@@ -20,16 +19,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["flatq", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, out, err
-
-    return call
+    cli = Cli(monkeypatch, capsys)
+    return lambda *arguments: (cli(*arguments), cli.out, cli.err)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import Cli
 
 from flatq.checkpoint import load_checkpoint
-from flatq.cli import main
 from flatq.interop.guided_flags import Flags
 from flatq.interop.guided_weights import tensors_of
 
@@ -24,24 +24,9 @@ FLAGS: dict[str, Any] = {
 }
 
 
-class _Cli:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-        self.out = self.err = ""
-
-    def __call__(self, *arguments: object) -> int:
-        self._monkeypatch.setattr(sys, "argv", ["flatq", "import", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        self.out, self.err = self._capsys.readouterr()
-        assert "Traceback" not in self.err
-        assert isinstance(stop.value.code, int)
-        return stop.value.code
-
-
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> _Cli:
-    return _Cli(monkeypatch, capsys)
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(monkeypatch, capsys, "import")
 
 
 @pytest.fixture
@@ -60,7 +45,7 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_network_with_its_average_and_null_label(cli: _Cli, source: Path, tmp_path: Path) -> None:
+def test_a_network_with_its_average_and_null_label(cli: Cli, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "ckpt.pt"
     flags = ("--flags", source / "flags.json")
     assert cli(source / "model.pt", *flags, "--ema", source / "ema.pt", "--null-label", 3, "-o", out) == 0
@@ -85,7 +70,7 @@ def test_a_network_with_its_average_and_null_label(cli: _Cli, source: Path, tmp_
     assert out.read_bytes() == before
 
 
-def test_a_network_without_labels(cli: _Cli, source: Path, tmp_path: Path) -> None:
+def test_a_network_without_labels(cli: Cli, source: Path, tmp_path: Path) -> None:
     assert cli(source / "plain.pt", "--flags", source / "plain.json", "-o", tmp_path / "ckpt.pt") == 0
     assert "classes" not in cli.err.splitlines()[-1]
     assert load_checkpoint(tmp_path / "ckpt.pt").model.classes is None
@@ -110,7 +95,7 @@ def test_a_network_without_labels(cli: _Cli, source: Path, tmp_path: Path) -> No
 def test_what_is_refused_leaves_nothing(
     arguments: str,
     names: list[str],
-    cli: _Cli,
+    cli: Cli,
     source: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -124,7 +109,7 @@ def test_what_is_refused_leaves_nothing(
 
 
 def test_what_is_not_a_file_goes_to_diffusers(
-    cli: _Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from types import ModuleType
 

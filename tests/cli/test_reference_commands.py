@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Cli
 
-from flatq.cli import main
 from flatq.evaluate.inception import open_inception
 from flatq.evaluate.moments import Moments
 from flatq.evaluate.reference import ReferenceSource, load_reference, save_reference
@@ -23,25 +23,10 @@ pytest.importorskip("sklearn")
 N = 150  # above 2.5 times the 48 features of digits48
 
 
-class _Cli:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-        self.out = self.err = ""
-
-    def __call__(self, *arguments: object) -> int:
-        self._monkeypatch.setattr(sys, "argv", ["flatq", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        self.out, self.err = self._capsys.readouterr()
-        assert "Traceback" not in self.err
-        assert isinstance(stop.value.code, int)
-        return stop.value.code
-
-
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> _Cli:
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     monkeypatch.setenv("FLATQ_CACHE", str(tmp_path / "cache"))
-    return _Cli(monkeypatch, capsys)
+    return Cli(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return one, other
 
 
-def _evaluate(cli: _Cli, models: tuple[Path, Path], out: Path, *more: object) -> int:
+def _evaluate(cli: Cli, models: tuple[Path, Path], out: Path, *more: object) -> int:
     baseline, model = models
     options = ("--fid", "--steps", 2, "-n", N, "--threads", 1)  # more threads than free cores are slow
     return cli("eval", model, "--baseline", baseline, *options, "-o", out, *more)
@@ -68,7 +53,7 @@ def _drift(report: Report) -> tuple[Any, ...]:
 
 
 def test_statistics_and_images_give_the_same_drift(
-    cli: _Cli, models: tuple[Path, Path], tmp_path: Path
+    cli: Cli, models: tuple[Path, Path], tmp_path: Path
 ) -> None:
     assert cli("stats", "digits", "--threads", 1, "-o", tmp_path / "ref.npz") == 0
     assert cli.out.strip() == str(tmp_path / "ref.npz")
@@ -92,7 +77,7 @@ def test_statistics_and_images_give_the_same_drift(
 
 
 def test_the_cache_is_used_unless_it_is_not_wanted(
-    cli: _Cli, models: tuple[Path, Path], tmp_path: Path
+    cli: Cli, models: tuple[Path, Path], tmp_path: Path
 ) -> None:
     entries = tmp_path / "cache" / "reference"
     assert cli("stats", "digits", "--threads", 1, "-o", tmp_path / "ref.npz", "--no-cache") == 0
@@ -109,7 +94,7 @@ def test_the_cache_is_used_unless_it_is_not_wanted(
 
 
 @pytest.mark.parametrize("kind", ["pytorch-fid", "guided-diffusion"])
-def test_statistics_of_others(cli: _Cli, models: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+def test_statistics_of_others(cli: Cli, models: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
     assert cli("stats", "digits", "-o", tmp_path / "ref.npz") == 0
     own = load_reference(tmp_path / "ref.npz").reference
     arrays: dict[str, Any] = {"mu": own.mean, "sigma": own.cov}
@@ -125,7 +110,7 @@ def test_statistics_of_others(cli: _Cli, models: tuple[Path, Path], tmp_path: Pa
 
 
 def test_bad_references_exit_2_before_anything_is_sampled(
-    cli: _Cli, models: tuple[Path, Path], tmp_path: Path
+    cli: Cli, models: tuple[Path, Path], tmp_path: Path
 ) -> None:
     def refused(*more: object) -> str:
         assert _evaluate(cli, models, tmp_path / "e", *more) == 2
@@ -161,7 +146,7 @@ def test_bad_references_exit_2_before_anything_is_sampled(
         assert not cli.out
 
 
-def test_a_named_resize_is_in_the_report(cli: _Cli, models: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_named_resize_is_in_the_report(cli: Cli, models: tuple[Path, Path], tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (60, 9, 9, 3), dtype=np.uint8)
     np.savez(tmp_path / "large.npz", pixels)
     options = ("--data", tmp_path / "large.npz", "--resize", "stretch")
@@ -177,7 +162,7 @@ def test_a_named_resize_is_in_the_report(cli: _Cli, models: tuple[Path, Path], t
 
 
 def test_inception_from_end_to_end(
-    cli: _Cli, models: tuple[Path, Path], inception_weights: Path, tmp_path: Path
+    cli: Cli, models: tuple[Path, Path], inception_weights: Path, tmp_path: Path
 ) -> None:
     net = open_inception(image_shape=(1, 8, 8), weights=inception_weights)
     moments = Moments(9, np.zeros(2048), np.diag(np.linspace(1, 2, 2048)))
@@ -201,7 +186,7 @@ def test_inception_from_end_to_end(
 
 
 def test_inception_without_torch_fidelity_exits_3(
-    cli: _Cli, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cli: Cli, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # its import fails
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
@@ -210,7 +195,7 @@ def test_inception_without_torch_fidelity_exits_3(
     assert cli("stats", "digits", "--features", "inception", "-o", tmp_path / "ref.npz") == 3
 
 
-def test_doctor_tells_of_a_torchvision_that_does_not_fit(cli: _Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_tells_of_a_torchvision_that_does_not_fit(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
     import importlib.metadata
 

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from command_line import Cli
 
 from flatq.checkpoint import load_checkpoint
-from flatq.cli import main
 from flatq.train.state import read_state
 
 TINY = ("--steps", "2", "--batch-size", "4", "--channels", "8,16", "--patch", "2", "--threads", "1")
 
 
-class _Cli:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-        self.out = self.err = ""
-
-    def __call__(self, *arguments: object) -> int:
-        self._monkeypatch.setattr(sys, "argv", ["flatq", "train", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        self.out, self.err = self._capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        return stop.value.code
-
-
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> _Cli:
-    return _Cli(monkeypatch, capsys)
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(monkeypatch, capsys, "train")
 
 
-def test_without_a_preset_it_trains_plainly_on_the_digits(cli: _Cli, tmp_path: Path) -> None:
+def test_without_a_preset_it_trains_plainly_on_the_digits(cli: Cli, tmp_path: Path) -> None:
     assert cli(tmp_path / "run", *TINY) == 0
     assert cli.out == f"{tmp_path / 'run' / 'ckpt.pt'}\n"
     checkpoint = load_checkpoint(tmp_path / "run" / "ckpt.pt")
@@ -43,7 +28,7 @@ def test_without_a_preset_it_trains_plainly_on_the_digits(cli: _Cli, tmp_path: P
     assert set(checkpoint.weights) == {"raw", "ema"}
 
 
-def test_one_run_gives_raw_ema_and_swa(cli: _Cli, tmp_path: Path) -> None:
+def test_one_run_gives_raw_ema_and_swa(cli: Cli, tmp_path: Path) -> None:
     code = cli(
         tmp_path, *TINY, "--method", "sam", "--rho", "0.2", "--gamma", "0.1", "--sam-every", "2",
         "--ema", "0.9,0.99", "--swa-start", "0.5", "--swa-period", "1", "--set", "train_steps=50",
@@ -55,7 +40,7 @@ def test_one_run_gives_raw_ema_and_swa(cli: _Cli, tmp_path: Path) -> None:
     assert (about["rho"], about["gamma"], about["sam_every"], about["train_steps"]) == (0.2, 0.1, 2, 50)
 
 
-def test_the_dry_run_prints_a_preset(cli: _Cli, tmp_path: Path) -> None:
+def test_the_dry_run_prints_a_preset(cli: Cli, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert cli(run, "--preset", "cifar10-adm", "--data", "nowhere", "--dry-run", "--set", "lr=3e-4") == 0
     assert not run.exists()
@@ -70,7 +55,7 @@ def test_the_dry_run_prints_a_preset(cli: _Cli, tmp_path: Path) -> None:
     assert cli.out == first
 
 
-def test_resuming_takes_the_runs_own_options(cli: _Cli, tmp_path: Path) -> None:
+def test_resuming_takes_the_runs_own_options(cli: Cli, tmp_path: Path) -> None:
     assert cli(tmp_path, *TINY, "--preset", "digits", "--resume") == 0  # nothing there yet: it begins
     assert cli(tmp_path) == 2
     assert "--resume" in cli.err
@@ -99,7 +84,7 @@ def test_resuming_takes_the_runs_own_options(cli: _Cli, tmp_path: Path) -> None:
     ],
 )
 def test_bad_options_exit_2_and_leave_nothing(
-    arguments: tuple[str, ...], message: str, cli: _Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...], message: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("wrong.toml").write_text('data = "digits"\ndropout = "0.1"\n')
@@ -110,7 +95,7 @@ def test_bad_options_exit_2_and_leave_nothing(
 
 
 def test_other_processes_than_the_first_say_nothing(
-    cli: _Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")  # WORLD_SIZE stays 1: it trains alone, but speaks as a second one would
     assert cli(tmp_path, *TINY) == 0
