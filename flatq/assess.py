@@ -22,7 +22,6 @@ from flatq.evaluate.gate import decide
 from flatq.evaluate.prc import PrecisionRecall
 from flatq.evaluate.reference import load_reference
 from flatq.images import Resize, load_images, to_uint8
-from flatq.labels import Classes
 from flatq.models import Model, kind_of, open_model
 from flatq.report.environment import environment
 from flatq.report.grids import save_pair_grid
@@ -121,7 +120,7 @@ class _Timed:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._runtime.__exit__(kind, error, trace)
+        """Nothing: who opened the runtime closes it."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +146,14 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
     if not task.models:
         raise UsageError("no model to evaluate", expected="at least one artifact", got="none")
     average = _baseline_average(task)
-    shape, classes = _image_shape(task, average, note)
-    referee = _referee(task, shape, progress, note)
-    float_side = _sample(task, task.baseline, average, progress, baseline=True)
+    baseline = open_model(task.baseline, runtime=task.baseline_runtime, average=average, threads=task.threads)
+    with baseline.runtime:
+        check_labels(task.plan, baseline.classes)
+        why = "" if task.average else " (the default)" if average is None else " (those of the models)"
+        note(f"weights of the baseline: {baseline.weights}{why}")
+        # before anything is sampled, so that a reference that does not fit is found at once
+        referee = _referee(task, baseline.image_shape, progress, note)
+        float_side = _sample(task, baseline, progress)
     if not np.isfinite(float_side.images).all():
         raise DataError(
             f"the baseline {task.baseline} samples values that are not finite",
@@ -162,15 +166,24 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
     task.out.mkdir(parents=True, exist_ok=True)
     entries = []
     for number, path in enumerate(task.models):
-        own = average if kind_of(path) == "checkpoint" else None
-        sampled = _sample(task, path, own, progress, baseline=False)
-        if sampled.model.classes != classes:
-            raise ArtifactError(
-                f"{path} does not take the labels of {task.baseline}",
-                expected=classes.model_dump_json() if classes else "no labels",
-                got=sampled.model.classes.model_dump_json() if sampled.model.classes else "no labels",
-                next_step="name the checkpoint it was made from with --baseline",
-            )
+        model = open_model(
+            path,
+            runtime=task.runtime,
+            average=average if kind_of(path) == "checkpoint" else None,
+            threads=task.threads,
+            device=task.device,
+            precision=task.precision,
+            hint=task.hint,
+        )
+        with model.runtime:
+            if model.classes != baseline.classes:
+                raise ArtifactError(
+                    f"{path} does not take the labels of {task.baseline}",
+                    expected=baseline.classes.model_dump_json() if baseline.classes else "no labels",
+                    got=model.classes.model_dump_json() if model.classes else "no labels",
+                    next_step="name the checkpoint it was made from with --baseline",
+                )
+            sampled = _sample(task, model, progress)
         comparison = compare(
             referee,
             float_side.images,
@@ -186,18 +199,6 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
     report = _report(task, float_side, referee, prc, entries)
     write_report(report, task.out)
     return report
-
-
-def _image_shape(
-    task: Assessment, average: str | None, note: Note
-) -> tuple[tuple[int, int, int], Classes | None]:
-    """The baseline's, and its labels, so that what does not fit is found before anything is sampled."""
-    model = open_model(task.baseline, runtime=task.baseline_runtime, average=average, threads=task.threads)
-    with model.runtime:
-        check_labels(task.plan, model.classes)
-        why = "" if task.average else " (the default)" if average is None else " (those of the models)"
-        note(f"weights of the baseline: {model.weights}{why}")
-        return model.image_shape, model.classes
 
 
 def _referee(task: Assessment, shape: tuple[int, int, int], progress: Progress | None, note: Note) -> Referee:
@@ -283,42 +284,28 @@ def _baseline_average(task: Assessment) -> str | None:
     return task.average or inherited
 
 
-def _sample(
-    task: Assessment, path: Path, average: str | None, progress: Progress | None, *, baseline: bool
-) -> _Sampled:
+def _sample(task: Assessment, model: Model, progress: Progress | None) -> _Sampled:
     done, total = 0, task.images * task.plan.steps
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
         if progress is not None:
-            progress(path.name, done, total)
+            progress(model.name, done, total)
 
-    if baseline:
-        model = open_model(path, runtime=task.baseline_runtime, average=average, threads=task.threads)
-    else:
-        model = open_model(
-            path,
-            runtime=task.runtime,
-            average=average,
-            threads=task.threads,
-            device=task.device,
-            precision=task.precision,
-            hint=task.hint,
-        )
-    with _Timed(model.runtime, min(task.batch_size, task.images)) as timed:
-        images = sample(
-            timed,
-            model.process,
-            task.plan,
-            range(task.first, task.first + task.images),
-            model.image_shape,
-            classes=model.classes,
-            batch_size=task.batch_size,
-            progress=advance,
-        )
-        latency_ms = statistics.median(timed.seconds) * 1e3 if timed.seconds else None
-        return _Sampled(model, images, timed.identity, latency_ms)
+    timed = _Timed(model.runtime, min(task.batch_size, task.images))
+    images = sample(
+        timed,
+        model.process,
+        task.plan,
+        range(task.first, task.first + task.images),
+        model.image_shape,
+        classes=model.classes,
+        batch_size=task.batch_size,
+        progress=advance,
+    )
+    latency_ms = statistics.median(timed.seconds) * 1e3 if timed.seconds else None
+    return _Sampled(model, images, timed.identity, latency_ms)
 
 
 def _entry(

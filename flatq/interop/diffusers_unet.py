@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from flatq.checkpoint import ModelConfig
+from flatq.checkpoint import ModelConfig, read_tensors
 from flatq.errors import CheckpointError
 from flatq.interop.diffusers_library import quiet_diffusers
 from flatq.interop.diffusers_source import read_json
@@ -273,18 +272,8 @@ def _safe_dtypes(file: Path) -> dict[str, str]:
 def _bin_dtypes(file: Path) -> dict[str, str]:
     import torch
 
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of pickle protocols, before it refuses them
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} cannot be read as plain tensors",
-            expected="a file that torch.load(weights_only=True) accepts",
-            got=" ".join(str(error).split())[:200],
-            next_step="save the model as safetensors; flatq never unpickles code",
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise _damaged(file, error) from error
+    with warnings.catch_warnings(action="ignore"):  # of pickle protocols, before it refuses them
+        content = read_tensors(file)
     if not isinstance(content, dict):
         raise _damaged(file, TypeError(f"a {type(content).__name__}, not tensors by name"))
     odd = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
