@@ -110,7 +110,7 @@ def check_place(deployment: Deployment, folder: Path, settings: Settings) -> Non
         UsageError: it names the right target.
     """
     target, runtime, device = deployment.target, settings.runtime, settings.device
-    quantized = deployment.precision not in get_args(Precision)
+    quantized = _is_quantized(deployment)
     if quantized or runtime != "onnxruntime":
         right = target_of(runtime, device)
         fits = target == right or (target == "generic" and right == "onnxruntime")
@@ -149,4 +149,20 @@ def open_runtime(deployment: Deployment, file: Path, settings: Settings) -> Runt
         return TensorRtRuntime(file.parent, deployment.sha256)
     from flatq.runtime.onnxruntime import OnnxRuntime
 
-    return OnnxRuntime(file, threads=settings.threads, device=cast("Device", settings.device or "cpu"))
+    return OnnxRuntime(
+        file,
+        threads=settings.threads,
+        device=cast("Device", settings.device or "cpu"),
+        options=_tensorrt_options(deployment) if settings.device == "tensorrt" else {},
+    )
+
+
+def _tensorrt_options(deployment: Deployment) -> dict[str, str]:
+    """What ONNX Runtime's TensorRT provider has to be allowed, since its networks are not strongly typed."""
+    allowed = {"fp16": "trt_fp16_enable", "bf16": "trt_bf16_enable"}.get(deployment.float_precision)
+    options = {allowed: "1"} if allowed else {}
+    return options | ({"trt_int8_enable": "1"} if _is_quantized(deployment) else {})
+
+
+def _is_quantized(deployment: Deployment) -> bool:
+    return deployment.precision not in get_args(Precision)

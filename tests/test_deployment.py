@@ -273,6 +273,33 @@ def test_a_provider_that_does_not_start_is_an_error(fp32: Path, monkeypatch: pyt
         OnnxRuntime(fp32 / "model.onnx", device="cuda")
 
 
+def test_the_tensorrt_provider_is_allowed_the_integers(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its flag TensorRT refuses to build a network with Q/DQ nodes that is not strongly typed."""
+    import onnxruntime
+
+    real = onnxruntime.InferenceSession
+    asked = []
+
+    class Started(real):  # type: ignore[misc, valid-type]
+        def __init__(self, path: str, options: object, providers: list[object]) -> None:
+            asked.extend(providers)
+            super().__init__(path, options, providers=["CPUExecutionProvider"])
+
+        def get_providers(self) -> list[str]:
+            return ["TensorrtExecutionProvider", *super().get_providers()]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Started)
+    for path in (artifact, artifact / "tensorrt"):
+        asked.clear()
+        with open_model(path, device="tensorrt").runtime as runtime:
+            assert runtime.identity["device"] == "tensorrt"
+        assert asked[0] == ("TensorrtExecutionProvider", {"trt_int8_enable": "1"})
+        assert asked[1:] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
 def test_bound_memory_gives_what_a_plain_run_gives(fp32: Path) -> None:
     """The binding for a GPU's memory, here over the CPU's."""
     import onnxruntime

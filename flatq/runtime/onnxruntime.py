@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -72,6 +73,7 @@ class OnnxRuntime:
         path: the model file.
         threads: intra-op threads; all cores by default.
         device: the CPU, or the execution provider that runs the model.
+        options: of that provider, by name.
         optimized_path: where to write the graph that ONNX Runtime itself optimized, for reading only.
         profile_prefix: profile every run; `end_profiling` writes the file, whose name begins so.
 
@@ -87,6 +89,7 @@ class OnnxRuntime:
         *,
         threads: int | None = None,
         device: Device = "cpu",
+        options: Mapping[str, str] = MappingProxyType({}),
         optimized_path: Path | None = None,
         profile_prefix: Path | None = None,
     ) -> None:
@@ -97,19 +100,21 @@ class OnnxRuntime:
         self._device = device
         file = read_onnx_file(path)
         _check_provider(ort, device)
-        options = cpu_options(ort, self._threads)
+        session = cpu_options(ort, self._threads)
         if optimized_path is not None:
-            options.optimized_model_filepath = str(optimized_path)
+            session.optimized_model_filepath = str(optimized_path)
         if profile_prefix is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(profile_prefix)
+            session.enable_profiling = True
+            session.profile_file_prefix = str(profile_prefix)
+        first, *others = _PROVIDERS[device]
+        providers = [(first, dict(options)) if options else first, *others]
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=_PROVIDERS[device])
+            self._session = ort.InferenceSession(str(path), session, providers=providers)
         except Exception as error:  # ONNX Runtime raises its own types, which share no base but Exception
             raise _refusal(path, file, self._version, error) from error
-        if _PROVIDERS[device][0] not in self._session.get_providers():
+        if first not in self._session.get_providers():
             raise MissingRuntimeError(
-                f"ONNX Runtime did not start its {_PROVIDERS[device][0]}",
+                f"ONNX Runtime did not start its {first}",
                 expected=f"a working {device} device, with the libraries that onnxruntime-gpu needs",
                 got="only " + ", ".join(self._session.get_providers()),
                 next_step="check the driver and the CUDA libraries, or take --device cpu",
