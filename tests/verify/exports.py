@@ -8,11 +8,11 @@ from typing import cast
 from flatq.deployment import Target
 from flatq.export import export_artifact
 from flatq.quantize.artifact import Artifact, write_artifact
-from flatq.quantize.lowering import Lowered, lower
+from flatq.quantize.lowering import Lowered
 
 
 class Deployments:
-    """Artifacts by name, with their lowered graphs and deployment folders, made when first asked for."""
+    """Artifacts by name, with deployment folders and the graphs they are of, made when first asked for."""
 
     def __init__(self, artifacts: dict[str, Artifact], folder: Path) -> None:
         self.artifacts = artifacts
@@ -27,11 +27,14 @@ class Deployments:
 
     def folder(self, name: str, target: str = "onnxruntime") -> Path:
         out = self.artifact_folder(name) / target
+
+        def keep(_: Path, artifact: Artifact, lowered: Lowered) -> None:
+            self._lowered[name, target] = lowered
+
         if not out.exists():
-            export_artifact(self._folder / name, cast(Target, target), out)
+            export_artifact(self._folder / name, cast(Target, target), out, check=keep)
         return out
 
     def lowered(self, name: str, target: str = "onnxruntime") -> Lowered:
-        if (name, target) not in self._lowered:
-            self._lowered[name, target] = lower(self.artifacts[name], cast(Target, target))
+        self.folder(name, target)
         return self._lowered[name, target]
