@@ -7,6 +7,7 @@ loop's work.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -17,6 +18,8 @@ import torch
 from flatq.errors import MissingRuntimeError, UsageError
 
 __all__ = ["Workers", "open_workers"]
+
+_SETTLE_S = 0.5
 
 
 class Workers:
@@ -109,4 +112,7 @@ def open_workers(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Workers]:
     try:
         yield Workers(accelerator.device, accelerator)
     finally:
+        # gloo's threads outlive the group while a DDP module does, and drop the last collective's tensors
+        # under the interpreter's lock: one that ends before they did is aborted. Sleeping lends it.
+        time.sleep(_SETTLE_S)
         accelerator.state.destroy_process_group()
