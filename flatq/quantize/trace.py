@@ -51,7 +51,8 @@ class Layer:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hides the upstream exporters' notes on torchvision and deprecations; errors still raise."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "torchao")]
+    names = ("torch.onnx", "torch.export", "torch.fx", "torchao", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
