@@ -77,6 +77,8 @@ def decide(
     tolerance, label = _tolerance(drift, max_drift)
     if not 0.0 < collapse_limit < math.inf:
         raise DataError("The collapse limit is out of range.", expected="> 0", got=f"{collapse_limit}")
+    if kid is not None and kid.relative_tolerance is not None:
+        raise DataError("A collapse is judged by the KID drift without a relative tolerance.")
     if kid is not None and kid.n != drift.n:
         raise DataError("FID and KID drift are of different samples.", got=f"n = {drift.n} and {kid.n}")
     collapse = _collapse(kid, collapse_limit)
