@@ -4,8 +4,8 @@
 
 Four kinds of features: gaussian, ReLU of a random network, exponential, elliptical (heavy tails), each with
 little and with much noise from quantization. The truth is the drift of a pool of max(50 n, 50,000) pairs,
-from which every replicate draws n = ratio x d without replacement. Goals: 92 to 98 % from 5 samples per direction,
-90 to 99 % from 2.5. The JSON holds the environment beside the numbers.
+from which every replicate draws n = ratio x d without replacement. Goals: 92 to 98 % from 5 samples per
+direction, 90 to 99 % from 2.5. The JSON holds the environment beside the numbers.
 """
 
 from __future__ import annotations
