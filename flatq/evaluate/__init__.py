@@ -19,5 +19,8 @@ reading reports live elsewhere.
     kid.py        KID, its paired drift, the KID from the float samples
     prc.py        precision and recall
     compare.py    one model against its float model
-    gate.py       the verdict
+    gate.py       the verdict of one tolerance
+    judge.py      the verdict of all tolerances
+    looks.py      planned looks at a growing sample
+    plan.py       from a pilot to images, wall time and the drift that they resolve
 """
