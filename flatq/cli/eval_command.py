@@ -33,11 +33,14 @@ from flatq.cli.common import (
     progress_bar,
 )
 from flatq.cli.gate_command import (
+    Junit,
     MaxDrift,
     MaxDriftRel,
     MinSamples,
     OnInconclusive,
+    checked_choice,
     print_verdicts,
+    publish,
     worst_code,
 )
 from flatq.errors import UsageError
@@ -101,6 +104,7 @@ def command(
         int, typer.Option(help="Of --until-decided: planned looks, each at its share of the error.")
     ] = 4,
     on_inconclusive: OnInconclusive = "error",
+    junit: Junit = None,
     plan_only: Annotated[
         bool,
         typer.Option(
@@ -191,6 +195,13 @@ def command(
     typer.echo(str(out / "report.md"))
     verdicts = [entry.verdict for entry in report.models if entry.verdict is not None]
     print_verdicts(report, verdicts)
+    if report.gate is not None:
+        from flatq.report.result import gate_result
+
+        choice = checked_choice(on_inconclusive)
+        code = code_for(verdicts)
+        result = gate_result(report, verdicts, report.gate, exit_code=code, on_inconclusive=choice)
+        publish(result, junit=junit)
     raise typer.Exit(code_for(verdicts))
 
 
