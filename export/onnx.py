@@ -136,17 +136,17 @@ def _plain(name: str) -> str:
 
 
 def narrow_weights(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
-    """Store the 4-bit weights as INT4 and widen each with a Cast.
+    """Store the weights of 4 bits and less as INT4 and widen each with a Cast.
 
     Args:
-        bits: name of an INT8 initializer -> width of its codes, 4 or 8.
+        bits: name of an INT8 initializer -> width of its codes, 2 to 8.
 
     Raises:
         ModelError: a code does not fit 4 bits.
     """
     casts = []
     for index, initializer in enumerate(model.graph.initializer):
-        if bits.get(initializer.name) != 4:
+        if bits.get(initializer.name, 8) > 4:
             continue
         codes = numpy_helper.to_array(initializer)
         if codes.min() < -8 or codes.max() > 7:

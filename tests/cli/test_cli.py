@@ -31,8 +31,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("quantize", "CKPT", "--bits", "3"),
-        ("quantize", "CKPT", "--act-bits", "5"),
+        ("quantize", "CKPT", "--bits", "1"),
+        ("quantize", "CKPT", "--bits", "9"),
+        ("quantize", "CKPT", "--act-bits", "3"),
+        ("quantize", "CKPT", "--granularity", "per-group"),
+        ("quantize", "CKPT", "--edges", "4"),
+        ("quantize", "CKPT", "--act-range", "entropy"),
+        ("quantize", "CKPT", "--act-range", "percentile", "--percentile", "0.9999"),
+        ("quantize", "CKPT", "--weight-range", "percentile"),
         ("quantize", "CKPT", "--calib-images", "0"),
         ("quantize", "CKPT", "--weights", "swa"),
         ("quantize", "nothing.pt"),
