@@ -1,10 +1,12 @@
 """From a float checkpoint to integer codes and activation ranges: `quantize_checkpoint`.
 
-Round to nearest on min-max ranges. The codes are read out of the graph that torchao's `convert_pt2e` makes.
+Round to nearest on min-max ranges. The codes are read out of the graph that torchao's `convert_pt2e` makes;
+`flatq.quantize.methods` may then choose others on the same scales.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -17,6 +19,8 @@ from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ModelError
 from flatq.quantize.artifact import Artifact, Manifest
+from flatq.quantize.methods import Rounding
+from flatq.quantize.methods.walk import refine
 from flatq.quantize.quantizer import FlatqQuantizer, observing_spec
 from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
 from flatq.recipe import Decision, QuantRecipe, plan
@@ -41,16 +45,19 @@ def quantize_checkpoint(
     calibration: CalibrationPlan | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    rounding: Rounding | None = None,
 ) -> Artifact:
     """Quantize the chosen weights of a checkpoint by a recipe.
 
     Args:
         average: raw, ema or swa; None takes the checkpoint's default.
+        rounding: how codes are chosen and biases corrected; None rounds to nearest.
 
     Raises:
-        CheckpointError, ModelError: the weights do not fit, are not finite, or the network cannot be traced.
+        CheckpointError, ModelError: the weights do not fit, are not finite, or the network cannot be traced,
+            or holds a layer that the method does not know.
     """
-    calibration = calibration or CalibrationPlan()
+    calibration, rounding = calibration or CalibrationPlan(), rounding or Rounding()
     chosen = checkpoint.choose(average)
     network = checkpoint.network(chosen)
     model = checkpoint.model
@@ -71,21 +78,38 @@ def quantize_checkpoint(
         layers = find_layers(graph)
         decisions = plan(recipe, [layer.candidate for layer in layers])
         digest = graph_digest(graph)
+        untouched = None if rounding.plain else copy.deepcopy(graph)
         prepared = _observed(graph, decisions, inputs, progress)
         ranges = _ranges(prepared, layers, decisions)
         with quiet():
             converted = convert_pt2e(prepared)
-    planned = {d.node for d in decisions if d.port == "weight" and d.scheme is not None}
-    codes, scales = {}, {}
-    for layer in layers:
-        name = layer.candidate.node
-        if name in planned:
-            codes[name], scales[name] = weight_codes(converted, layer.node.name)
-    rest = {
-        name: value.detach().cpu()
-        for name, value in network.state_dict().items()
-        if name.removesuffix(".weight") not in planned
-    }
+        planned = {d.node for d in decisions if d.port == "weight" and d.scheme is not None}
+        codes, scales = {}, {}
+        for layer in layers:
+            name = layer.candidate.node
+            if name in planned:
+                codes[name], scales[name] = weight_codes(converted, layer.node.name)
+        rest = {
+            name: value.detach().cpu()
+            for name, value in network.state_dict().items()
+            if name.removesuffix(".weight") not in planned
+        }
+        notes: dict[str, str] = {}
+        if untouched is not None:
+            refined = refine(
+                untouched,
+                find_layers(untouched),
+                decisions,
+                codes,
+                scales,
+                ranges,
+                inputs,
+                rounding,
+                seed=calibration.seed,
+                progress=progress,
+            )
+            codes, notes = refined.codes, refined.notes
+            rest |= {f"{name}.bias": bias for name, bias in refined.biases.items()}
     manifest = Manifest(
         model=model,
         process=checkpoint.process,
@@ -93,6 +117,8 @@ def quantize_checkpoint(
         decisions=tuple(decisions),
         calibration=calibration,
         calibration_digest=inputs.digest,
+        rounding=rounding,
+        rounding_notes=notes,
         parent={
             "sha256": checkpoint.digest,
             "file": checkpoint.source.name if checkpoint.source else None,
