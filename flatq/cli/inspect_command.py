@@ -88,14 +88,14 @@ def _print_fields(content: dict[str, Any], indent: str = "") -> None:
 
 
 def _print_decisions(content: dict[str, Any]) -> None:
-    from flatq.quantize.methods import Rounding
+    from flatq.quantize.methods import WeightRounding
     from flatq.recipe import Scheme
 
     parent, calibration = content["parent"], content["calibration"]
     chains, timesteps, seed = (calibration[key] for key in ("images", "steps", "seed"))
     typer.echo(f"recipe {content['recipe']['name']}, {parent['weights']} weights of {parent['file']}")
     typer.echo(f"calibrated on {chains} chains x {timesteps} timesteps, seed {seed}")
-    typer.echo(f"rounding: {Rounding(**content['rounding']).describe()}")
+    typer.echo(f"rounding: {WeightRounding(**content['rounding']).describe()}")
     for name, why in content["rounding_notes"].items():
         typer.echo(f"  {name}: {why}")
     typer.echo("")

@@ -22,7 +22,7 @@ from flatq.checkpoint import ModelConfig, file_digest
 from flatq.deployment import MANIFEST
 from flatq.errors import ArtifactError, UsageError
 from flatq.process import ProcessConfig
-from flatq.quantize.methods import Rounding
+from flatq.quantize.methods import WeightRounding
 from flatq.recipe import Decision, QuantRecipe
 
 __all__ = ["Artifact", "Manifest", "pack", "read_artifact", "read_manifest", "unpack", "write_artifact"]
@@ -55,7 +55,7 @@ class Manifest(BaseModel):
     decisions: tuple[Decision, ...]
     calibration: CalibrationPlan
     calibration_digest: str
-    rounding: Rounding = Rounding()
+    rounding: WeightRounding = WeightRounding()
     rounding_notes: dict[str, str] = {}
     parent: dict[str, Any]
     graph_digest: str

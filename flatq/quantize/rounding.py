@@ -6,7 +6,6 @@ Round to nearest on min-max ranges. The codes are read out of the graph that tor
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -19,7 +18,7 @@ from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ModelError
 from flatq.quantize.artifact import Artifact, Manifest
-from flatq.quantize.methods import Rounding
+from flatq.quantize.methods import WeightRounding
 from flatq.quantize.methods.walk import refine
 from flatq.quantize.quantizer import FlatqQuantizer, observing_spec
 from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
@@ -45,7 +44,7 @@ def quantize_checkpoint(
     calibration: CalibrationPlan | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-    rounding: Rounding | None = None,
+    rounding: WeightRounding | None = None,
 ) -> Artifact:
     """Quantize the chosen weights of a checkpoint by a recipe.
 
@@ -57,7 +56,7 @@ def quantize_checkpoint(
         CheckpointError, ModelError: the weights do not fit, are not finite, or the network cannot be traced,
             or holds a layer that the method does not know.
     """
-    calibration, rounding = calibration or CalibrationPlan(), rounding or Rounding()
+    calibration, rounding = calibration or CalibrationPlan(), rounding or WeightRounding()
     chosen = checkpoint.choose(average)
     network = checkpoint.network(chosen)
     model = checkpoint.model
@@ -78,7 +77,7 @@ def quantize_checkpoint(
         layers = find_layers(graph)
         decisions = plan(recipe, [layer.candidate for layer in layers])
         digest = graph_digest(graph)
-        untouched = None if rounding.plain else copy.deepcopy(graph)
+        untouched = None if rounding.plain else _copy(graph)
         prepared = _observed(graph, decisions, inputs, progress)
         ranges = _ranges(prepared, layers, decisions)
         with quiet():
@@ -129,6 +128,13 @@ def quantize_checkpoint(
         versions=package_versions(),
     )
     return Artifact(manifest, codes, scales, rest, ranges)
+
+
+def _copy(graph: fx.GraphModule) -> fx.GraphModule:
+    """The same operators and parameters once more, since `prepare_pt2e` changes the graph it is given."""
+    nodes = fx.Graph()
+    nodes.output(nodes.graph_copy(graph.graph, {}))
+    return fx.GraphModule(graph, nodes)
 
 
 def _observed(

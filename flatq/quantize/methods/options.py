@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["METHODS", "AdaRound", "Gptq", "Method", "Rounding"]
+__all__ = ["METHODS", "AdaRound", "Gptq", "Method", "WeightRounding"]
 
 Method = Literal["rtn", "gptq", "adaround"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -54,7 +54,7 @@ class AdaRound(_Frozen):
     drop: float = Field(default=0.5, ge=0, le=1)
 
 
-class Rounding(_Frozen):
+class WeightRounding(_Frozen):
     """How codes are chosen, once the scales are.
 
     Attributes:

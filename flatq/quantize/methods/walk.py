@@ -18,7 +18,7 @@ from flatq.quantize.methods.adaround import reconstruct
 from flatq.quantize.methods.blocks import Block, blocks, pieces
 from flatq.quantize.methods.gptq import Hessian, gptq_codes
 from flatq.quantize.methods.layer import QuantLayer, quant_layers
-from flatq.quantize.methods.options import Rounding
+from flatq.quantize.methods.options import WeightRounding
 from flatq.quantize.methods.stream import Stream
 from flatq.quantize.trace import Layer
 from flatq.recipe import Decision
@@ -51,7 +51,7 @@ def refine(
     scales: Mapping[str, torch.Tensor],
     ranges: Mapping[str, torch.Tensor],
     inputs: CalibrationSet,
-    rounding: Rounding,
+    rounding: WeightRounding,
     *,
     seed: int,
     progress: Progress | None = None,
@@ -102,7 +102,7 @@ def _pass(
     piece: Block,
     exact: Stream | None,
     quantized: Stream,
-    rounding: Rounding,
+    rounding: WeightRounding,
     biases: dict[str, torch.Tensor],
     notes: dict[str, str],
 ) -> None:
@@ -130,7 +130,7 @@ def _pass(
         values[layer.node] = values[layer.node] + _as_channels(layer, shift)
 
 
-def _gptq(layer: QuantLayer, quantized: Stream, rounding: Rounding) -> None:
+def _gptq(layer: QuantLayer, quantized: Stream, rounding: WeightRounding) -> None:
     hessian = Hessian(layer.weight[0].numel())
     for values in quantized.batches:
         hessian.add(layer.rows(values[layer.node.all_input_nodes[0]]))
