@@ -68,6 +68,7 @@ def export_artifact(
     provenance = {
         "artifact": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
         "recipe": manifest.recipe.name,
+        "rounding": manifest.rounding.describe(),
         "weights_bits": {layer: bits[layer] for layer in names},
         "parent": manifest.parent,
         "versions": package_versions() | packages,
@@ -81,7 +82,7 @@ def export_artifact(
         target=target,
         config=manifest.model,
         process=manifest.process,
-        precision=manifest.recipe.name,
+        precision=manifest.precision,
         float_precision=float_precision,
         provenance=provenance,
         check=None if check is None else lambda partial: check(partial, artifact, lowered),

@@ -37,7 +37,7 @@ class Deployment(BaseModel):
         image_shape: [C, H, W] of one image.
         classes: the labels that the network takes, None where it takes none.
         process: the diffusion process that the model was trained for.
-        precision: `fp32` or the recipe's name.
+        precision: `fp32`, or the recipe's name and the method's.
         provenance: digests and versions of what it was made from.
     """
 

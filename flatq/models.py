@@ -36,7 +36,7 @@ class Model:
         runtime: close it (or use it as a context manager) when done.
         process, image_shape, classes: what the sampler needs.
         name: of the path it was opened from.
-        precision: fp32 or the recipe's name.
+        precision: fp32, or the recipe's name and the method's.
         weights: raw, ema or swa.
         digest: sha256 of the file that decides its numbers.
         size_bytes: of that file or, for a checkpoint, of its chosen weights.
@@ -213,7 +213,7 @@ def _open_artifact(path: Path, settings: Settings) -> Model:
         manifest.model.image_shape,
         manifest.model.classes,
         path.name,
-        manifest.recipe.name,
+        manifest.precision,
         str(manifest.parent["weights"]),
         file_digest(path / MANIFEST),
         (path / "weights.safetensors").stat().st_size,

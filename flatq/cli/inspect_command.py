@@ -88,12 +88,16 @@ def _print_fields(content: dict[str, Any], indent: str = "") -> None:
 
 
 def _print_decisions(content: dict[str, Any]) -> None:
+    from flatq.quantize.methods import WeightRounding
     from flatq.recipe import Scheme
 
     parent, calibration = content["parent"], content["calibration"]
     chains, timesteps, seed = (calibration[key] for key in ("images", "steps", "seed"))
     typer.echo(f"recipe {content['recipe']['name']}, {parent['weights']} weights of {parent['file']}")
     typer.echo(f"calibrated on {chains} chains x {timesteps} timesteps, seed {seed}")
+    typer.echo(f"rounding: {WeightRounding(**content['rounding']).describe()}")
+    for name, why in content["rounding_notes"].items():
+        typer.echo(f"  {name}: {why}")
     typer.echo("")
     rows = [("layer", "kind", "port", "MACs", "as", "reason")]
     for d in content["decisions"]:

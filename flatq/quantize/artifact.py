@@ -22,6 +22,7 @@ from flatq.checkpoint import ModelConfig, file_digest
 from flatq.deployment import MANIFEST
 from flatq.errors import ArtifactError, UsageError
 from flatq.process import ProcessConfig
+from flatq.quantize.methods import WeightRounding
 from flatq.recipe import Decision, QuantRecipe
 
 __all__ = ["Artifact", "Manifest", "pack", "read_artifact", "read_manifest", "unpack", "write_artifact"]
@@ -36,6 +37,8 @@ class Manifest(BaseModel):
         model, process: of the checkpoint.
         recipe, decisions: what was asked for, and what was decided for every candidate.
         calibration, calibration_digest: how the inputs were drawn, and sha256 of them.
+        rounding: how codes were chosen and biases corrected.
+        rounding_notes: layer or block -> why that left it as it was, where it did.
         parent: digest, weights' average and provenance of the checkpoint.
         graph_digest: of the traced network that the decisions speak of.
         files: sha256 by file name.
@@ -52,10 +55,17 @@ class Manifest(BaseModel):
     decisions: tuple[Decision, ...]
     calibration: CalibrationPlan
     calibration_digest: str
+    rounding: WeightRounding = WeightRounding()
+    rounding_notes: dict[str, str] = {}
     parent: dict[str, Any]
     graph_digest: str
     files: dict[str, str] = {}
     versions: dict[str, str]
+
+    @property
+    def precision(self) -> str:
+        """The recipe and the method in short, such as `w4a8-gptq`."""
+        return self.recipe.name + self.rounding.suffix
 
     @property
     def planned(self) -> list[str]:

@@ -1,6 +1,7 @@
 """From a float checkpoint to integer codes and activation ranges: `quantize_checkpoint`.
 
-Round to nearest on min-max ranges. The codes are read out of the graph that torchao's `convert_pt2e` makes.
+Round to nearest on min-max ranges. The codes are read out of the graph that torchao's `convert_pt2e` makes;
+`flatq.quantize.methods` may then choose others on the same scales.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ModelError
 from flatq.quantize.artifact import Artifact, Manifest
+from flatq.quantize.methods import WeightRounding
+from flatq.quantize.methods.walk import refine
 from flatq.quantize.quantizer import FlatqQuantizer
 from flatq.quantize.ranges import RangeObserver, activation_spec, weight_spec
 from flatq.quantize.shortcuts import planned_splits, split_shortcuts, whole_weights
 from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
-from flatq.recipe import Decision, QuantRecipe, plan
+from flatq.recipe import Decision, QuantRecipe, plan, whole_name
 from flatq.runtime.torch import TorchRuntime
 
 __all__ = ["package_versions", "quantize_checkpoint", "weight_codes"]
@@ -43,16 +46,19 @@ def quantize_checkpoint(
     calibration: CalibrationPlan | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    rounding: WeightRounding | None = None,
 ) -> Artifact:
     """Quantize the chosen weights of a checkpoint by a recipe.
 
     Args:
         average: raw, ema or swa; None takes the checkpoint's default.
+        rounding: how codes are chosen and biases corrected; None rounds to nearest.
 
     Raises:
-        CheckpointError, ModelError: the weights do not fit, are not finite, or the network cannot be traced.
+        CheckpointError, ModelError: the weights do not fit, are not finite, or the network cannot be traced,
+            or holds a layer that the method does not know.
     """
-    calibration = calibration or CalibrationPlan()
+    calibration, rounding = calibration or CalibrationPlan(), rounding or WeightRounding()
     chosen = checkpoint.choose(average)
     network = checkpoint.network(chosen)
     model = checkpoint.model
@@ -74,22 +80,40 @@ def quantize_checkpoint(
         layers = find_layers(graph)
         decisions = plan(recipe, [layer.candidate for layer in layers])
         digest = graph_digest(graph)
+        untouched = None if rounding.plain else _copy(graph)
         prepared = _observed(graph, recipe, decisions, inputs, progress)
         ranges = _ranges(prepared, layers, decisions)
         with quiet():
             converted = convert_pt2e(prepared)
-    planned = {d.node for d in decisions if d.port == "weight" and d.scheme is not None}
-    codes, scales = {}, {}
-    for layer in layers:
-        name = layer.candidate.node
-        if name in planned:
-            codes[name], scales[name] = weight_codes(converted, layer.node.name)
-    whole = whole_weights(decisions)
-    rest = {
-        name: value.detach().cpu()
-        for name, value in network.state_dict().items()
-        if name.removesuffix(".weight") not in planned | whole.keys()
-    }
+        planned = {d.node: d for d in decisions if d.port == "weight" and d.scheme is not None}
+        codes, scales = {}, {}
+        for layer in layers:
+            name = layer.candidate.node
+            if name in planned:
+                codes[name], scales[name] = weight_codes(converted, layer.node.name)
+        whole = whole_weights(decisions)
+        rest = {
+            name: value.detach().cpu()
+            for name, value in network.state_dict().items()
+            if name.removesuffix(".weight") not in planned.keys() | whole.keys()
+        }
+        notes: dict[str, str] = {}
+        if untouched is not None:
+            refined = refine(
+                untouched,
+                find_layers(untouched),
+                decisions,
+                codes,
+                scales,
+                ranges,
+                inputs,
+                rounding,
+                seed=calibration.seed,
+                progress=progress,
+            )
+            codes, notes = refined.codes, refined.notes
+            for name, bias in refined.biases.items():
+                rest[f"{whole_name(name, planned[name].group)}.bias"] = bias
     manifest = Manifest(
         model=model,
         process=checkpoint.process,
@@ -97,6 +121,8 @@ def quantize_checkpoint(
         decisions=tuple(decisions),
         calibration=calibration,
         calibration_digest=inputs.digest,
+        rounding=rounding,
+        rounding_notes=notes,
         parent={
             "sha256": checkpoint.digest,
             "file": checkpoint.source.name if checkpoint.source else None,
@@ -107,6 +133,13 @@ def quantize_checkpoint(
         versions=package_versions(),
     )
     return Artifact(manifest, codes, scales, rest, ranges)
+
+
+def _copy(graph: fx.GraphModule) -> fx.GraphModule:
+    """The same operators and parameters once more, since `prepare_pt2e` changes the graph it is given."""
+    nodes = fx.Graph()
+    nodes.output(nodes.graph_copy(graph.graph, {}))
+    return fx.GraphModule(graph, nodes)
 
 
 def _observed(

@@ -1,0 +1,117 @@
+"""GPTQ: columns are rounded one after the other, and those that follow make up for the error.
+
+Frantar, Ashkboos, Hoefler, Alistarh 2022, "GPTQ: Accurate Post-Training Quantization for Generative
+Pre-trained Transformers", algorithm 1. torchao's own (`torchao.prototype.gptq`) knows linear layers on CUDA
+and formats of its own only, with scales that it chooses itself.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from flatq.quantize.methods.options import Gptq
+
+__all__ = ["Hessian", "gptq_codes", "output_error"]
+
+
+class Hessian:
+    """H = 2 X X^T of a layer's squared output error, streamed: the rows of X^T need not be kept.
+
+    Args:
+        columns: of the weight as a matrix.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.value = torch.zeros(columns, columns, dtype=torch.float64)
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Rows of inputs, float32 [n, columns]."""
+        self.value += 2 * (rows.T @ rows).double()
+
+
+def output_error(difference: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+    """Squared error of each output channel, summed over the inputs: float64 [out].
+
+    Args:
+        difference: of two weights, float64 [out, columns].
+        hessian: float64 [columns, columns].
+    """
+    return ((difference @ hessian) * difference).sum(1) / 2
+
+
+def gptq_codes(
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    hessian: torch.Tensor,
+    low: int,
+    high: int,
+    options: Gptq | None = None,
+) -> torch.Tensor:
+    """Codes of a weight matrix, int8 [out, columns].
+
+    A channel whose error on the Hessian's inputs is not below that of rounding to nearest is rounded to
+    nearest. Columns that read nothing but zeros are rounded to nearest, too.
+
+    Args:
+        weight: float [out, columns].
+        scale: float, positive, broadcasts to the weight.
+        hessian: float64 [columns, columns], symmetric, positive semidefinite of any rank.
+        low, high: smallest and largest code.
+    """
+    options = options or Gptq()
+    exact = weight.double()
+    steps = scale.double().expand_as(weight)
+    nearest = (exact / steps).round().clamp(low, high)
+    damped, order = _ordered(hessian, options)
+    back = order.argsort()
+    factor = _inverse_factor(damped, options.damping)
+    chosen = _round_columns(exact[:, order], steps[:, order], factor, low, high, options.block)[:, back]
+    error, plain = (output_error(codes * steps - exact, hessian) for codes in (chosen, nearest))
+    return torch.where((error < plain)[:, None], chosen, nearest).to(torch.int8)
+
+
+def _ordered(hessian: torch.Tensor, options: Gptq) -> tuple[torch.Tensor, torch.Tensor]:
+    """The Hessian with ones on the diagonal of dead columns, permuted, and the permutation."""
+    diagonal = hessian.diagonal()
+    dead = diagonal <= 0
+    alive_mean = float(diagonal[~dead].mean()) if bool((~dead).any()) else 1.0
+    order = torch.arange(len(diagonal))
+    if options.act_order:
+        order = diagonal.argsort(descending=True, stable=True)
+    filled = hessian / alive_mean
+    filled.diagonal()[dead] = 1.0
+    return filled[order][:, order], order
+
+
+def _inverse_factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:
+    """Upper Cholesky factor of the inverse of H + damping; more damping where rounding errors ask for it."""
+    mean = float(hessian.diagonal().mean())
+    eye = torch.eye(len(hessian), dtype=hessian.dtype)
+    while True:
+        lower, failed = torch.linalg.cholesky_ex(hessian + damping * mean * eye)
+        if not int(failed):
+            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not int(failed):
+                return factor
+        # At a damping far above 1 the matrix is all but the identity, so this ends.
+        damping *= 10
+
+
+def _round_columns(
+    weight: torch.Tensor, steps: torch.Tensor, factor: torch.Tensor, low: int, high: int, block: int
+) -> torch.Tensor:
+    """Algorithm 1: float64 codes [out, columns]; errors go to later columns by the factor's rows."""
+    rest = weight.clone()
+    codes = torch.empty_like(rest)
+    for start in range(0, rest.shape[1], block):
+        end = min(start + block, rest.shape[1])
+        part, local = rest[:, start:end], factor[start:end, start:end]
+        errors = torch.empty_like(part)
+        for j in range(end - start):
+            step = steps[:, start + j]
+            code = (part[:, j] / step).round().clamp(low, high)
+            codes[:, start + j] = code
+            errors[:, j] = (part[:, j] - code * step) / local[j, j]
+            part[:, j + 1 :] -= errors[:, j, None] * local[j, j + 1 :]
+        rest[:, end:] -= errors @ factor[start:end, end:]
+    return codes

@@ -1,0 +1,168 @@
+"""A layer between float and integers: its grid, its codes, and what it computes with them.
+
+How a decision, a scale and a range become a grid is said here and in `flatq.quantize.quantizer` only; the
+methods take the grid as they find it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn import functional as F  # noqa: N812
+
+from flatq.errors import ModelError
+from flatq.quantize.quantizer import activation_qparams, code_range
+from flatq.quantize.trace import Layer
+from flatq.recipe import Decision
+
+__all__ = ["QuantLayer", "quant_layers"]
+
+_aten = torch.ops.aten
+
+
+@dataclass
+class QuantLayer:
+    """A planned layer; methods set `codes`, the correction sets `bias`.
+
+    Attributes:
+        name: dotted module name.
+        node: the operator that computes it.
+        weight: float32, [out, in, kh, kw] or [out, in].
+        bias: float32 [out], None where there is none.
+        scale: float32, of a shape that broadcasts to the weight's.
+        low, high: smallest and largest code.
+        codes: int8, the weight's shape.
+        quantize_input: fake quantization of what the layer reads, differentiable (straight through inside
+            the range); the identity where activations stay in float.
+    """
+
+    name: str
+    node: fx.Node
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: torch.Tensor
+    low: int
+    high: int
+    codes: torch.Tensor
+    quantize_input: Callable[[torch.Tensor], torch.Tensor] = field(default=lambda x: x)
+
+    def compute(self, weight: torch.Tensor, args: Sequence[Any]) -> Any:
+        """The layer's output for its operator's arguments, with another weight and this bias."""
+        target: Any = self.node.target
+        source, _, *rest = args
+        return target(self.quantize_input(source), weight, *([self.bias, *rest[1:]] if rest else ()))
+
+    def forward(self, *args: Any) -> Any:
+        """The layer's output with its codes; stands in for the operator in a `Stream`."""
+        return self.compute(self.codes.float() * self.scale, args)
+
+    def rows(self, source: torch.Tensor) -> torch.Tensor:
+        """What the weight, as a matrix [out, columns], is multiplied with: float32 [n, columns].
+
+        A convolution's input is unfolded, one row for each place of the kernel.
+
+        Raises:
+            ModelError: a convolution in groups.
+        """
+        source = self.quantize_input(source)
+        if self.weight.ndim == 2:
+            return source.reshape(-1, self.weight.shape[1])
+        if source.shape[1] != self.weight.shape[1]:
+            raise ModelError(
+                f"{self.name} is a convolution in groups, which this method does not know",
+                expected="a convolution that reads all channels",
+                got=f"{source.shape[1]} channels in, weight {list(self.weight.shape)}",
+                next_step="take --method rtn or adaround",
+            )
+        kernel, (stride, padding, dilation) = self.weight.shape[2:], self._geometry()
+        if isinstance(padding, str):
+            # As conv2d does it: half of what is missing in front, the rest behind.
+            total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+            source = F.pad(source, [p for t in reversed(total) for p in (t // 2, t - t // 2)])
+            padding = [0, 0]
+        unfolded = F.unfold(source, list(kernel), dilation=dilation, padding=padding, stride=stride)
+        return unfolded.transpose(1, 2).reshape(-1, self.weight[0].numel())
+
+    def _geometry(self) -> tuple[Any, Any, Any]:
+        defaults: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1])
+        given = tuple(self.node.args[3:6])
+        stride, padding, dilation = (*given, *defaults[len(given) :])
+        if self.node.target is _aten.conv2d.padding and len(given) < 2:
+            padding = "valid"
+        return _pair(stride), padding if isinstance(padding, str) else _pair(padding), _pair(dilation)
+
+
+def _pair(value: Any) -> list[int]:
+    values = [int(v) for v in value] if isinstance(value, Sequence) else [int(value)]
+    return values * 2 if len(values) == 1 else values
+
+
+def quant_layers(
+    graph: fx.GraphModule,
+    layers: Sequence[Layer],
+    decisions: Sequence[Decision],
+    codes: Mapping[str, torch.Tensor],
+    scales: Mapping[str, torch.Tensor],
+    ranges: Mapping[str, torch.Tensor],
+) -> dict[fx.Node, QuantLayer]:
+    """The planned layers of a traced graph, by their nodes, in order of execution.
+
+    Args:
+        codes, scales, ranges: as in `flatq.quantize.artifact.Artifact`.
+    """
+    weights = {d.node: d for d in decisions if d.port == "weight" and d.scheme is not None}
+    inputs = {d.node: d for d in decisions if d.port == "input" and d.scheme is not None}
+    result = {}
+    for layer in layers:
+        name = layer.candidate.node
+        if name not in weights:
+            continue
+        scheme = weights[name].scheme
+        assert scheme is not None
+        low, high, _ = code_range(scheme)
+        weight, bias = (_parameter(graph, layer.node, i) for i in (1, 2))
+        assert weight is not None
+        scale = scales[name]
+        result[layer.node] = QuantLayer(
+            name,
+            layer.node,
+            weight,
+            bias,
+            scale.reshape(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale,
+            low,
+            high,
+            codes[name],
+            _input_quantizer(inputs.get(name), ranges),
+        )
+    return result
+
+
+def _input_quantizer(
+    decision: Decision | None, ranges: Mapping[str, torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    if decision is None:
+        return lambda x: x
+    assert decision.scheme is not None
+    found = activation_qparams(*ranges[decision.range_name][decision.group].tolist(), decision.scheme)
+    scale, zero_point = found.scale, found.zero_point.to(torch.int32)
+
+    def quantize(x: torch.Tensor) -> torch.Tensor:
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, found.low, found.high)
+
+    return quantize
+
+
+def _parameter(graph: fx.GraphModule, node: fx.Node, index: int) -> torch.Tensor | None:
+    if len(node.args) <= index or node.args[index] is None:
+        return None
+    argument = node.args[index]
+    assert isinstance(argument, fx.Node)
+    value: Any = graph
+    for part in str(argument.target).split("."):
+        value = getattr(value, part)
+    assert isinstance(value, torch.Tensor)
+    return value.detach().clone()

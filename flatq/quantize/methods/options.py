@@ -1,0 +1,89 @@
+"""What is asked of the rounding: the method and its settings. Pure data, part of an artifact's manifest."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["METHODS", "AdaRound", "Gptq", "Method", "WeightRounding"]
+
+Method = Literal["rtn", "gptq", "adaround"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Gptq(_Frozen):
+    """Settings of `flatq.quantize.methods.gptq`.
+
+    Attributes:
+        damping: added to the Hessian's diagonal, as a share of its mean.
+        act_order: columns with the largest Hessian first, in place of the order in the weight.
+        block: columns between two updates of all the columns that follow; changes the speed, not the result.
+    """
+
+    damping: float = Field(default=0.01, gt=0)
+    act_order: bool = True
+    block: int = Field(default=128, gt=0)
+
+
+class AdaRound(_Frozen):
+    """Settings of `flatq.quantize.methods.adaround`.
+
+    Attributes:
+        iterations: for each block.
+        batch: inputs in an iteration.
+        lr: of Adam, on the variables that decide the rounding.
+        weight: of the term that drives the variables to 0 or 1, against the error in units of that of
+            rounding to nearest.
+        warmup: share of the iterations without that term.
+        beta: its exponent, from first to last.
+        drop: share of the block's inputs taken from the float network (QDrop), the rest from the network
+            quantized so far.
+    """
+
+    iterations: int = Field(default=1000, gt=0)
+    batch: int = Field(default=16, gt=0)
+    lr: float = Field(default=1e-2, gt=0)
+    weight: float = Field(default=1.0, ge=0)
+    warmup: float = Field(default=0.2, ge=0, lt=1)
+    beta: tuple[float, float] = (20.0, 2.0)
+    drop: float = Field(default=0.5, ge=0, le=1)
+
+
+class WeightRounding(_Frozen):
+    """How codes are chosen, once the scales are.
+
+    Attributes:
+        method: `rtn` (to nearest), `gptq` or `adaround`.
+        bias_correction: the mean error of each layer's output on the calibration inputs is added to its bias.
+        samples: how many of the calibration inputs the method and the correction look at, drawn by the
+            calibration's seed.
+        gptq, adaround: settings of a method; kept also where another one is asked for.
+    """
+
+    method: Method = "rtn"
+    bias_correction: bool = False
+    samples: int = Field(default=256, gt=0)
+    gptq: Gptq = Gptq()
+    adaround: AdaRound = AdaRound()
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is done beyond rounding to nearest."""
+        return self.method == "rtn" and not self.bias_correction
+
+    @property
+    def suffix(self) -> str:
+        """What follows a recipe's name, such as `-gptq+bias`; empty for plain rounding to nearest."""
+        method = "" if self.method == "rtn" else f"-{self.method}"
+        return method + ("+bias" if self.bias_correction else "")
+
+    def describe(self) -> str:
+        """One clause for readers."""
+        names = {"rtn": "round to nearest", "gptq": "GPTQ", "adaround": "AdaRound, block by block"}
+        corrected = "biases corrected" if self.bias_correction else "biases as they were"
+        return f"{names[self.method]}, {corrected}"

@@ -1,0 +1,169 @@
+"""The walk through a network in which methods choose codes and biases are corrected: `refine`.
+
+Two streams go through the same traced graph on the same inputs: the float network, and the one quantized so
+far, with activations fake-quantized to the ranges observed. So each layer and block sees the inputs that it
+will see, and what went wrong before it can be made up for. It costs a forward pass of each in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from flatq.calib.inputs import CalibrationSet
+from flatq.quantize.methods.adaround import reconstruct
+from flatq.quantize.methods.blocks import Block, blocks, pieces
+from flatq.quantize.methods.gptq import Hessian, gptq_codes
+from flatq.quantize.methods.layer import QuantLayer, quant_layers
+from flatq.quantize.methods.options import WeightRounding
+from flatq.quantize.methods.stream import Stream, execute
+from flatq.quantize.trace import Layer
+from flatq.recipe import Decision
+
+__all__ = ["Refined", "batches", "refine"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What the methods chose.
+
+    Attributes:
+        codes: layer -> int8, for every planned layer.
+        biases: layer -> float32 [out], for the corrected ones.
+        notes: layer or block -> why it was left as it was, where it was.
+    """
+
+    codes: dict[str, torch.Tensor]
+    biases: dict[str, torch.Tensor]
+    notes: dict[str, str]
+
+
+def refine(
+    graph: fx.GraphModule,
+    layers: Sequence[Layer],
+    decisions: Sequence[Decision],
+    codes: Mapping[str, torch.Tensor],
+    scales: Mapping[str, torch.Tensor],
+    ranges: Mapping[str, torch.Tensor],
+    inputs: CalibrationSet,
+    rounding: WeightRounding,
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> Refined:
+    """Choose codes by a method and correct biases, with the scales and ranges given.
+
+    Args:
+        graph: traced, float, without observers; left as it is.
+        codes, scales, ranges: as in `flatq.quantize.artifact.Artifact`, rounded to nearest.
+        seed: of the choice of inputs and of the learning.
+
+    Raises:
+        ModelError: a layer that the method does not know.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    planned = quant_layers(graph, layers, decisions, codes, scales, ranges)
+    cut = blocks(graph, planned)
+    learning, total = rounding.method == "adaround", len(planned)
+    drawn = batches(inputs, rounding.samples, rounding.adaround.batch, generator)
+    quantized = Stream(graph, drawn)
+    exact = Stream(graph, drawn) if learning or rounding.bias_correction else None
+    notes: dict[str, str] = {}
+    biases: dict[str, torch.Tensor] = {}
+    done = 0
+    steps, learned = rounding.adaround.iterations * sum(bool(b.layers) for b in cut), 0
+
+    def step() -> None:
+        nonlocal learned
+        learned += 1
+        if progress is not None and learned % 10 == 0:
+            progress("learning to round", learned, steps)
+
+    for block in cut:
+        if learning and block.layers:
+            assert exact is not None
+            outcome = reconstruct(block, exact.batches, quantized.batches, rounding.adaround, generator, step)
+            if not outcome.learned < outcome.nearest:
+                notes[block.name] = "rounded to nearest: learning did not lower the error of the block"
+        for piece in pieces(block):
+            _pass(piece, exact, quantized, rounding, biases, notes)
+            done += len(piece.layers)
+            if progress is not None and piece.layers and not learning:
+                progress(f"{rounding.method}, layer by layer", done, total)
+    return Refined({layer.name: layer.codes for layer in planned.values()}, biases, notes)
+
+
+def _pass(
+    piece: Block,
+    exact: Stream | None,
+    quantized: Stream,
+    rounding: WeightRounding,
+    biases: dict[str, torch.Tensor],
+    notes: dict[str, str],
+) -> None:
+    """Both streams go through a piece, which ends in its layer if it has one."""
+    if exact is not None:
+        exact.advance(piece.nodes)
+    if not piece.layers:
+        quantized.advance(piece.nodes)
+        return
+    (layer,) = piece.layers
+    quantized.advance(piece.nodes[:-1])
+    if rounding.method == "gptq":
+        _gptq(layer, quantized, rounding)
+    if rounding.bias_correction:
+        if layer.bias is None:
+            notes[layer.name] = "no bias to correct"
+        else:
+            assert exact is not None
+            layer.bias = layer.bias + _mean_error(layer, exact, quantized)
+            biases[layer.name] = layer.bias
+    quantized.advance([layer.node], {layer.node: layer.forward})
+
+
+def _gptq(layer: QuantLayer, quantized: Stream, rounding: WeightRounding) -> None:
+    hessian = Hessian(layer.weight[0].numel())
+    for values in quantized.batches:
+        hessian.add(layer.rows(values[layer.node.all_input_nodes[0]]))
+    matrix = layer.weight.flatten(1)
+    steps = layer.scale.expand_as(layer.weight).flatten(1)
+    found = gptq_codes(matrix, steps, hessian.value, layer.low, layer.high, rounding.gptq)
+    layer.codes = found.reshape(layer.weight.shape)
+
+
+def _mean_error(layer: QuantLayer, exact: Stream, quantized: Stream) -> torch.Tensor:
+    """Mean of float minus quantized output for each channel, float32 [out].
+
+    Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2,
+    with the outputs themselves in place of a model of their distribution.
+    """
+    total, count = torch.zeros(layer.weight.shape[0], dtype=torch.float64), 0
+    for a, b in zip(exact.batches, quantized.batches, strict=True):
+        with torch.no_grad():
+            execute([layer.node], b, {layer.node: layer.forward})
+        difference = (a[layer.node] - b[layer.node]).double()
+        others = [d for d in range(difference.ndim) if d != _channel_axis(layer, difference)]
+        total += difference.sum(others)
+        count += difference.numel() // len(total)
+    return (total / count).float()
+
+
+def _channel_axis(layer: QuantLayer, value: torch.Tensor) -> int:
+    return 1 if layer.weight.ndim == 4 else value.ndim - 1
+
+
+def batches(
+    inputs: CalibrationSet, samples: int, size: int, generator: torch.Generator
+) -> list[tuple[torch.Tensor, ...]]:
+    """A random choice of calibration inputs, mixed over t, in batches of the graph's inputs."""
+    steps, images = inputs.x.shape[:2]
+    chosen = torch.randperm(steps * images, generator=generator)[:samples]
+    x = torch.from_numpy(inputs.x).flatten(0, 1)
+    t = torch.from_numpy(inputs.t).repeat_interleave(images)
+    label = () if inputs.label is None else (torch.from_numpy(inputs.label).flatten(),)
+    return [tuple(value[part] for value in (x, t, *label)) for part in chosen.split(size)]

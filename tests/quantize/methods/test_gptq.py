@@ -1,0 +1,131 @@
+"""GPTQ against closed forms and against trying every code."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from flatq.quantize.methods.gptq import Hessian, gptq_codes, output_error
+from flatq.quantize.methods.options import Gptq
+
+LOW, HIGH = -8, 7
+
+
+def _nearest(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return (weight.double() / scale.double()).round().clamp(LOW, HIGH).to(torch.int8)
+
+
+def _problem(
+    out: int, columns: int, rows: int, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A weight, its scales, and strongly correlated inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(out, columns, generator=generator)
+    inputs = torch.randn(rows, columns, generator=generator) @ torch.randn(
+        columns, columns, generator=generator
+    )
+    return weight, weight.abs().amax(1, keepdim=True) / 7.5, inputs
+
+
+def _hessian(inputs: torch.Tensor) -> torch.Tensor:
+    hessian = Hessian(inputs.shape[1])
+    for part in inputs.split(7):
+        hessian.add(part)
+    return hessian.value
+
+
+def test_the_hessian_is_that_of_the_squared_error() -> None:
+    weight, scale, inputs = _problem(3, 5, 50)
+    difference = (_nearest(weight, scale) * scale - weight).double()
+    expected = (inputs.double() @ difference.T).square().sum(0)
+    # Products of float32 rows are summed in float32 within a batch.
+    torch.testing.assert_close(output_error(difference, _hessian(inputs)), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_independent_inputs_leave_nothing_to_make_up_for(act_order: bool) -> None:
+    weight, scale, _ = _problem(6, 9, 1)
+    hessian = torch.diag(torch.linspace(0.1, 5, 9, dtype=torch.float64))
+    codes = gptq_codes(weight, scale, hessian, LOW, HIGH, Gptq(act_order=act_order))
+    assert torch.equal(codes, _nearest(weight, scale))
+
+
+def test_two_columns_by_hand() -> None:
+    # x1 = x2 always, up to noise of variance 0.01: what counts is the sum of the weights. 0.4 is rounded to 0
+    # and its error goes to the second column, 0.4 + 0.4 * 1 / 1.01 = 0.796, which is rounded to 1: the sum
+    # 0.8 becomes 1 and not 0.
+    hessian = torch.tensor([[1.01, 1.0], [1.0, 1.01]], dtype=torch.float64)
+    weight, scale = torch.tensor([[0.4, 0.4]]), torch.tensor([[1.0]])
+    codes = gptq_codes(weight, scale, hessian, LOW, HIGH, Gptq(damping=1e-9, act_order=False))
+    assert codes.tolist() == [[0, 1]]
+    assert _nearest(weight, scale).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_error_lies_between_the_best_there_is_and_that_of_rounding_to_nearest(seed: int) -> None:
+    weight, scale, inputs = _problem(6, 4, 40, seed)
+    hessian = _hessian(inputs)
+    exact = weight.double() / scale.double()
+    found = gptq_codes(weight, scale, hessian, LOW, HIGH)
+    every = torch.tensor(list(itertools.product(range(LOW, HIGH + 1), repeat=4)), dtype=torch.float64)
+
+    def error(codes: torch.Tensor, channel: int) -> torch.Tensor:
+        return output_error((codes - exact[channel]) * scale[channel].double(), hessian)
+
+    errors = []
+    for channel in range(6):
+        best = float(error(every, channel).min())
+        plain, gptq = (
+            float(error(codes[channel : channel + 1].double(), channel))
+            for codes in (_nearest(weight, scale), found)
+        )
+        assert best <= gptq * (1 + 1e-9)
+        assert gptq <= plain
+        errors.append((best, gptq, plain))
+    _, gptq_all, plain_all = (sum(values) for values in zip(*errors, strict=True))
+    assert gptq_all < 0.9 * plain_all
+
+
+def test_the_block_changes_nothing_but_the_speed() -> None:
+    weight, scale, inputs = _problem(5, 40, 100)
+    found = [gptq_codes(weight, scale, _hessian(inputs), LOW, HIGH, Gptq(block=b)) for b in (1, 7, 64)]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_scale_for_each_column_is_taken_as_it_is() -> None:
+    weight, scale, inputs = _problem(5, 8, 60)
+    scales = torch.cat([scale.expand(5, 4), 0.25 * scale.expand(5, 4)], dim=1)
+    # neither the damping nor the order of the columns is the same in both units
+    exact = Gptq(damping=1e-12, act_order=False)
+    codes = gptq_codes(weight, scales, _hessian(inputs), LOW, HIGH, exact)
+    ones = gptq_codes(weight / scales, torch.ones(5, 1), _hessian(inputs * scales[0]), LOW, HIGH, exact)
+    assert torch.equal(codes[0], ones[0])
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("case", ["nothing", "constant", "rank 2", "huge", "tiny", "dead columns"])
+def test_degenerate_inputs_give_codes_within_the_width(case: str, act_order: bool) -> None:
+    weight, scale, inputs = _problem(4, 12, 30)
+    weight[1] = 0
+    scale[1] = torch.finfo(torch.float32).tiny
+    cases = {
+        "nothing": torch.zeros(30, 12),
+        "constant": torch.ones(30, 12),
+        "rank 2": inputs[:2],
+        "huge": inputs * 1e15,
+        "tiny": inputs * 1e-15,
+        "dead columns": inputs * (torch.arange(12) % 3 > 0),
+    }
+    hessian = _hessian(cases[case])
+    codes = gptq_codes(weight, scale, hessian, LOW, HIGH, Gptq(act_order=act_order))
+    assert codes.dtype == torch.int8
+    assert LOW <= int(codes.min()) <= int(codes.max()) <= HIGH
+    assert not bool(codes[1].any())
+    if case == "nothing":
+        assert torch.equal(codes, _nearest(weight, scale))
+    if case == "dead columns":
+        dead = torch.arange(12) % 3 == 0
+        assert torch.equal(codes[:, dead], _nearest(weight, scale)[:, dead])
