@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 EXTRAS ?= cpu,dev
+# What benchmarks/compare.py compares with, and what of it the environment does not hold.
+NNCF ?= nncf==3.4.0 ninja pydot pyparsing tabulate
 # torch-fidelity for its tests alone, with the torchvision that belongs to TORCH.
 FIDELITY ?= torch-fidelity==0.4.0 torchvision==0.28.0
 
@@ -9,6 +11,7 @@ VENV := .venv
 CHECK := .venv-check
 STAMP := $(VENV)/.installed
 SIDE := $(VENV)/side
+PEERS := $(VENV)/peers
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
 .PHONY: venv demo test check clean
@@ -29,6 +32,12 @@ $(STAMP): pyproject.toml
 $(SIDE)/.installed: $(STAMP)
 	rm -rf $(SIDE)
 	$(PIP) install -q --no-deps --target $(SIDE) $(FIDELITY)
+	touch $@
+
+# Beside the others, because nncf limits the versions of what the project itself needs.
+$(PEERS)/.installed: $(STAMP)
+	rm -rf $(PEERS)
+	$(PIP) install -q --no-deps --target $(PEERS) $(NNCF)
 	touch $@
 
 demo: venv

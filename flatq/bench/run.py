@@ -59,7 +59,7 @@ def bench(
     """Measure every model of a task on every runtime that is there, interleaved.
 
     Args:
-        note: told what is exported and what is left out.
+        note: told what is exported for the run, and what is not taken.
 
     Raises:
         UsageError: a number below 1, an unknown runtime, nothing to measure.
@@ -89,8 +89,6 @@ def bench(
                 if task.runtimes is not None:
                     raise
                 left_out.append(LeftOut(label=subject.label, reason=error.what))
-        for each in left_out:
-            note(f"left out: {each.label}: {each.reason}")
         if not workers:
             raise UsageError(
                 "there is nothing to measure",

@@ -261,10 +261,14 @@ class _Search:
         folder = deployment_folder(path, target)
         if (folder / MANIFEST).is_file():
             deployment, _ = read_deployment(folder)
-            built = runtime != "tensorrt" or any(folder.glob("engine.*.plan"))
-            if fits(deployment.provenance) and deployment.float_precision == "fp32" and built:
+            if not fits(deployment.provenance):
+                self._note(f"{folder} was exported from something else: not taken")
+            elif deployment.float_precision != "fp32":
+                self._note(f"{folder} has floats in {deployment.float_precision}: not taken")
+            elif runtime == "tensorrt" and not any(folder.glob("engine.*.plan")):
+                self._note(f"{folder} has no engine: not taken")
+            else:
                 return folder, str(folder)
-            self._note(f"{folder} is not the fp32 export of what stands there now: not taken")
         self._note(f"exporting {path} for {target}, for this run alone")
         self._exports += 1
         out = self._scratch / str(self._exports)

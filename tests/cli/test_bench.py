@@ -10,7 +10,7 @@ import pytest
 from command_line import Cli
 from networks import checkpoint
 
-from flatq.bench import read_result
+from flatq.bench import read_result, subjects
 from flatq.bench.subjects import missing_runtime
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import load_checkpoint
@@ -104,6 +104,38 @@ def test_deployment_folders_and_an_artifact_without_its_checkpoint(
     assert [e["source"] for e in content["entries"]] == ["exported for this run"] * 2
     assert "not taken" in cli.err
     assert content["entries"][1]["measured"][0]["speedup"] is not None
+
+
+def test_engines_are_built_for_the_batch_sizes_of_the_run(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Over an exporter and a builder that only take notes: the real ones need a GPU."""
+    import flatq.export
+
+    made: list[tuple[str, object]] = []
+    for name in ("export_artifact", "export_checkpoint"):
+        monkeypatch.setattr(
+            flatq.export, name, lambda _, target, out, **__: made.append((target, out)), raising=False
+        )
+    monkeypatch.setattr(
+        flatq.export,
+        "build_engine",
+        lambda folder, batches: made.append((folder.name, batches)),
+        raising=False,
+    )
+    monkeypatch.setattr(subjects, "missing_runtime", lambda _: None)
+    found = subjects.find_subjects([artifact], tmp_path, runtimes=("tensorrt",), batches=(8, 1, 4))
+    assert [(s.label, s.source) for s in found.found] == [
+        ("digits.pt (raw) on tensorrt", "exported for this run"),
+        ("digits.w8a8 on tensorrt", "exported for this run"),
+    ]
+    assert found.left_out == ()
+    assert made == [
+        ("tensorrt", tmp_path / "1"),
+        ("1", (1, 8, 8)),
+        ("tensorrt", tmp_path / "2"),
+        ("2", (1, 8, 8)),
+    ]
 
 
 def test_bad_input(artifact: Path, cli: Cli, tmp_path: Path) -> None:

@@ -1,0 +1,242 @@
+"""flatq's int8 exports beside those of the runtimes' own quantizers: latency and error, in one run.
+
+From one float network, calibrated on the same inputs:
+
+- ONNX Runtime: flatq's w8a8, and `onnxruntime.quantization.quantize_static` (Q/DQ, weights by channel, its
+  own preparation first) on the float export, as torch's exporter writes it and as flatq tunes it;
+- OpenVINO: flatq's w8a8, and `nncf.quantize` of the float export, with its default preset and with `mixed`.
+
+All run interleaved, round by round, in one process; ratios are taken within a round, of wall time and of CPU
+time. The error is the SQNR against the float export on inputs that calibration has not seen: those of another
+chain of the sampler. What OpenVINO computes its floats in is in the result (bf16 on some CPUs).
+
+    python benchmarks/compare.py [--checkpoint ckpt.pt] [--batch 8] [--threads 1] [--rounds 20] [-o FILE]
+
+Without a checkpoint: a UNet of 7.3 million parameters with random weights. `make .venv/peers/.installed` puts
+nncf into a folder of its own; without it, that part is left out and said so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import shlex
+import sys
+import tempfile
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import open_checkpoint, quantize_static
+from numpy.typing import NDArray
+
+from flatq.bench.machine import this_machine
+from flatq.bench.timing import latency, paired, race, timed
+from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
+from flatq.export import export_artifact, export_checkpoint
+from flatq.quantize.artifact import write_artifact
+from flatq.quantize.rounding import quantize_checkpoint
+from flatq.recipe import PRESETS
+from flatq.runtime.onnxruntime import OnnxRuntime
+from flatq.runtime.openvino import OpenVinoRuntime
+from flatq.runtime.torch import TorchRuntime
+from flatq.verify.parity import sqnr_db
+
+__all__ = ["main"]
+
+OURS = "flatq w8a8"
+REFERENCE = "fp32 plain"
+"""Of ONNX Runtime: what every error is taken against."""
+_HELD_OUT_SEED = 1
+
+Feed = dict[str, NDArray[Any]]
+
+
+def _feeds(drawn: CalibrationSet) -> list[Feed]:
+    """One batch of inputs for each timestep."""
+    feeds = []
+    for i, t in enumerate(drawn.t):
+        label = {} if drawn.label is None else {"label": drawn.label[i]}
+        feeds.append({"x": drawn.x[i], "t": np.full(len(drawn.x[i]), t), **label})
+    return feeds
+
+
+def _draw(checkpoint: Any, plan: CalibrationPlan, threads: int) -> CalibrationSet:
+    """As flatq's own calibration draws them, from the float network."""
+    classes = checkpoint.model.classes
+    with TorchRuntime(checkpoint.network(), labelled=classes is not None, threads=threads) as runtime:
+        return collect_inputs(
+            runtime, checkpoint.process, plan, checkpoint.model.image_shape, classes=classes
+        )
+
+
+def _nncf(source: Path, out: Path, calibration: list[Feed], preset: str) -> None:
+    """`nncf.quantize` of a float IR, as its documentation shows it for OpenVINO."""
+    import nncf
+    import openvino
+
+    nncf.set_log_level("ERROR")
+    quantized = nncf.quantize(
+        openvino.Core().read_model(source),
+        nncf.Dataset(calibration),
+        preset=nncf.QuantizationPreset(preset),
+        subset_size=len(calibration),
+    )
+    openvino.save_model(quantized, out, compress_to_fp16=False)
+
+
+def _without_nncf() -> str | None:
+    """Puts the folder of `make .venv/peers/.installed` on the path; why there is no nncf, or None."""
+    sys.path.append(str(Path(sys.prefix) / "peers"))
+    try:
+        importlib.import_module("nncf")
+    except ImportError as error:
+        return f"{error}: make .venv/peers/.installed"
+    return None
+
+
+def _files(
+    checkpoint: Any, plan: CalibrationPlan, folder: Path, threads: int
+) -> tuple[dict[str, dict[str, Path]], dict[str, Any]]:
+    """runtime -> contender -> model file; and what is to be known of the making."""
+    drawn = _draw(checkpoint, plan, threads)
+    calibration = _feeds(drawn)
+    artifact = quantize_checkpoint(checkpoint, PRESETS["w8a8"], calibration=plan, threads=threads)
+    if artifact.manifest.calibration_digest != drawn.digest:
+        raise AssertionError("the peers would be calibrated on other inputs than flatq")
+    write_artifact(artifact, folder / "artifact")
+    files: dict[str, dict[str, Path]] = {"onnxruntime": {}, "openvino": {}}
+    for name, target, plain in (
+        (REFERENCE, "onnxruntime", True),
+        ("fp32", "onnxruntime", False),
+        ("fp32", "openvino", False),
+    ):
+        out = folder / f"{target} {name}"
+        files[target][name] = out / export_checkpoint(checkpoint, target, out, plain=plain).file
+    for target in ("onnxruntime", "openvino"):
+        out = folder / target
+        files[target][OURS] = out / export_artifact(folder / "artifact", target, out).file
+    for name in (REFERENCE, "fp32"):
+        out = folder / f"static {name}.onnx"
+        quantize_static(files["onnxruntime"][name], out, calibration)
+        files["onnxruntime"][f"quantize_static of {name}"] = out
+    missing = _without_nncf()
+    for preset in () if missing else ("performance", "mixed"):
+        out = folder / f"nncf {preset}.xml"
+        _nncf(files["openvino"]["fp32"], out, calibration, preset)
+        files["openvino"][f"nncf, {preset}"] = out
+    making = {
+        "calibration": {**plan.model_dump(mode="json"), "digest": drawn.digest},
+        "left_out": {"nncf": missing} if missing else {},
+        "nncf": None if missing else importlib.metadata.version("nncf"),
+    }
+    return files, making
+
+
+def _size(file: Path) -> int:
+    """Of a model file, with the .bin beside an .xml."""
+    parts = [file, file.with_suffix(".bin")] if file.suffix == ".xml" else [file]
+    return sum(part.stat().st_size for part in parts)
+
+
+def _measure(
+    files: dict[str, dict[str, Path]], held_out: list[Feed], timing: Feed, threads: int, rounds: int
+) -> dict[str, Any]:
+    """runtime -> contender -> what was found."""
+    with ExitStack() as stack:
+        opened: dict[tuple[str, str], Any] = {}
+        for name, file in files["onnxruntime"].items():
+            opened["onnxruntime", name] = stack.enter_context(OnnxRuntime(file, threads=threads))
+        for name, file in files["openvino"].items():
+            opened["openvino", name] = stack.enter_context(OpenVinoRuntime(file, threads=threads))
+        outputs = {key: np.stack([_run(runtime, f) for f in held_out]) for key, runtime in opened.items()}
+        runners = {key: partial(timed, partial(_run, runtime, timing)) for key, runtime in opened.items()}
+        found = race(runners, rounds, warmup=3)
+        identities = {key: runtime.identity for key, runtime in opened.items()}
+    exact = outputs["onnxruntime", REFERENCE]
+    result: dict[str, Any] = {}
+    for (runtime, name), times in found.items():
+        ours = found[runtime, OURS]
+        row = {
+            "runtime": identities[runtime, name],
+            "size_bytes": _size(files[runtime][name]),
+            "sqnr_db": None if name == REFERENCE else sqnr_db(exact, outputs[runtime, name]),
+        }
+        for clock in ("wall", "cpu"):
+            mine, its = ([getattr(t, f"{clock}_ms") for t in each] for each in (ours, times))
+            ratio = paired(its, mine)
+            row[clock] = latency(its).model_dump()
+            row[f"flatq_times_as_fast_{clock}"] = None if ratio is None else ratio.model_dump()
+            row[f"{clock}_ms"] = its
+        result.setdefault(runtime, {})[name] = row
+    return result
+
+
+def _run(runtime: Any, feed: Feed) -> NDArray[np.float32]:
+    cond = {"label": feed["label"]} if "label" in feed else {}
+    output: NDArray[np.float32] = runtime(feed["x"], feed["t"], cond)
+    return output
+
+
+def _print(found: dict[str, Any]) -> None:
+    for runtime, rows in found.items():
+        version = next(iter(rows.values()))["runtime"]
+        floats = f", floats in {version['float precision']}" if "float precision" in version else ""
+        print(f"\n{runtime} {version['version']}{floats}")
+        print(f"{'':30s} {'median':>8s} {'p90':>8s} {'CPU':>8s}   flatq x (wall, CPU)   SQNR dB     size")
+        for name, row in rows.items():
+            ratios = [row[f"flatq_times_as_fast_{clock}"] for clock in ("wall", "cpu")]
+            times = "  ".join("   -" if ratio is None else f"{ratio['median']:6.2f}" for ratio in ratios)
+            error = "       -" if row["sqnr_db"] is None else f"{row['sqnr_db']:8.2f}"
+            print(
+                f"{name:30s} {row['wall']['median_ms']:8.1f} {row['wall']['p90_ms']:8.1f} "
+                f"{row['cpu']['median_ms']:8.1f}   {times:>19s}  {error} {row['size_bytes'] / 1e6:7.2f} MB"
+            )
+
+
+def main() -> None:
+    """Make the files, run them, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, help="a flatq checkpoint instead of the random UNet")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--images", type=int, default=4, help="calibration chains")
+    parser.add_argument("--steps", type=int, default=8, help="timesteps of each")
+    parser.add_argument("-o", "--out", type=Path, default=Path("compare.json"))
+    options = parser.parse_args()
+    machine = this_machine()
+    plan = CalibrationPlan(images=options.images, steps=options.steps)
+    with tempfile.TemporaryDirectory(prefix="flatq-") as name:
+        checkpoint = open_checkpoint(options.checkpoint, Path(name))
+        files, making = _files(checkpoint, plan, Path(name), options.threads)
+        unseen = plan.model_copy(update={"seed": plan.seed + _HELD_OUT_SEED, "images": options.batch})
+        held_out = _feeds(_draw(checkpoint, unseen, options.threads))
+        middle = held_out[len(held_out) // 2]
+        found = _measure(files, held_out, middle, options.threads, options.rounds)
+    _print(found)
+    for what, reason in making["left_out"].items():
+        print(f"\nleft out: {what}: {reason}")
+    report = {
+        "command": shlex.join(["python", "benchmarks/compare.py", *sys.argv[1:]]),
+        "machine": machine.model_dump(mode="json"),
+        "network": "random weights" if options.checkpoint is None else checkpoint.digest,
+        "parameters": sum(value.numel() for value in checkpoint.network().parameters()),
+        "batch": options.batch,
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "held_out": {"chains": options.batch, "timesteps": len(held_out), "seed": unseen.seed},
+        **making,
+        "found": found,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"\nwritten: {options.out}")
+
+
+if __name__ == "__main__":
+    main()
