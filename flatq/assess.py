@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from flatq.backends import target_of
 from flatq.errors import ArtifactError, DataError, UsageError
 from flatq.evaluate.cache import Note, ReferenceCache, cache_folder
 from flatq.evaluate.compare import Comparison, Referee, compare, open_referee, stored_referee
@@ -31,6 +33,7 @@ from flatq.report.model import (
     Report,
     write_report,
 )
+from flatq.rungs import Rungs, check_ladder
 from flatq.runtime.base import default_threads
 from flatq.sampler import SamplePlan, check_labels
 
@@ -63,6 +66,7 @@ class Assessment:
             tolerance there is no verdict.
         max_samples: go on drawing up to so many images until the gate has decided; None draws `images`.
         looks: at how many sizes the gate looks then, each at its share of 1 - confidence.
+        ladder: sample the middle rungs too, and say where the drift comes from.
         reference: a file of statistics that the distances are taken to, in place of `data`.
         inception_weights, features_device: of the Inception network, as `open_extractor`.
         cache: whether the features of `data` are kept for the next time.
@@ -92,6 +96,7 @@ class Assessment:
     min_samples: int | None = None
     max_samples: int | None = None
     looks: int = 4
+    ladder: bool = False
     reference: Path | None = None
     inception_weights: Path | None = None
     features_device: str = "cpu"
@@ -119,9 +124,12 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
     if task.max_samples is not None:
         tolerances.check()
         looks = plan_looks(task.images, task.max_samples, task.looks, task.confidence)
+    if task.ladder:
+        check_ladder(task.baseline, task.baseline_runtime, task.models, task.runtime)
     average = _baseline_average(task)
     baseline = open_model(task.baseline, runtime=task.baseline_runtime, average=average, threads=task.threads)
-    with baseline.runtime:
+    with ExitStack() as stack:
+        stack.enter_context(baseline.runtime)
         check_labels(task.plan, baseline.classes)
         why = "" if task.average else " (the default)" if average is None else " (those of the models)"
         note(f"weights of the baseline: {baseline.weights}{why}")
@@ -129,7 +137,9 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
         referee = _referee(task, baseline.image_shape, progress, note)
         float_side = _growing(task, baseline, referee, progress)
         float_side.grow(looks.planned[0])
-        task.out.mkdir(parents=True, exist_ok=True)
+        rungs = _rungs(task, baseline, float_side, referee, progress) if task.ladder else None
+        if rungs is not None:
+            stack.enter_context(rungs)
         entries = []
         for number, path in enumerate(task.models):
             model = open_model(
@@ -153,7 +163,13 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
                 comparison, verdict, taken = _compare(
                     task, referee, float_side, side, looks, tolerances if gated else None
                 )
-            entries.append(_entry(task, number, side, float_side, comparison, verdict, taken))
+            entry = _entry(task, number, side, float_side, comparison, verdict, taken)
+            if rungs is not None:
+                climbed = rungs.ladder(path, side, len(side.images), referee.reference, looks.each)
+                if climbed is None:
+                    note(f"{path}: no ladder, as a rung samples values that are not finite")
+                entry = entry.model_copy(update={"ladder": climbed})
+            entries.append(entry)
     features = float_side.features(len(float_side.images))
     assert features is not None
     prc = referee.precision_recall(features)
@@ -257,6 +273,24 @@ def _growing(task: Assessment, model: Model, referee: Referee, progress: Progres
     )
 
 
+def _rungs(
+    task: Assessment, baseline: Model, float_side: Growing, referee: Referee, progress: Progress | None
+) -> Rungs:
+    runtime = task.runtime or "onnxruntime"
+    return Rungs(
+        task.baseline,
+        baseline.weights,
+        float_side,
+        lambda model: _growing(task, model, referee, progress),
+        runtime=runtime,
+        device=task.device,
+        precision=task.precision,
+        hint=task.hint,
+        target=target_of(runtime, task.device),
+        threads=task.threads,
+    )
+
+
 def _compare(
     task: Assessment,
     referee: Referee,
@@ -315,6 +349,7 @@ def _entry(
     looks: Looks | None,
 ) -> ModelEntry:
     model = sampled.model
+    task.out.mkdir(parents=True, exist_ok=True)
     stem = f"{number:02d}-{model.name}"
     sidecar = f"{stem}.npz"
     np.savez(task.out / sidecar, allow_pickle=False, **comparison.sidecar)

@@ -106,6 +106,7 @@ def open_model(
     device: str | None = None,
     precision: str | None = None,
     hint: str | None = None,
+    lowered_for: Target = "onnxruntime",
 ) -> Model:
     """Open a checkpoint, an artifact or a deployment folder.
 
@@ -114,6 +115,7 @@ def open_model(
             an artifact on ONNX Runtime. An artifact must have been exported for it.
         average: weights of a checkpoint.
         device, threads, precision, hint: as `flatq.backends.Settings`.
+        lowered_for: whose lowered graph an artifact runs as in torch.
 
     Raises:
         UsageError: a runtime or an option that is not offered, or that does not go with this path.
@@ -151,7 +153,7 @@ def open_model(
         )
     if kind == "checkpoint":
         return _open_checkpoint(path, average, settings)
-    return _open_artifact(path, settings)
+    return _open_artifact(path, settings, lowered_for)
 
 
 def _default_runtime(path: Path, kind: Kind, device: str | None) -> str:
@@ -193,7 +195,7 @@ def _open_checkpoint(path: Path, average: str | None, settings: Settings) -> Mod
     return Model(runtime, checkpoint.process, shape, classes, path.name, "fp32", chosen, digest, size)
 
 
-def _open_artifact(path: Path, settings: Settings) -> Model:
+def _open_artifact(path: Path, settings: Settings, target: Target) -> Model:
     from flatq.checkpoint import file_digest
     from flatq.quantize.artifact import read_artifact
     from flatq.quantize.lowering import lower
@@ -202,7 +204,7 @@ def _open_artifact(path: Path, settings: Settings) -> Model:
     artifact = read_artifact(path)
     manifest = artifact.manifest
     runtime = TorchRuntime(
-        lower(artifact, "onnxruntime").graph,
+        lower(artifact, target).graph,
         labelled=manifest.model.classes is not None,
         device=settings.device or "cpu",
         threads=settings.threads,

@@ -105,6 +105,12 @@ def command(
     ] = 4,
     on_inconclusive: OnInconclusive = "error",
     junit: Junit = None,
+    ladder: Annotated[
+        bool,
+        typer.Option(
+            "--ladder", help="Tell export, quantization and kernel error apart (samples two rungs more)."
+        ),
+    ] = False,
     plan_only: Annotated[
         bool,
         typer.Option(
@@ -117,6 +123,7 @@ def command(
     """Sample float and quantized models on the same noise, and report the FID drift with its interval."""
     from flatq.assess import Assessment, assess
     from flatq.backends import target_of
+    from flatq.evaluate.ladder import ERRORS
     from flatq.models import deployment_folder, kind_of
 
     if not fid:
@@ -168,6 +175,7 @@ def command(
         min_samples=min_samples,
         max_samples=max_samples,
         looks=looks,
+        ladder=ladder,
         reference=reference,
         inception_weights=inception_weights,
         features_device=features_device,
@@ -188,6 +196,13 @@ def command(
                 f"{entry.name}: {fids}, drift {drift.corrected:+.3f} "
                 f"[{drift.low:+.3f}, {drift.high:+.3f}] ({report.extractor.name}, n = {drift.n})"
             )
+        if entry.ladder is not None:
+            for name in ERRORS:
+                error = getattr(entry.ladder, name)
+                ends = "no interval" if error.low is None else f"[{error.low:+.3f}, {error.high:+.3f}]"
+                typer.echo(
+                    f"  {name:<13} {error.raw if error.corrected is None else error.corrected:+.3f} {ends}"
+                )
     if plan_only:
         from flatq.report.planning import plan_text
 
