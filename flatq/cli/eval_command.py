@@ -9,7 +9,6 @@ import typer
 
 from flatq.cli.common import (
     BatchSize,
-    Cache,
     Device,
     Eta,
     Features,
@@ -70,7 +69,13 @@ def command(
     features: Features = None,
     inception_weights: InceptionWeights = None,
     features_device: FeaturesDevice = "cpu",
-    cache: Cache = True,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Keep samples and features in FLATQ_CACHE (~/.cache/flatq), and take those that are there.",
+        ),
+    ] = True,
     n: Annotated[int, typer.Option("-n", help="Images for each model.")] = 1000,
     first: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
     steps: Steps = 20,

@@ -20,6 +20,7 @@ reading reports live elsewhere.
     prc.py        precision and recall
     compare.py    one model against its float model
     growing.py    a model's samples and features, which may grow
+    samples.py    the cache of samples and features
     ladder.py     export, quantization and kernel error
     gate.py       the verdict of one tolerance
     judge.py      the verdict of all tolerances
