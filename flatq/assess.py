@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from flatq.backends import target_of
 from flatq.errors import ArtifactError, DataError, UsageError
 from flatq.evaluate.cache import Note, ReferenceCache, cache_folder
 from flatq.evaluate.compare import Comparison, Referee, compare, open_referee, stored_referee
@@ -19,8 +21,9 @@ from flatq.evaluate.judge import Influences, Tolerances, judge
 from flatq.evaluate.looks import Looks, plan_looks, until_decided
 from flatq.evaluate.prc import PrecisionRecall
 from flatq.evaluate.reference import load_reference
+from flatq.evaluate.samples import SampleCache
 from flatq.images import Resize, load_images, to_uint8
-from flatq.models import Model, kind_of, open_model
+from flatq.models import Model, kind_of, open_model, parent_weights
 from flatq.report.environment import environment
 from flatq.report.grids import save_pair_grid
 from flatq.report.model import (
@@ -31,6 +34,7 @@ from flatq.report.model import (
     Report,
     write_report,
 )
+from flatq.rungs import Rungs, check_ladder
 from flatq.runtime.base import default_threads
 from flatq.sampler import SamplePlan, check_labels
 
@@ -63,9 +67,10 @@ class Assessment:
             tolerance there is no verdict.
         max_samples: go on drawing up to so many images until the gate has decided; None draws `images`.
         looks: at how many sizes the gate looks then, each at its share of 1 - confidence.
+        ladder: sample the middle rungs too, and say where the drift comes from.
         reference: a file of statistics that the distances are taken to, in place of `data`.
         inception_weights, features_device: of the Inception network, as `open_extractor`.
-        cache: whether the features of `data` are kept for the next time.
+        cache: whether the features of `data`, and all samples with theirs, are kept for the next time.
         resize: how images of `data` get to the model's size; without it, others are refused.
     """
 
@@ -92,6 +97,7 @@ class Assessment:
     min_samples: int | None = None
     max_samples: int | None = None
     looks: int = 4
+    ladder: bool = False
     reference: Path | None = None
     inception_weights: Path | None = None
     features_device: str = "cpu"
@@ -119,17 +125,22 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
     if task.max_samples is not None:
         tolerances.check()
         looks = plan_looks(task.images, task.max_samples, task.looks, task.confidence)
-    average = _baseline_average(task)
+    if task.ladder:
+        check_ladder(task.baseline, task.baseline_runtime, task.models, task.runtime)
+    average = parent_weights(task.models, task.baseline, task.average)
     baseline = open_model(task.baseline, runtime=task.baseline_runtime, average=average, threads=task.threads)
-    with baseline.runtime:
+    with ExitStack() as stack:
+        stack.enter_context(baseline.runtime)
         check_labels(task.plan, baseline.classes)
         why = "" if task.average else " (the default)" if average is None else " (those of the models)"
         note(f"weights of the baseline: {baseline.weights}{why}")
         # before anything is sampled, so that a reference that does not fit is found at once
         referee = _referee(task, baseline.image_shape, progress, note)
-        float_side = _growing(task, baseline, referee, progress)
+        float_side = _growing(task, baseline, referee, progress, note)
         float_side.grow(looks.planned[0])
-        task.out.mkdir(parents=True, exist_ok=True)
+        rungs = _rungs(task, baseline, float_side, referee, progress, note) if task.ladder else None
+        if rungs is not None:
+            stack.enter_context(rungs)
         entries = []
         for number, path in enumerate(task.models):
             model = open_model(
@@ -149,11 +160,17 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
                         got=model.classes.model_dump_json() if model.classes else "no labels",
                         next_step="name the checkpoint it was made from with --baseline",
                     )
-                side = _growing(task, model, referee, progress)
+                side = _growing(task, model, referee, progress, note)
                 comparison, verdict, taken = _compare(
                     task, referee, float_side, side, looks, tolerances if gated else None
                 )
-            entries.append(_entry(task, number, side, float_side, comparison, verdict, taken))
+            entry = _entry(task, number, side, float_side, comparison, verdict, taken)
+            if rungs is not None:
+                climbed = rungs.ladder(path, side, len(side.images), referee.reference, looks.each)
+                if climbed is None:
+                    note(f"{path}: no ladder, as a rung samples values that are not finite")
+                entry = entry.model_copy(update={"ladder": climbed})
+            entries.append(entry)
     features = float_side.features(len(float_side.images))
     assert features is not None
     prc = referee.precision_recall(features)
@@ -203,49 +220,9 @@ def _referee(task: Assessment, shape: tuple[int, int, int], progress: Progress |
     return open_referee(images, net, threads=threads, cache=cache, progress=advance)
 
 
-def _baseline_average(task: Assessment) -> str | None:
-    """The weights that all models were made from, checked against the baseline."""
-    from flatq.checkpoint import file_digest
-    from flatq.deployment import read_deployment
-    from flatq.quantize.artifact import read_manifest
-
-    found: dict[str, str] = {}
-    for path in task.models:
-        kind = kind_of(path)
-        if kind == "checkpoint":
-            continue
-        parent = (
-            read_manifest(path).parent
-            if kind == "artifact"
-            else read_deployment(path)[0].provenance["parent"]
-        )
-        found[str(path)] = str(parent["weights"])
-        if kind_of(task.baseline) == "checkpoint" and parent["sha256"] != file_digest(task.baseline):
-            raise ArtifactError(
-                f"{path} was not made from {task.baseline}",
-                expected=f"a checkpoint with sha256 {str(parent['sha256'])[:16]}...",
-                got=f"sha256 {file_digest(task.baseline)[:16]}...",
-                next_step="name the checkpoint it was made from with --baseline",
-            )
-    if len(set(found.values())) > 1:
-        raise UsageError(
-            "the models were made from different weights of the checkpoint",
-            expected="models of one kind of weights in one evaluation",
-            got=", ".join(f"{path}: {weights}" for path, weights in found.items()),
-            next_step="evaluate them in two runs",
-        )
-    inherited = next(iter(found.values()), None)
-    if task.average is not None and inherited not in (None, task.average):
-        raise UsageError(
-            "the baseline's weights are not those that the models were made from",
-            expected=f"--weights {inherited}",
-            got=f"--weights {task.average}",
-            next_step="leave --weights out",
-        )
-    return task.average or inherited
-
-
-def _growing(task: Assessment, model: Model, referee: Referee, progress: Progress | None) -> Growing:
+def _growing(
+    task: Assessment, model: Model, referee: Referee, progress: Progress | None, note: Note
+) -> Growing:
     return Growing(
         model,
         referee,
@@ -253,7 +230,31 @@ def _growing(task: Assessment, model: Model, referee: Referee, progress: Progres
         first=task.first,
         batch_size=task.batch_size,
         rounding=task.rounding,
+        cache=SampleCache(cache_folder(), note) if task.cache else None,
         progress=progress,
+    )
+
+
+def _rungs(
+    task: Assessment,
+    baseline: Model,
+    float_side: Growing,
+    referee: Referee,
+    progress: Progress | None,
+    note: Note,
+) -> Rungs:
+    runtime = task.runtime or "onnxruntime"
+    return Rungs(
+        task.baseline,
+        baseline.weights,
+        float_side,
+        lambda model: _growing(task, model, referee, progress, note),
+        runtime=runtime,
+        device=task.device,
+        precision=task.precision,
+        hint=task.hint,
+        target=target_of(runtime, task.device),
+        threads=task.threads,
     )
 
 
@@ -315,6 +316,7 @@ def _entry(
     looks: Looks | None,
 ) -> ModelEntry:
     model = sampled.model
+    task.out.mkdir(parents=True, exist_ok=True)
     stem = f"{number:02d}-{model.name}"
     sidecar = f"{stem}.npz"
     np.savez(task.out / sidecar, allow_pickle=False, **comparison.sidecar)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from flatq.process import ProcessConfig
 from flatq.runtime.base import Runtime
 from flatq.verify import Audit, read_audit
 
-__all__ = ["Model", "deployment_folder", "kind_of", "open_model"]
+__all__ = ["Model", "deployment_folder", "kind_of", "open_model", "parent_weights"]
 
 Kind = Literal["checkpoint", "artifact", "deployment"]
 
@@ -106,6 +107,7 @@ def open_model(
     device: str | None = None,
     precision: str | None = None,
     hint: str | None = None,
+    lowered_for: Target = "onnxruntime",
 ) -> Model:
     """Open a checkpoint, an artifact or a deployment folder.
 
@@ -114,6 +116,7 @@ def open_model(
             an artifact on ONNX Runtime. An artifact must have been exported for it.
         average: weights of a checkpoint.
         device, threads, precision, hint: as `flatq.backends.Settings`.
+        lowered_for: whose lowered graph an artifact runs as in torch.
 
     Raises:
         UsageError: a runtime or an option that is not offered, or that does not go with this path.
@@ -151,7 +154,53 @@ def open_model(
         )
     if kind == "checkpoint":
         return _open_checkpoint(path, average, settings)
-    return _open_artifact(path, settings)
+    return _open_artifact(path, settings, lowered_for)
+
+
+def parent_weights(models: Sequence[Path], baseline: Path, average: str | None) -> str | None:
+    """The weights of the baseline to compare the models with: those that they were made from, else `average`.
+
+    Raises:
+        ArtifactError: a model that was made from another checkpoint.
+        UsageError: models of different weights, or of others than `average`.
+    """
+    from flatq.checkpoint import file_digest
+    from flatq.quantize.artifact import read_manifest
+
+    found: dict[str, str] = {}
+    for path in models:
+        kind = kind_of(path)
+        if kind == "checkpoint":
+            continue
+        parent = (
+            read_manifest(path).parent
+            if kind == "artifact"
+            else read_deployment(path)[0].provenance["parent"]
+        )
+        found[str(path)] = str(parent["weights"])
+        if kind_of(baseline) == "checkpoint" and parent["sha256"] != file_digest(baseline):
+            raise ArtifactError(
+                f"{path} was not made from {baseline}",
+                expected=f"a checkpoint with sha256 {str(parent['sha256'])[:16]}...",
+                got=f"sha256 {file_digest(baseline)[:16]}...",
+                next_step="name the checkpoint it was made from with --baseline",
+            )
+    if len(set(found.values())) > 1:
+        raise UsageError(
+            "the models were made from different weights of the checkpoint",
+            expected="models of one kind of weights in one evaluation",
+            got=", ".join(f"{path}: {weights}" for path, weights in found.items()),
+            next_step="evaluate them in two runs",
+        )
+    inherited = next(iter(found.values()), None)
+    if average is not None and inherited not in (None, average):
+        raise UsageError(
+            "the baseline's weights are not those that the models were made from",
+            expected=f"--weights {inherited}",
+            got=f"--weights {average}",
+            next_step="leave --weights out",
+        )
+    return average or inherited
 
 
 def _default_runtime(path: Path, kind: Kind, device: str | None) -> str:
@@ -193,7 +242,7 @@ def _open_checkpoint(path: Path, average: str | None, settings: Settings) -> Mod
     return Model(runtime, checkpoint.process, shape, classes, path.name, "fp32", chosen, digest, size)
 
 
-def _open_artifact(path: Path, settings: Settings) -> Model:
+def _open_artifact(path: Path, settings: Settings, target: Target) -> Model:
     from flatq.checkpoint import file_digest
     from flatq.quantize.artifact import read_artifact
     from flatq.quantize.lowering import lower
@@ -202,7 +251,7 @@ def _open_artifact(path: Path, settings: Settings) -> Model:
     artifact = read_artifact(path)
     manifest = artifact.manifest
     runtime = TorchRuntime(
-        lower(artifact, "onnxruntime").graph,
+        lower(artifact, target).graph,
         labelled=manifest.model.classes is not None,
         device=settings.device or "cpu",
         threads=settings.threads,

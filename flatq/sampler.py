@@ -19,7 +19,7 @@ from flatq.noise import ImageNoise
 from flatq.process import Process, ProcessConfig
 from flatq.runtime.base import UNCONDITIONED, Condition, Runtime
 
-__all__ = ["SamplePlan", "check_labels", "sample", "sample_batches"]
+__all__ = ["SamplePlan", "check_batch_size", "check_labels", "sample", "sample_batches"]
 
 Progress = Callable[[int], None]
 """Called with the number of network evaluations times images since the last call."""
@@ -79,8 +79,7 @@ def sample_batches(
         UsageError: a batch size below 1; labels as `check_labels`.
         ModelError: the model's output does not have the shape that the process needs.
     """
-    if batch_size < 1:
-        raise UsageError("the batch is empty", expected="a batch size of at least 1", got=str(batch_size))
+    check_batch_size(batch_size)
     check_labels(plan, classes)
     process = Process.from_config(config, plan.steps)
     last = len(process.timesteps) - 1
@@ -109,6 +108,14 @@ def sample_batches(
             if progress is not None:
                 progress(len(batch))
         yield x
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises:
+    UsageError: a batch size below 1.
+    """
+    if batch_size < 1:
+        raise UsageError("the batch is empty", expected="a batch size of at least 1", got=str(batch_size))
 
 
 def check_labels(plan: SamplePlan, classes: Classes | None) -> None:

@@ -17,7 +17,7 @@ from flatq.evaluate.drift import fid_drift
 from flatq.evaluate.moments import reference_from_features
 from flatq.models import Model
 from flatq.process import ProcessConfig
-from flatq.report.model import read_report
+from flatq.report.model import Report, read_report
 from flatq.report.planning import plan_text
 from flatq.runtime.base import UNCONDITIONED, Condition
 from flatq.sampler import SamplePlan
@@ -29,10 +29,13 @@ class Off(Toy):
     def __init__(self, off: float) -> None:
         super().__init__()
         self.off, self.sampled = off, 0
+        self.stop_after: int | None = None
 
     def __call__(
         self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
     ) -> NDArray[np.float32]:
+        if self.sampled == self.stop_after:
+            raise KeyboardInterrupt
         self.sampled += len(x) if t[0] == 0 else 0  # the last step of an image
         return super().__call__(x, t, cond) + np.float32(self.off)
 
@@ -44,7 +47,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> dict[str, Off]:
 
     def open_toy(path: Path, **_: Any) -> Model:
         process = ProcessConfig(schedule="cosine")
-        return Model(found[path.name], process, (3, 16, 16), None, path.name, "fp32", "raw", "00", 1)
+        return Model(found[path.name], process, (3, 16, 16), None, path.name, "fp32", "raw", path.name, 1)
 
     monkeypatch.setattr("flatq.assess.open_model", open_toy)
     return found
@@ -63,6 +66,7 @@ def task(toys: dict[str, Off], feature_net: Path, tmp_path: Path) -> Assessment:
         out=tmp_path / "out",
         plan=SamplePlan(steps=4),
         images=40,
+        batch_size=20,
         features=str(feature_net),
         threads=1,
         cache=False,
@@ -155,3 +159,77 @@ def test_it_refuses(task: Assessment) -> None:
         assess(dataclasses.replace(task, max_samples=100))
     with pytest.raises(UsageError, match="looks"):
         assess(dataclasses.replace(task, max_drift=1.0, max_samples=20))
+
+
+def _but_for_times(report: Report) -> dict[str, Any]:
+    content = report.model_dump()
+    for part in (content["baseline"], *content["models"]):
+        part["latency_ms"] = part["seconds_per_image"] = None
+    return content
+
+
+def _drawn(toys: dict[str, Off]) -> dict[str, int]:
+    found = {name: toy.sampled for name, toy in toys.items()}
+    for toy in toys.values():
+        toy.sampled = 0
+    return found
+
+
+def test_a_second_evaluation_samples_nothing(
+    task: Assessment, toys: dict[str, Off], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLATQ_CACHE", str(tmp_path / "cache"))
+    bare = assess(task)
+    assert _drawn(toys) == dict.fromkeys(toys, 40)
+    task = dataclasses.replace(task, cache=True)
+    first = assess(task)
+    assert _but_for_times(first) == _but_for_times(bare)
+    assert _drawn(toys) == dict.fromkeys(toys, 40)
+    again = assess(dataclasses.replace(task, max_drift=1.0))
+    assert _drawn(toys) == dict.fromkeys(toys, 0)
+    assert [entry.drift for entry in again.models] == [entry.drift for entry in first.models]
+    assert again.models[0].latency_ms == first.models[0].latency_ms is not None
+    assert again.models[0].seconds_per_image == first.models[0].seconds_per_image
+    more = assess(dataclasses.replace(task, images=70))  # two batches are there, one full and half a one not
+    assert _drawn(toys) == dict.fromkeys(toys, 30)
+    assert _but_for_times(more) == _but_for_times(assess(dataclasses.replace(task, images=70, cache=False)))
+    _drawn(toys)
+    other = dataclasses.replace(task, plan=SamplePlan(steps=4, seed=1))
+    assess(other)
+    assert _drawn(toys) == dict.fromkeys(toys, 40)
+    assess(dataclasses.replace(other, batch_size=8))
+    assert _drawn(toys) == dict.fromkeys(toys, 40)
+
+
+def test_an_interrupted_evaluation_goes_on(
+    task: Assessment, toys: dict[str, Off], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLATQ_CACHE", str(tmp_path / "cache"))
+    whole = assess(dataclasses.replace(task, images=100))
+    _drawn(toys)
+    task = dataclasses.replace(task, images=100, cache=True)
+    toys["near.pt"].stop_after = 60
+    with pytest.raises(KeyboardInterrupt):
+        assess(task)
+    toys["near.pt"].stop_after = None
+    _drawn(toys)
+    assert _but_for_times(assess(task)) == _but_for_times(whole)
+    assert _drawn(toys) == {"float.pt": 0, "near.pt": 40, "far.pt": 100}
+
+
+def test_damaged_samples_are_drawn_again(
+    task: Assessment, toys: dict[str, Off], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLATQ_CACHE", str(tmp_path / "cache"))
+    task = dataclasses.replace(task, cache=True)
+    whole = assess(task)
+    _drawn(toys)
+    files = sorted((tmp_path / "cache" / "samples").glob("*/*.npz"))
+    assert len(files) == 6  # two batches of three models
+    files[0].write_bytes(b"no npz")
+    files[2].write_bytes(files[1].read_bytes())  # of another place
+    said: list[str] = []
+    assert _but_for_times(assess(task, note=said.append)) == _but_for_times(whole)
+    damaged = [line for line in said if "are damaged and drawn again" in line]
+    assert len(damaged) == 2
+    assert sum(_drawn(toys).values()) == 40

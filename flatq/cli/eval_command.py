@@ -9,7 +9,6 @@ import typer
 
 from flatq.cli.common import (
     BatchSize,
-    Cache,
     Device,
     Eta,
     Features,
@@ -70,7 +69,13 @@ def command(
     features: Features = None,
     inception_weights: InceptionWeights = None,
     features_device: FeaturesDevice = "cpu",
-    cache: Cache = True,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Keep samples and features in FLATQ_CACHE (~/.cache/flatq), and take those that are there.",
+        ),
+    ] = True,
     n: Annotated[int, typer.Option("-n", help="Images for each model.")] = 1000,
     first: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
     steps: Steps = 20,
@@ -105,6 +110,12 @@ def command(
     ] = 4,
     on_inconclusive: OnInconclusive = "error",
     junit: Junit = None,
+    ladder: Annotated[
+        bool,
+        typer.Option(
+            "--ladder", help="Tell export, quantization and kernel error apart (samples two rungs more)."
+        ),
+    ] = False,
     plan_only: Annotated[
         bool,
         typer.Option(
@@ -117,6 +128,7 @@ def command(
     """Sample float and quantized models on the same noise, and report the FID drift with its interval."""
     from flatq.assess import Assessment, assess
     from flatq.backends import target_of
+    from flatq.evaluate.ladder import ERRORS
     from flatq.models import deployment_folder, kind_of
 
     if not fid:
@@ -168,6 +180,7 @@ def command(
         min_samples=min_samples,
         max_samples=max_samples,
         looks=looks,
+        ladder=ladder,
         reference=reference,
         inception_weights=inception_weights,
         features_device=features_device,
@@ -188,6 +201,13 @@ def command(
                 f"{entry.name}: {fids}, drift {drift.corrected:+.3f} "
                 f"[{drift.low:+.3f}, {drift.high:+.3f}] ({report.extractor.name}, n = {drift.n})"
             )
+        if entry.ladder is not None:
+            for name in ERRORS:
+                error = getattr(entry.ladder, name)
+                ends = "no interval" if error.low is None else f"[{error.low:+.3f}, {error.high:+.3f}]"
+                typer.echo(
+                    f"  {name:<13} {error.raw if error.corrected is None else error.corrected:+.3f} {ends}"
+                )
     if plan_only:
         from flatq.report.planning import plan_text
 

@@ -19,6 +19,9 @@ reading reports live elsewhere.
     kid.py        KID, its paired drift, the KID from the float samples
     prc.py        precision and recall
     compare.py    one model against its float model
+    growing.py    a model's samples and features, which may grow
+    samples.py    the cache of samples and features
+    ladder.py     export, quantization and kernel error
     gate.py       the verdict of one tolerance
     judge.py      the verdict of all tolerances
     looks.py      planned looks at a growing sample

@@ -1,7 +1,7 @@
 """The cache folder, and the reference's features and statistics in it, kept by content.
 
 Measuring them is `flatq.evaluate.measure`, files of statistics that a user names `flatq.evaluate.reference`;
-nothing else is cached.
+samples are kept by `flatq.evaluate.samples`.
 """
 
 from __future__ import annotations

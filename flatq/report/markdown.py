@@ -6,8 +6,10 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from flatq.evaluate.contrast import Contrast
 from flatq.evaluate.drift import Drift
 from flatq.evaluate.kid import KidDrift
+from flatq.evaluate.ladder import ERRORS
 from flatq.evaluate.prc import PrecisionRecall
 from flatq.verify.tables import audit_markdown
 
@@ -52,12 +54,41 @@ def render_markdown(report: Report) -> str:
         _details(report),
         "## Setting",
         _setting(report),
+        *_ladders(report),
         *_audits(report),
         *_grids(report),
         "## Environment",
         _environment(report),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _ladders(report: Report) -> list[str]:
+    """Where the drift of each model comes from."""
+    climbed = [(entry.label, entry.ladder) for entry in report.models if entry.ladder is not None]
+    if not climbed:
+        return []
+    blocks = [
+        "## Ladder",
+        "A is the float model in torch, B its float export on the runtime, C the quantized graph in torch, D "
+        "that graph on the runtime. Export error is B - A, quantization error C - A, kernel error "
+        "D - C - B + A; together they are the drift, D - A.",
+    ]
+    for label, ladder in climbed:
+        fids = ", ".join(f"{rung} {_number(fid)}" for rung, fid in sorted(ladder.fids.items()))
+        rows = ["| error | raw | corrected [low, high] | SE |", "| --- | ---: | ---: | ---: |"]
+        for name in ERRORS:
+            found: Contrast = getattr(ladder, name)
+            interval = (
+                "no interval" if found.corrected is None else f"{_signed(found.corrected)} {_ends(found)}"
+            )
+            rows.append(f"| {name} | {_signed(found.raw)} | {interval} | {_number(found.standard_error)} |")
+        blocks.append(f"### {_text(label)}\n\nFIDs: {fids}.")
+        blocks.append("\n".join(rows))
+        blocks.append(
+            f"B ran on {_identity(ladder.runtimes['B'])}; C ran on {_identity(ladder.runtimes['C'])}."
+        )
+    return blocks
 
 
 def _audits(report: Report) -> list[str]:
@@ -304,7 +335,7 @@ def _signed(value: float | None) -> str:
     return _NONE if value is None else f"{value:+.4g}"
 
 
-def _ends(interval: Drift | KidDrift) -> str:
+def _ends(interval: Drift | KidDrift | Contrast) -> str:
     return f"[{_signed(interval.low)}, {_signed(interval.high)}]"
 
 

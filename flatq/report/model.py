@@ -20,6 +20,7 @@ from flatq.evaluate.extractor import Kind
 from flatq.evaluate.gate import Verdict
 from flatq.evaluate.judge import Tolerances
 from flatq.evaluate.kid import KidDrift
+from flatq.evaluate.ladder import Ladder
 from flatq.evaluate.looks import Looks
 from flatq.evaluate.prc import PrecisionRecall
 from flatq.report.markdown import render_markdown
@@ -93,7 +94,7 @@ class ModelEntry(_Part):
     sampling batch. seconds_per_image: wall time of sampling and of extracting features. drift, kid, prc
     (precision and recall), finite and the distances: as in `flatq.evaluate.compare.Comparison`. grid,
     sidecar: paths relative to the report's folder. audit: the kernels that ran it. looks: where the gate
-    looked at a growing sample, which also sets the interval's confidence.
+    looked at a growing sample, which also sets the interval's confidence. ladder: where it was asked for.
     """
 
     name: str
@@ -115,6 +116,7 @@ class ModelEntry(_Part):
     sidecar: str | None = None
     audit: Audit | None = None
     looks: Looks | None = None
+    ladder: Ladder | None = None
 
 
 class Environment(_Part):

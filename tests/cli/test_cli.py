@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -71,6 +72,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("eval", "CKPT", "--baseline", "CKPT"),
         ("eval", "CKPT", "--fid"),
         ("eval", "CKPT", "--fid", "--baseline", "CKPT", "--on-inconclusive", "maybe"),
+        ("eval", "CKPT", "--fid", "--baseline", "CKPT", "--until-decided", "--max-drift", "1"),
+        ("eval", "CKPT", "--fid", "--baseline", "CKPT", "--max-samples", "2000", "--max-drift", "1"),
+        ("eval", "CKPT", "--fid", "--baseline", "CKPT", "--until-decided", "--max-samples", "2000"),
+        ("eval", "CKPT", "--fid", "--baseline", "CKPT", "--plan", "--max-drift", "1", "--max-drift-rel", "1"),
+        ("eval", "CKPT", "--fid", "--baseline", "CKPT", "--ladder"),
+        ("eval", "CKPT", "--fid", "--baseline", "CKPT", "--batch-size", "0"),
         ("eval", "CKPT", "--fid", "--baseline", "nothing.pt"),
         ("eval", "CKPT", "--fid", "--baseline", "CKPT", "--data", "nothing"),
         ("gate", "nothing.json", "--max-drift", "1"),
@@ -202,6 +209,14 @@ def test_from_checkpoint_to_a_verdict(cli: Cli, digits: Path, tmp_path: Path) ->
     assert read_deployment(artifact / "onnxruntime")[0].provenance["rewrites"]["group-norm"]["applied"] > 0
     assert cli("sample", artifact, "-n", 2, "--steps", 2, "-o", tmp_path / "a.npz") == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "q"]
+
+    out = tmp_path / "ladder"
+    assert _evaluate(cli, artifact, digits, out, 130, "--ladder", "--plan") == 0
+    assert "  quantization" in cli.out
+    assert "130 images resolve" in cli.out
+    assert "to resolve 0.25, half the tolerance" in cli.out
+    assert "PASS" not in cli.out  # a plan is no gate
+    shutil.rmtree(out)
 
     # 20 images are too few for an interval in 48 dimensions.
     assert _evaluate(cli, artifact, digits, tmp_path / "a", 20) == 4

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 KINDS = ("gaussian", "relu", "exponential", "elliptical")
@@ -29,6 +30,17 @@ def test_short(benchmark: ModuleType, kind: str, ratio: float) -> None:
     found = benchmark.coverage(kind, 16, ratio, 0.8, 120)
     assert found["coverage"] >= 0.87
     assert tuple(benchmark.KINDS) == KINDS
+
+
+def test_a_pool_of_real_pairs(benchmark: ModuleType, tmp_path: Path) -> None:
+    x, q, real = benchmark.pool("relu", 4, 1200, 0.5)
+    np.savez(tmp_path / "pairs.npz", features_float=x, features_quantized=q)
+    np.savez(tmp_path / "ref.npz", mu=real.mean(axis=0), sigma=np.cov(real.T))
+    found = benchmark.from_sidecar(tmp_path / "pairs.npz", tmp_path / "ref.npz", 5.0, 100)
+    assert (found["n"], found["pool"], found["rank"]) == (20, 1200, 4)
+    assert found["coverage"] >= 0.85  # 100 replicates: 4 standard errors of 95 % are 9 %
+    with pytest.raises(SystemExit, match="1200 pairs"):
+        benchmark.from_sidecar(tmp_path / "pairs.npz", tmp_path / "ref.npz", 7.0, 100)
 
 
 def test_the_goals(benchmark: ModuleType) -> None:
