@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from flatq.cli.common import Guidance, Threads, Weights, note, progress_bar, say_weights
 
 if TYPE_CHECKING:
+    from flatq.quantize.methods import WeightRounding
     from flatq.recipe import ActivationRange, Edges, Granularity, WeightRange
 
 __all__ = ["command"]
@@ -52,10 +53,27 @@ def command(
     calib_steps: Annotated[int, typer.Option(help="Timesteps along each chain.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the calibration noise.")] = 0,
     guidance: Guidance = 1.0,
+    method: Annotated[
+        str, typer.Option(help="How weights are rounded: rtn (to nearest), gptq or adaround (learned).")
+    ] = "rtn",
+    bias_correction: Annotated[
+        bool, typer.Option(help="Add each layer's mean output error on the calibration inputs to its bias.")
+    ] = False,
+    samples: Annotated[
+        int, typer.Option(help="Calibration inputs that the method and the correction look at.")
+    ] = 256,
+    damping: Annotated[
+        float, typer.Option(help="Of gptq, as a share of the Hessian's mean diagonal.")
+    ] = 0.01,
+    act_order: Annotated[
+        bool, typer.Option(help="Of gptq: columns that read the largest inputs first.")
+    ] = True,
+    iterations: Annotated[int, typer.Option(help="Of adaround, for each block.")] = 1000,
+    learning_batch: Annotated[int, typer.Option(help="Of adaround: inputs in an iteration.")] = 16,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the artifact.")] = None,
 ) -> None:
-    """Quantize a checkpoint into a target-neutral artifact (CKPT.w4a8 and the like)."""
+    """Quantize a checkpoint into a target-neutral artifact (CKPT.w4a8, CKPT.w4a8-gptq)."""
     from pydantic import ValidationError
 
     from flatq.errors import UsageError
@@ -86,15 +104,45 @@ def command(
             expected="positive --calib-images and --calib-steps, a --seed and --guidance of at least 0",
             got=f"{calib_images}, {calib_steps}, {seed}, {guidance}",
         ) from error
+    rounding = _rounding(
+        {"method": method, "bias_correction": bias_correction, "samples": samples},
+        {"damping": damping, "act_order": act_order},
+        {"iterations": iterations, "batch": learning_batch},
+    )
     loaded = load_checkpoint(checkpoint)
     chosen = say_weights(loaded, weights)
     activations = "float" if act_bits == 32 else f"{act_bits}-bit"
     note(f"weights at {bits} bits, activations {activations} (recipe {recipe.name})")
-    folder = out or checkpoint.with_name(f"{checkpoint.stem}.{recipe.name}")
+    note(rounding.describe())
+    folder = out or checkpoint.with_name(f"{checkpoint.stem}.{recipe.name}{rounding.suffix}")
     with progress_bar() as bar:
         artifact = quantize_checkpoint(
-            loaded, recipe, average=chosen, calibration=calibration, threads=threads, progress=bar
+            loaded,
+            recipe,
+            average=chosen,
+            calibration=calibration,
+            threads=threads,
+            progress=bar,
+            rounding=rounding,
         )
         manifest = write_artifact(artifact, folder)
     note(f"{len(manifest.planned)} layers quantized; `flatq inspect {folder}` shows every decision")
     typer.echo(str(folder))
+
+
+def _rounding(general: dict[str, Any], gptq: dict[str, Any], adaround: dict[str, Any]) -> WeightRounding:
+    """The options as settings; a `UsageError` names the one that is wrong."""
+    from pydantic import ValidationError
+
+    from flatq.errors import UsageError
+    from flatq.quantize.methods import WeightRounding
+
+    try:
+        return WeightRounding.model_validate({**general, "gptq": gptq, "adaround": adaround})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][-1]).replace("_", "-")
+        option = {"batch": "learning-batch"}.get(name, name)
+        raise UsageError(
+            f"--{option} is not valid", expected=first["msg"], got=str(first["input"])
+        ) from error

@@ -90,6 +90,7 @@ def _inverse_factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:
     while True:
         lower, failed = torch.linalg.cholesky_ex(hessian + damping * mean * eye)
         if not int(failed):
+            factor: torch.Tensor
             factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not int(failed):
                 return factor

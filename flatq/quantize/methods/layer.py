@@ -84,13 +84,13 @@ class QuantLayer:
             total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
             source = F.pad(source, [p for t in reversed(total) for p in (t // 2, t - t // 2)])
             padding = [0, 0]
-        unfolded = F.unfold(source, list(kernel), dilation=dilation, padding=padding, stride=stride)
+        unfolded = F.unfold(source, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
         return unfolded.transpose(1, 2).reshape(-1, self.weight[0].numel())
 
     def _geometry(self) -> tuple[Any, Any, Any]:
         defaults: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1])
         given = tuple(self.node.args[3:6])
-        stride, padding, dilation = (*given, *defaults[len(given) :])
+        stride, padding, dilation = [*given, *defaults[len(given) :]]
         if self.node.target is _aten.conv2d.padding and len(given) < 2:
             padding = "valid"
         return _pair(stride), padding if isinstance(padding, str) else _pair(padding), _pair(dilation)
@@ -147,7 +147,8 @@ def _input_quantizer(
     if decision is None:
         return lambda x: x
     assert decision.scheme is not None
-    found = activation_qparams(*ranges[decision.range_name][decision.group].tolist(), decision.scheme)
+    smallest, largest = ranges[decision.range_name][decision.group].tolist()
+    found = activation_qparams(smallest, largest, decision.scheme)
     scale, zero_point = found.scale, found.zero_point.to(torch.int32)
 
     def quantize(x: torch.Tensor) -> torch.Tensor:

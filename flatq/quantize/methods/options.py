@@ -48,7 +48,7 @@ class AdaRound(_Frozen):
     iterations: int = Field(default=1000, gt=0)
     batch: int = Field(default=16, gt=0)
     lr: float = Field(default=1e-2, gt=0)
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=10.0, ge=0)
     warmup: float = Field(default=0.2, ge=0, lt=1)
     beta: tuple[float, float] = (20.0, 2.0)
     drop: float = Field(default=0.5, ge=0, le=1)

@@ -166,4 +166,4 @@ def batches(
     x = torch.from_numpy(inputs.x).flatten(0, 1)
     t = torch.from_numpy(inputs.t).repeat_interleave(images)
     label = () if inputs.label is None else (torch.from_numpy(inputs.label).flatten(),)
-    return [tuple(value[part] for value in (x, t, *label)) for part in chosen.split(size)]
+    return [tuple(value[part] for value in (x, t, *label)) for part in torch.split(chosen, size)]

@@ -98,10 +98,10 @@ def test_the_block_changes_nothing_but_the_speed() -> None:
 def test_a_scale_for_each_column_is_taken_as_it_is() -> None:
     weight, scale, inputs = _problem(5, 8, 60)
     scales = torch.cat([scale.expand(5, 4), 0.25 * scale.expand(5, 4)], dim=1)
-    # neither the damping nor the order of the columns is the same in both units
-    exact = Gptq(damping=1e-12, act_order=False)
-    codes = gptq_codes(weight, scales, _hessian(inputs), LOW, HIGH, exact)
-    ones = gptq_codes(weight / scales, torch.ones(5, 1), _hessian(inputs * scales[0]), LOW, HIGH, exact)
+    # Neither damping nor an order by the inputs' size, which a change of units would change.
+    plain = Gptq(damping=1e-9, act_order=False)
+    codes = gptq_codes(weight, scales, _hessian(inputs), LOW, HIGH, plain)
+    ones = gptq_codes(weight / scales, torch.ones(5, 1), _hessian(inputs * scales[0]), LOW, HIGH, plain)
     assert torch.equal(codes[0], ones[0])
 
 

@@ -1,0 +1,174 @@
+"""What quantizing costs: wall and CPU time and peak memory of each method, each in a process of its own.
+
+The network is a UNet of 6.8 million parameters, 3 x 32 x 32, with random weights: the time depends on shapes
+alone. Recipe w4a8, two threads, the calibration that `flatq quantize` has by default.
+
+    python benchmarks/quantize.py [rtn gptq adaround] [--share 0.05] [-o FILE]
+
+`--share` runs AdaRound with that share of its iterations and extrapolates: the learning's seconds are divided
+by it, the rest stays. Such a number is marked as extrapolated, and no goal counts as met by it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main"]
+
+GOALS_S = {"rtn": 60.0, "gptq": 300.0, "adaround": 1800.0}
+GOAL_BYTES = 4 * 2**30
+
+UNET = {
+    "block_out_channels": [64, 128, 128],
+    "layers_per_block": 2,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": 32,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": 32,
+}
+
+
+def _checkpoint(folder: Path) -> Path:
+    import torch
+
+    from flatq.checkpoint import Checkpoint, ModelConfig, save_checkpoint
+    from flatq.network import build_network
+    from flatq.process import ProcessConfig
+
+    config = ModelConfig(image_size=32, image_channels=3, out_channels=3, unet=UNET)
+    torch.manual_seed(0)
+    weights = build_network(config).unet.state_dict()
+    path = folder / "ckpt.pt"
+    save_checkpoint(Checkpoint(config, ProcessConfig(schedule="cosine"), {"raw": weights}), path)
+    return path
+
+
+class _Clock:
+    """Wall and CPU seconds of each stage, told by the progress of `quantize_checkpoint`."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, list[float]] = {}
+        self._last = (time.perf_counter(), time.process_time())
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = (time.perf_counter(), time.process_time())
+        spent = self.stages.setdefault(what, [0.0, 0.0])
+        for i in range(2):
+            spent[i] += now[i] - self._last[i]
+        self._last = now
+
+
+def _measure(method: str, threads: int, share: float) -> dict[str, Any]:
+    """One method in this process."""
+    from flatq.checkpoint import load_checkpoint
+    from flatq.quantize.methods import AdaRound, WeightRounding
+    from flatq.quantize.rounding import quantize_checkpoint
+    from flatq.recipe import PRESETS
+
+    options = AdaRound()
+    few = options.model_copy(update={"iterations": max(round(options.iterations * share), 1)})
+    rounding = WeightRounding.model_validate({"method": method, "adaround": few})
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = load_checkpoint(_checkpoint(Path(folder)))
+    parameters = sum(value.numel() for value in checkpoint.weights["raw"].values())
+    clock = _Clock()
+    wall, cpu = time.perf_counter(), time.process_time()
+    artifact = quantize_checkpoint(
+        checkpoint, PRESETS["w4a8"], threads=threads, progress=clock, rounding=rounding
+    )
+    found = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+    result: dict[str, Any] = {
+        **found,
+        "stages_s": {name: {"wall": spent[0], "cpu": spent[1]} for name, spent in clock.stages.items()},
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "parameters": parameters,
+        "calibration": artifact.manifest.calibration.model_dump(mode="json"),
+        "rounding": rounding.model_dump(mode="json"),
+    }
+    if method == "adaround" and few.iterations < options.iterations:
+        factor = options.iterations / few.iterations - 1
+        learning = clock.stages["learning to round"]
+        result["extrapolated"] = {
+            "iterations": options.iterations,
+            "wall_s": found["wall_s"] + factor * learning[0],
+            "cpu_s": found["cpu_s"] + factor * learning[1],
+        }
+    return result
+
+
+def _verdict(method: str, result: dict[str, Any]) -> str:
+    """What the numbers say about the goals."""
+    seconds = result.get("extrapolated", result)
+    memory = f"{result['peak_rss_bytes'] / 2**30:.2f} GiB"
+    text = f"{method:9} wall {seconds['wall_s']:.0f} s, CPU {seconds['cpu_s']:.0f} s, peak {memory}"
+    goal = f"goal {GOALS_S[method]:.0f} s"
+    if "extrapolated" in result:
+        return f"{text}; extrapolated, so not seen ({goal})"
+    met = seconds["wall_s"] < GOALS_S[method] and result["peak_rss_bytes"] < GOAL_BYTES
+    return f"{text}; {'met' if met else 'missed'} ({goal})"
+
+
+def _environment(threads: int) -> dict[str, Any]:
+    import torch
+
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
+    return {
+        "command": "python " + " ".join(["benchmarks/quantize.py", *sys.argv[1:]]),
+        "commit": commit.stdout.strip(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_average_before": [round(value, 2) for value in os.getloadavg()],
+    }
+
+
+def main() -> None:
+    """Measure the methods one after the other, print and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("methods", nargs="*", default=list(GOALS_S), metavar="METHOD")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "-o", "--out", type=Path, help="a JSON file; methods not measured now keep their entry"
+    )
+    options = parser.parse_args()
+    if not set(options.methods) <= set(GOALS_S) or not 0 < options.share <= 1:
+        parser.error(f"methods: {', '.join(GOALS_S)}; --share: above 0, at most 1")
+    if options.in_this_process:
+        print(json.dumps(_measure(options.methods[0], options.threads, options.share)))
+        return
+    old = json.loads(options.out.read_text("utf-8")) if options.out and options.out.exists() else {}
+    results: dict[str, Any] = dict(old.get("methods", {}))
+    for method in options.methods:
+        environment = _environment(options.threads)
+        rest = ("--in-this-process", "--threads", str(options.threads), "--share", str(options.share))
+        child = subprocess.run(
+            [sys.executable, __file__, method, *rest], stdout=subprocess.PIPE, text=True, check=True
+        )
+        result = json.loads(child.stdout.splitlines()[-1])
+        environment["load_average_after"] = [round(value, 2) for value in os.getloadavg()]
+        results[method] = {**result, "environment": environment}
+        print(_verdict(method, result), flush=True)
+    content = {"goals": {"wall_s": GOALS_S, "peak_rss_bytes": GOAL_BYTES}, "methods": results}
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Learned rounding of a block: what it may choose, and that it never makes the block worse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from flatq.quantize.methods.adaround import Outcome, SoftRounding, reconstruct
+from flatq.quantize.methods.blocks import Block, blocks
+from flatq.quantize.methods.layer import QuantLayer
+from flatq.quantize.methods.options import AdaRound
+from flatq.quantize.methods.stream import Stream
+
+QUICK = AdaRound(iterations=150, batch=8)
+
+
+def _problem(
+    weight: torch.Tensor, scale: torch.Tensor, inputs: torch.Tensor
+) -> tuple[Block, Stream, QuantLayer]:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight)
+    graph = torch.export.export(linear, (inputs,)).module()
+    node = next(n for n in graph.graph.nodes if n.target is torch.ops.aten.linear.default)
+    nearest = (weight / scale).round().clamp(-8, 7).to(torch.int8)
+    layer = QuantLayer("linear", node, weight, None, scale, -8, 7, nearest)
+    (block,) = blocks(graph, {node: layer})
+    return block, Stream(graph, [(part,) for part in inputs.split(QUICK.batch)]), layer
+
+
+def _learn(weight: torch.Tensor, scale: torch.Tensor, inputs: torch.Tensor) -> tuple[Outcome, torch.Tensor]:
+    block, stream, layer = _problem(weight, scale, inputs)
+    generator = torch.Generator().manual_seed(0)
+    return reconstruct(block, stream.batches, stream.batches, QUICK, generator), layer.codes
+
+
+def _random() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(6, 8, generator=generator)
+    inputs = torch.randn(64, 3, generator=generator) @ torch.randn(3, 8, generator=generator)
+    return weight, weight.abs().amax(1, keepdim=True) / 7.5, inputs
+
+
+def test_correlated_inputs_are_made_use_of() -> None:
+    weight, scale, inputs = _random()
+    outcome, codes = _learn(weight, scale, inputs)
+    exact = weight / scale
+    assert bool(((codes == exact.floor().clamp(-8, 7)) | (codes == exact.ceil().clamp(-8, 7))).all())
+    for which, value in ((codes, outcome.learned), (exact.round().clamp(-8, 7), outcome.nearest)):
+        error = (inputs.double() @ (which * scale - weight).double().T).square().mean()
+        assert value == pytest.approx(float(error), rel=1e-4)
+    # Three directions of inputs and eight weights to choose for each output: much can be made up for.
+    assert outcome.learned < 0.3 * outcome.nearest
+
+
+def test_two_weights_that_read_the_same_are_rounded_apart() -> None:
+    # The sum 0.8 of the two is nearest to 1: one goes up, one down. Rounded to nearest both go down.
+    weight, scale = torch.tensor([[0.45, 0.4]]), torch.ones(1, 1)
+    inputs = torch.linspace(-1, 1, 32)[:, None].expand(32, 2).contiguous()
+    outcome, codes = _learn(weight, scale, inputs)
+    assert sorted(codes.flatten().tolist()) == [0, 1]
+    assert outcome.learned < 0.05 * outcome.nearest
+
+
+def test_at_the_start_the_weight_is_the_float_one() -> None:
+    weight, scale, inputs = _random()
+    _, _, layer = _problem(weight, scale, inputs)
+    soft = SoftRounding(layer)
+    # Codes beyond the width are clipped: those above 7. The inverse of the sigmoid is kept off its ends.
+    torch.testing.assert_close(
+        soft.weight(), weight.clamp(max=7 * scale), rtol=0, atol=float(scale.max()) * 2e-4
+    )
+
+
+def test_codes_that_do_not_help_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, scale, inputs = _random()
+    block, stream, layer = _problem(weight, scale, inputs)
+    before = layer.codes.clone()
+    monkeypatch.setattr(SoftRounding, "codes", lambda self: torch.zeros_like(before))
+    generator = torch.Generator().manual_seed(0)
+    outcome = reconstruct(block, stream.batches, stream.batches, QUICK, generator)
+    assert outcome.learned > outcome.nearest
+    assert torch.equal(layer.codes, before)
+
+
+@pytest.mark.parametrize("case", ["zero weight", "zero input", "one value"])
+def test_degenerate_blocks_stay_finite(case: str) -> None:
+    weight, scale, inputs = _random()
+    weight[2], scale[2] = 0, torch.finfo(torch.float32).tiny
+    if case == "zero weight":
+        weight, scale = torch.zeros_like(weight), torch.full_like(scale, torch.finfo(torch.float32).tiny)
+    inputs = {
+        "zero weight": inputs,
+        "zero input": torch.zeros_like(inputs),
+        "one value": inputs[:1].expand(64, 8),
+    }[case].contiguous()
+    outcome, codes = _learn(weight, scale, inputs)
+    assert not bool(codes[2].any())
+    assert outcome.learned <= outcome.nearest
+    if case != "one value":
+        assert outcome.nearest == 0
+        assert torch.equal(codes, (weight / scale).round().clamp(-8, 7).to(torch.int8))
