@@ -8,6 +8,8 @@ from importlib.util import find_spec
 
 import typer
 
+from flatq.runtime.cpu import saturation_note
+
 __all__ = ["command"]
 
 _PACKAGES = (
@@ -40,6 +42,9 @@ def command() -> None:
     import platform
 
     typer.echo(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    problem = saturation_note()
+    if problem is not None:
+        typer.echo(f"note: {problem}")
     found = {}
     for name in _PACKAGES:
         try:

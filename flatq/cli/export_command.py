@@ -9,6 +9,7 @@ import typer
 
 from flatq.cli.common import Weights, note, one_artifact, progress_bar, say_weights
 from flatq.errors import EXIT_GATE_FAILED, MissingRuntimeError, UsageError
+from flatq.runtime.cpu import saturation_note
 
 if TYPE_CHECKING:
     from flatq.deployment import Deployment, FloatPrecision, Target
@@ -117,6 +118,8 @@ def command(
         deployment = _export(
             path, kind, target, folder, weights, cast("FloatPrecision", floats), plain, check
         )
+        if target in ("onnxruntime", "openvino"):
+            _say_saturation(deployment)
         size = sum((folder / name).stat().st_size for name in (deployment.file, *deployment.files))
         note(f"{deployment.precision}, {size:,} bytes")
         typer.echo(str(folder))
@@ -128,6 +131,13 @@ def command(
             audits["tensorrt"] = _audit_engine(path, folders["tensorrt"])
     if require_int8 is not None:
         _require(audits, require_int8)
+
+
+def _say_saturation(deployment: Deployment) -> None:
+    """A note where the deployment has 8-bit weights and this CPU adds their products in too few bits."""
+    problem = saturation_note()
+    if problem is not None and 8 in deployment.provenance.get("weights_bits", {}).values():
+        note(f"{problem} (this deployment has such weights)")
 
 
 def _check(path: Path, target: Target, audits: dict[Target, Audit], *, parity: bool, needed: bool) -> Check:

@@ -3,8 +3,9 @@
 The codes, scales and ranges are the artifact's; the target decides where Q/DQ nodes stand and whether
 activations may have a zero point. The graph comes from torchao's `convert_pt2e`.
 
-- onnxruntime: inputs, weights and outputs, affine. Its CPU kernels write integers, and without the Q/DQ
-  behind a convolution it runs in float.
+- onnxruntime: inputs, weights and outputs, affine uint8. Its CPU kernels write integers, and without the Q/DQ
+  behind a convolution it runs in float. With int8 activations version 1.32 refuses a graph that it rewrote
+  itself ("output_dtype INT8 does not match y_zero_point type UINT8").
 - openvino: inputs and weights, affine. Its kernels write floats; Q/DQ at the output is one more pass.
 - tensorrt: inputs and weights, symmetric int8. Its parser refuses a zero point other than 0.
 - generic: inputs and weights, affine: what the ONNX standard says, and nothing that a runtime would have to
@@ -44,14 +45,17 @@ class Placement:
     Attributes:
         outputs: Q/DQ also behind the layers that run as one integer kernel with an integer result.
         symmetric: activations with zero point 0 only.
+        unsigned: activations in uint8 only; symmetric ones have the same values with a zero point
+            in the middle.
     """
 
     outputs: bool
     symmetric: bool
+    unsigned: bool = False
 
 
 TARGETS: dict[Target, Placement] = {
-    "onnxruntime": Placement(outputs=True, symmetric=False),
+    "onnxruntime": Placement(outputs=True, symmetric=False, unsigned=True),
     "openvino": Placement(outputs=False, symmetric=False),
     "tensorrt": Placement(outputs=False, symmetric=True),
     "generic": Placement(outputs=False, symmetric=False),
@@ -94,7 +98,8 @@ def lower(artifact: Artifact, target: Target) -> Lowered:
         scheme = decision.scheme.model_copy(
             update={"symmetric": decision.scheme.symmetric or placement.symmetric}
         )
-        return fixed_spec(activation_qparams(low_value, high_value, scheme))
+        qparams = activation_qparams(low_value, high_value, scheme)
+        return fixed_spec(qparams.unsigned() if placement.unsigned else qparams)
 
     with quiet():
         prepared = prepare_pt2e(graph, FlatqQuantizer(list(manifest.decisions), spec))

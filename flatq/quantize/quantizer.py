@@ -39,6 +39,12 @@ class Qparams:
     high: int
     dtype: torch.dtype
 
+    def unsigned(self) -> Qparams:
+        """The same values with codes from 0 on."""
+        if self.dtype == torch.uint8:
+            return self
+        return Qparams(self.scale, self.zero_point - self.low, 0, self.high - self.low, torch.uint8)
+
 
 def code_range(scheme: Scheme) -> tuple[int, int, torch.dtype]:
     """Smallest code, largest code and storage of a scheme.

@@ -75,8 +75,8 @@ def percentile_range(histogram: FloatHistogram, percentile: float) -> tuple[floa
 def mse_range(histogram: FloatHistogram, low: float, high: float, scheme: Scheme) -> tuple[float, float]:
     """The range within [low, high] whose codes have the least squared error on what was counted.
 
-    Both ends are moved in turn, in steps of an eighth of an octave, then of a 64th. Values in bins wider than
-    half a step are taken as spread evenly over it (step^2 / 12), the others as their bin's middle.
+    The ends are moved together, then in turn, in steps of an eighth of an octave, then of a 64th. Values in
+    bins wider than half a step are taken as spread evenly over it (step^2 / 12), the others as their middle.
 
     Args:
         low, high: the extremes; the range holds 0 in any case.
@@ -98,22 +98,23 @@ def mse_range(histogram: FloatHistogram, low: float, high: float, scheme: Scheme
             found[i] = (torch.where(spread, scale * scale / 12, squared) * counts).sum()
         return found
 
-    best_low, best_high = low, high
-    for step, reach in ((1 / 8, _OCTAVES * 8), (1 / 8, _OCTAVES * 8), (1 / 64, 8)):
-        for end in ("high", "low"):
-            # The first is what stands, so that of equals the wider range stays.
-            exponents = -step * torch.arange(reach + 1)
-            if step < 1 / 8:
-                exponents = torch.cat([exponents[:1], -exponents[1:], exponents[1:]])
-            start = high if end == "high" else low
-            if step < 1 / 8:
-                start = best_high if end == "high" else best_low
-            tried = (start * torch.exp2(exponents.double())).clamp(low, high)
-            if end == "high":
-                best_high = float(tried[error(torch.full_like(tried, best_low), tried).argmin()])
-            else:
-                best_low = float(tried[error(tried, torch.full_like(tried, best_high)).argmin()])
-    return best_low, best_high
+    coarse = torch.exp2(-torch.arange(8 * _OCTAVES + 1).double() / 8)
+    fine = torch.exp2(torch.tensor([0, *range(-7, 0), *range(1, 8)]).double() / 64)
+    # A symmetric scale depends on the larger end alone, so that its ends have to move together.
+    ends = ["both"] if scheme.symmetric else ["both", "high", "low", "high", "low"]
+    best = (low, high)
+    for shares in (coarse, fine):
+        for end in ends:
+            start = (low, high) if shares is coarse else best
+            # What stands comes first, so that it stays where nothing is better.
+            lows, highs = (
+                torch.cat([shares.new_tensor([now]), first * shares if moves else now * shares**0])
+                for now, first, moves in zip(best, start, (end != "high", end != "low"), strict=True)
+            )
+            lows, highs = lows.clamp(low, high), highs.clamp(low, high)
+            least = int(error(lows, highs).argmin())
+            best = (float(lows[least]), float(highs[least]))
+    return best
 
 
 class RangeObserver(ObserverBase):  # type: ignore[misc]
