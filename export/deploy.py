@@ -62,7 +62,7 @@ def export_artifact(
     artifact = read_artifact(folder)
     manifest = artifact.manifest
     lowered = lower(artifact, target)
-    model = to_onnx(lowered.graph, manifest.model)
+    model = to_onnx(lowered.graph, manifest.model, lowered.layers.values())
     names = weight_initializers(model, lowered.layers)
     bits = {d.node: d.scheme.bits for d in manifest.decisions if d.port == "weight" and d.scheme}
     provenance = {

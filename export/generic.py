@@ -3,9 +3,10 @@
 What stands in the file:
 
 - in front of every planned layer QuantizeLinear and DequantizeLinear of its input: per tensor, affine uint8
-  (int8 where the recipe is symmetric); a 4-bit activation is clipped to its 16 values before it;
-- its weight as an INT8 initializer behind DequantizeLinear: per output channel (axis 0), zero point 0;
-  4-bit weights are codes of -8..7 in it, since few consumers read INT4 in front of a convolution;
+  (int8 where the recipe is symmetric); a 4-bit activation is clipped to its 16 values before it, and so on;
+- its weight as an INT8 initializer behind DequantizeLinear: per output channel (axis 0) or per tensor, as the
+  recipe says, zero point 0; 4-bit weights are codes of -8..7 in it, since few consumers read INT4 in front of
+  a convolution;
 - bias, attention, normalization and everything else in float32; no Q/DQ behind a layer;
 - inputs x float32 [batch, C, H, W], t int64 [batch] and, with classes, label int64 [batch]; output `out`.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,13 @@ _LARGEST = 2**31 - 1
 """Bytes of a protobuf message."""
 
 
-def to_onnx(graph: fx.GraphModule, config: ModelConfig) -> onnx.ModelProto:
+def to_onnx(graph: fx.GraphModule, config: ModelConfig, codes: Collection[str] = ()) -> onnx.ModelProto:
     """Export a graph with inputs x float32 [batch, C, H, W], t and maybe label int64 [batch], and the output
     `out`.
+
+    Args:
+        codes: names of the tensors in the graph's state that hold a layer's integers, as the values of
+            `Lowered.layers`. Each stays an initializer of its own, also where two hold the same numbers.
 
     Raises:
         ModelError: the exporter refuses the graph, or onnx's checker the model.
@@ -42,9 +46,11 @@ def to_onnx(graph: fx.GraphModule, config: ModelConfig) -> onnx.ModelProto:
                 opset_version=OPSET,
                 input_names=input_names(config),
                 output_names=["out"],
+                optimize=False,
                 verbose=False,
             )
-        assert exported is not None
+            assert exported is not None
+            _optimize(exported, codes)
         model = exported.model_proto
         onnx.checker.check_model(model, full_check=True)
     except torch.onnx.errors.OnnxExporterError as error:
@@ -64,6 +70,21 @@ def to_onnx(graph: fx.GraphModule, config: ModelConfig) -> onnx.ModelProto:
     _name_batch(model)
     _strip(model)
     return model
+
+
+def _optimize(exported: torch.onnx.ONNXProgram, codes: Collection[str]) -> None:
+    """What `torch.onnx.export` does by default, without merging layers whose integers are equal.
+
+    onnxscript's optimizer makes one of initializers with equal bytes (up to 1,024 elements), then one of what
+    computes with them. It leaves the inputs of the graph alone, so the integers stand among these meanwhile.
+    """
+    names = {_plain(name) for name in codes}
+    inputs = exported.model.graph.inputs
+    kept = [v for name, v in exported.model.graph.initializers.items() if _plain(name) in names]
+    inputs.extend(kept)
+    exported.optimize()
+    for value in kept:
+        inputs.remove(value)
 
 
 def _name_batch(model: onnx.ModelProto) -> None:
@@ -115,17 +136,17 @@ def _plain(name: str) -> str:
 
 
 def narrow_weights(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
-    """Store the 4-bit weights as INT4 and widen each with a Cast.
+    """Store the weights of 4 bits and less as INT4 and widen each with a Cast.
 
     Args:
-        bits: name of an INT8 initializer -> width of its codes, 4 or 8.
+        bits: name of an INT8 initializer -> width of its codes, 2 to 8.
 
     Raises:
         ModelError: a code does not fit 4 bits.
     """
     casts = []
     for index, initializer in enumerate(model.graph.initializer):
-        if bits.get(initializer.name) != 4:
+        if bits.get(initializer.name, 8) > 4:
             continue
         codes = numpy_helper.to_array(initializer)
         if codes.min() < -8 or codes.max() > 7:

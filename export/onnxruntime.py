@@ -1,4 +1,4 @@
-"""For ONNX Runtime on the CPU: one ONNX file, 4-bit weights as INT4 behind a Cast.
+"""For ONNX Runtime on the CPU: one ONNX file, weights of 4 bits and less as INT4 behind a Cast.
 
 ONNX Runtime folds the Cast when it loads the file, and its int8 kernels run what comes out.
 """

@@ -1,7 +1,7 @@
 """For OpenVINO: its IR, an .xml with the graph and a .bin with the numbers.
 
-4-bit weights are i4 constants widened to i8 by a Convert. With Q/DQ on inputs and weights alone the CPU
-plugin folds the Convert when it compiles, and runs the same int8 kernels as for 8-bit weights.
+Weights of 4 bits and less are i4 constants widened to i8 by a Convert. With Q/DQ on inputs and weights alone
+the CPU plugin folds the Convert when it compiles, and runs the same int8 kernels as for 8-bit weights.
 """
 
 from __future__ import annotations

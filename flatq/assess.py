@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flatq.errors import ArtifactError, DataError, UsageError
 from flatq.evaluate.cache import Note, ReferenceCache, cache_folder
 from flatq.evaluate.compare import Comparison, Referee, compare, open_referee, stored_referee
 from flatq.evaluate.extractor import open_extractor
-from flatq.evaluate.frechet import frechet_side
-from flatq.evaluate.gate import decide
+from flatq.evaluate.gate import Verdict
+from flatq.evaluate.growing import Growing
+from flatq.evaluate.judge import Influences, Tolerances, judge
+from flatq.evaluate.looks import Looks, plan_looks, until_decided
 from flatq.evaluate.prc import PrecisionRecall
 from flatq.evaluate.reference import load_reference
 from flatq.images import Resize, load_images, to_uint8
@@ -33,8 +31,8 @@ from flatq.report.model import (
     Report,
     write_report,
 )
-from flatq.runtime.base import UNCONDITIONED, Condition, Runtime, default_threads
-from flatq.sampler import SamplePlan, check_labels, sample
+from flatq.runtime.base import default_threads
+from flatq.sampler import SamplePlan, check_labels
 
 __all__ = ["Assessment", "assess"]
 
@@ -61,7 +59,10 @@ class Assessment:
         device, precision, hint: of the models, as `flatq.backends.Settings`.
         baseline_runtime: of the baseline, torch by default.
         average: weights of the baseline; None takes those that the models were made from.
-        max_drift: the gate's tolerance; None leaves out the verdict.
+        max_drift, max_drift_rel, min_samples: the gate's, as `flatq.evaluate.judge.Tolerances`; without a
+            tolerance there is no verdict.
+        max_samples: go on drawing up to so many images until the gate has decided; None draws `images`.
+        looks: at how many sizes the gate looks then, each at its share of 1 - confidence.
         reference: a file of statistics that the distances are taken to, in place of `data`.
         inception_weights, features_device: of the Inception network, as `open_extractor`.
         cache: whether the features of `data` are kept for the next time.
@@ -87,48 +88,15 @@ class Assessment:
     rounding: Literal["round", "truncate"] = "round"
     confidence: float = 0.95
     max_drift: float | None = None
+    max_drift_rel: float | None = None
+    min_samples: int | None = None
+    max_samples: int | None = None
+    looks: int = 4
     reference: Path | None = None
     inception_weights: Path | None = None
     features_device: str = "cpu"
     cache: bool = True
     resize: Resize | None = None
-
-
-class _Timed:
-    """A runtime that notes how long each call of a full batch takes."""
-
-    def __init__(self, runtime: Runtime, batch_size: int) -> None:
-        self._runtime, self._batch_size = runtime, batch_size
-        self.seconds: list[float] = []
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return self._runtime.identity
-
-    def __call__(
-        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
-    ) -> NDArray[np.float32]:
-        start = time.perf_counter()
-        output = self._runtime(x, t, cond)
-        if len(x) == self._batch_size:
-            self.seconds.append(time.perf_counter() - start)
-        return output
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing: who opened the runtime closes it."""
-
-
-@dataclass(frozen=True)
-class _Sampled:
-    model: Model
-    images: NDArray[np.float32]
-    identity: dict[str, Any]
-    latency_ms: float | None
 
 
 def assess(task: Assessment, progress: Progress | None = None, note: Note = lambda _: None) -> Report:
@@ -145,6 +113,12 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
         raise UsageError("too few images", expected="at least 2", got=str(task.images), next_step="raise -n")
     if not task.models:
         raise UsageError("no model to evaluate", expected="at least one artifact", got="none")
+    tolerances = Tolerances(task.max_drift, task.max_drift_rel, task.min_samples)
+    gated = task.max_drift is not None or task.max_drift_rel is not None
+    looks = Looks((task.images,), task.confidence)
+    if task.max_samples is not None:
+        tolerances.check()
+        looks = plan_looks(task.images, task.max_samples, task.looks, task.confidence)
     average = _baseline_average(task)
     baseline = open_model(task.baseline, runtime=task.baseline_runtime, average=average, threads=task.threads)
     with baseline.runtime:
@@ -153,50 +127,37 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
         note(f"weights of the baseline: {baseline.weights}{why}")
         # before anything is sampled, so that a reference that does not fit is found at once
         referee = _referee(task, baseline.image_shape, progress, note)
-        float_side = _sample(task, baseline, progress)
-    if not np.isfinite(float_side.images).all():
-        raise DataError(
-            f"the baseline {task.baseline} samples values that are not finite",
-            expected="finite images",
-            got="NaN or infinity",
-            next_step="check the checkpoint with `flatq sample`",
-        )
-    features_float = referee.extract(float_side.images, rounding=task.rounding)
-    frechet_float = frechet_side(features_float, referee.reference)
-    task.out.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for number, path in enumerate(task.models):
-        model = open_model(
-            path,
-            runtime=task.runtime,
-            average=average if kind_of(path) == "checkpoint" else None,
-            threads=task.threads,
-            device=task.device,
-            precision=task.precision,
-            hint=task.hint,
-        )
-        with model.runtime:
-            if model.classes != baseline.classes:
-                raise ArtifactError(
-                    f"{path} does not take the labels of {task.baseline}",
-                    expected=baseline.classes.model_dump_json() if baseline.classes else "no labels",
-                    got=model.classes.model_dump_json() if model.classes else "no labels",
-                    next_step="name the checkpoint it was made from with --baseline",
+        float_side = _growing(task, baseline, referee, progress)
+        float_side.grow(looks.planned[0])
+        task.out.mkdir(parents=True, exist_ok=True)
+        entries = []
+        for number, path in enumerate(task.models):
+            model = open_model(
+                path,
+                runtime=task.runtime,
+                average=average if kind_of(path) == "checkpoint" else None,
+                threads=task.threads,
+                device=task.device,
+                precision=task.precision,
+                hint=task.hint,
+            )
+            with model.runtime:
+                if model.classes != baseline.classes:
+                    raise ArtifactError(
+                        f"{path} does not take the labels of {task.baseline}",
+                        expected=baseline.classes.model_dump_json() if baseline.classes else "no labels",
+                        got=model.classes.model_dump_json() if model.classes else "no labels",
+                        next_step="name the checkpoint it was made from with --baseline",
+                    )
+                side = _growing(task, model, referee, progress)
+                comparison, verdict, taken = _compare(
+                    task, referee, float_side, side, looks, tolerances if gated else None
                 )
-            sampled = _sample(task, model, progress)
-        comparison = compare(
-            referee,
-            float_side.images,
-            sampled.images,
-            indices=np.arange(task.first, task.first + task.images),
-            confidence=task.confidence,
-            rounding=task.rounding,
-            features_float=features_float,
-            side_float=frechet_float,
-        )
-        entries.append(_entry(task, number, sampled, float_side, comparison))
-    prc = referee.precision_recall(features_float)
-    report = _report(task, float_side, referee, prc, entries)
+            entries.append(_entry(task, number, side, float_side, comparison, verdict, taken))
+    features = float_side.features(len(float_side.images))
+    assert features is not None
+    prc = referee.precision_recall(features)
+    report = _report(task, float_side, referee, prc, entries, tolerances if gated else None)
     write_report(report, task.out)
     return report
 
@@ -284,32 +245,74 @@ def _baseline_average(task: Assessment) -> str | None:
     return task.average or inherited
 
 
-def _sample(task: Assessment, model: Model, progress: Progress | None) -> _Sampled:
-    done, total = 0, task.images * task.plan.steps
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(model.name, done, total)
-
-    timed = _Timed(model.runtime, min(task.batch_size, task.images))
-    images = sample(
-        timed,
-        model.process,
+def _growing(task: Assessment, model: Model, referee: Referee, progress: Progress | None) -> Growing:
+    return Growing(
+        model,
+        referee,
         task.plan,
-        range(task.first, task.first + task.images),
-        model.image_shape,
-        classes=model.classes,
+        first=task.first,
         batch_size=task.batch_size,
-        progress=advance,
+        rounding=task.rounding,
+        progress=progress,
     )
-    latency_ms = statistics.median(timed.seconds) * 1e3 if timed.seconds else None
-    return _Sampled(model, images, timed.identity, latency_ms)
+
+
+def _compare(
+    task: Assessment,
+    referee: Referee,
+    float_side: Growing,
+    side: Growing,
+    looks: Looks,
+    tolerances: Tolerances | None,
+) -> tuple[Comparison, Verdict | None, Looks | None]:
+    """The comparison at the look that decided, or at the last one."""
+    found: Comparison | None = None
+
+    def look(n: int, confidence: float) -> Comparison:
+        float_side.grow(n)
+        if not float_side.finite:
+            raise DataError(
+                f"the baseline {task.baseline} samples values that are not finite",
+                expected="finite images",
+                got="NaN or infinity",
+                next_step="check the checkpoint with `flatq sample`",
+            )
+        side.grow(n)
+        return compare(
+            referee,
+            float_side.images[:n],
+            side.images[:n],
+            indices=np.arange(task.first, task.first + n),
+            confidence=confidence,
+            rounding=task.rounding,
+            features_float=float_side.features(n),
+            side_float=float_side.side(n),
+            features_quantized=side.features(n),
+        )
+
+    def decide_at(n: int, confidence: float) -> Verdict:
+        nonlocal found
+        found = look(n, confidence)
+        assert tolerances is not None
+        kept = found.sidecar
+        influences = Influences(kept.get("influence_float"), kept.get("influence_quantized"))
+        return judge(found.drift, found.kid, tolerances, influences, finite=found.finite)
+
+    if tolerances is None:
+        return look(looks.planned[0], looks.each), None, None
+    verdict, taken = until_decided(looks, decide_at)
+    assert found is not None
+    return found, verdict, taken if task.max_samples is not None else None
 
 
 def _entry(
-    task: Assessment, number: int, sampled: _Sampled, float_side: _Sampled, comparison: Comparison
+    task: Assessment,
+    number: int,
+    sampled: Growing,
+    float_side: Growing,
+    comparison: Comparison,
+    verdict: Verdict | None,
+    looks: Looks | None,
 ) -> ModelEntry:
     model = sampled.model
     stem = f"{number:02d}-{model.name}"
@@ -325,9 +328,6 @@ def _entry(
             to_uint8(sampled.images[shown], task.rounding),
             labels=("float", model.precision),
         )
-    verdict = None
-    if task.max_drift is not None:
-        verdict = decide(comparison.drift, comparison.kid, task.max_drift, finite=comparison.finite)
     return ModelEntry(
         name=model.name,
         label=f"{model.weights} {model.precision}",
@@ -336,6 +336,7 @@ def _entry(
         runtime=sampled.identity,
         size_bytes=model.size_bytes,
         latency_ms=sampled.latency_ms,
+        seconds_per_image=sampled.seconds / len(sampled.images),
         drift=comparison.drift,
         kid=comparison.kid,
         finite=comparison.finite,
@@ -346,23 +347,26 @@ def _entry(
         grid=grid,
         sidecar=sidecar,
         audit=model.audit,
+        looks=looks,
     )
 
 
 def _report(
     task: Assessment,
-    float_side: _Sampled,
+    float_side: Growing,
     referee: Referee,
     prc: PrecisionRecall | None,
     entries: Sequence[ModelEntry],
+    tolerances: Tolerances | None,
 ) -> Report:
+    n = len(float_side.images)
     model, net, source = float_side.model, referee.net, referee.source
     return Report(
         plan=task.plan.model_dump(),
         labels=None if model.classes is None else model.classes.describe(task.plan.label),
-        n=task.images,
+        n=n,
         first_index=task.first,
-        last_index=task.first + task.images - 1,
+        last_index=task.first + n - 1,
         extractor=Extractor(
             name=net.name,
             digest=net.digest,
@@ -386,8 +390,10 @@ def _report(
             runtime=float_side.identity,
             size_bytes=model.size_bytes,
             latency_ms=float_side.latency_ms,
+            seconds_per_image=float_side.seconds / n,
             prc=prc,
         ),
+        gate=tolerances,
         models=list(entries),
         environment=environment(),
     )

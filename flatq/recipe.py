@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,20 +18,34 @@ __all__ = [
     "ACTIVATION_BITS",
     "PRESETS",
     "WEIGHT_BITS",
+    "ActivationRange",
     "Candidate",
     "Decision",
+    "Edges",
+    "Granularity",
     "QuantRecipe",
     "Rule",
     "Scheme",
+    "WeightRange",
+    "half_name",
     "plan",
     "recipe_for_bits",
+    "whole_name",
 ]
 
 Kind = Literal["conv2d", "linear", "attention"]
 Port = Literal["weight", "input", "output", "products"]
 
-WEIGHT_BITS = (4, 8)
-ACTIVATION_BITS = (4, 8, 32)
+ActivationRange = Literal["minmax", "percentile", "mse"]
+WeightRange = Literal["minmax", "mse"]
+Granularity = Literal["per_tensor", "per_channel"]
+Edges = Literal["8", "same"]
+
+WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
+ACTIVATION_BITS = (4, 5, 6, 7, 8, 32)
+
+_EDGES_FROM = 7
+"""Weights of so many bits stay as they are at the edges: 7 bits are taken for CPUs on which 8 saturate."""
 
 
 class _Frozen(BaseModel):
@@ -42,14 +56,14 @@ class Scheme(_Frozen):
     """How the values of one tensor become integers.
 
     Attributes:
-        bits: width of the code, 4 or 8.
+        bits: width of the code, 2 to 8.
         granularity: one scale for the tensor or one for each output channel (axis 0, weights only).
         symmetric: True fixes the zero point at 0. Weights are always symmetric. For activations it is a
             floor, not the last word: a target that knows only symmetric integers lowers them so.
     """
 
-    bits: int
-    granularity: Literal["per_tensor", "per_channel"] = "per_tensor"
+    bits: int = Field(ge=2, le=8)
+    granularity: Granularity = "per_tensor"
     symmetric: bool = False
 
     def describe(self) -> str:
@@ -76,26 +90,45 @@ class Rule(_Frozen):
 
 
 class QuantRecipe(_Frozen):
-    """An ordered list of rules; the first that matches a candidate decides it."""
+    """An ordered list of rules; the first that matches a candidate decides it. And how ranges are found.
+
+    Attributes:
+        edges: "8" gives the first and the last convolution 8 bits where the rest has fewer (weights of 7 bits
+            stay 7); "same" treats them as the rest.
+        activation_range: which range of the values that calibration sees a scale covers: all of them, all but
+            the outermost on either side, or the one with the least squared error.
+        percentile: of the values that a `percentile` range leaves below its upper end, and above its lower.
+        weight_range: the same for weights, each scale by its own values.
+        split_shortcuts: a convolution that reads two concatenated tensors becomes one for each, with ranges
+            and weight scales of their own (Li et al. 2023, Q-Diffusion, section 4.2), where its input is
+            quantized.
+    """
 
     name: str
     rules: tuple[Rule, ...]
+    edges: Edges = "8"
+    activation_range: ActivationRange = "minmax"
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    weight_range: WeightRange = "minmax"
+    split_shortcuts: bool = False
 
 
 class Candidate(_Frozen):
     """A place in the traced network that could be quantized.
 
     Attributes:
-        node: dotted module name, e.g. `down_blocks.0.resnets.0.conv1`.
+        node: dotted module name, e.g. `down_blocks.0.resnets.0.conv1`; of half a split shortcut `half_name`.
         kind: what it computes.
         shape: of the weight ([out, in, kh, kw] or [out, in]); empty for an attention product.
         macs: multiply-accumulates for one image.
+        group: which half of a split shortcut it is, 0 or 1; else 0.
     """
 
     node: str
     kind: Kind
     shape: tuple[int, ...] = ()
     macs: int = 0
+    group: int = Field(default=0, ge=0)
 
 
 class Decision(_Frozen):
@@ -119,18 +152,82 @@ class Decision(_Frozen):
     scheme: Scheme | None
     reason: str
 
+    @property
+    def range_name(self) -> str:
+        """Under which the port's ranges stand in an artifact, those of all groups together."""
+        return f"{whole_name(self.node, self.group)}.{self.port}"
 
-def _preset(name: str, weight_bits: int, activation_bits: int | None) -> QuantRecipe:
-    weight = Scheme(bits=weight_bits, granularity="per_channel", symmetric=True)
-    activation = None if activation_bits is None else Scheme(bits=activation_bits)
+
+def half_name(node: str, group: int) -> str:
+    """The name of half a split convolution: it is a layer of its own."""
+    return f"{node}.half{group}"
+
+
+def whole_name(node: str, group: int = 0) -> str:
+    """The name of the convolution that a layer is half of; its own, where it is no half."""
+    return node.removesuffix(f".half{group}")
+
+
+def recipe_for_bits(
+    bits: int,
+    activation_bits: int = 8,
+    *,
+    granularity: Granularity = "per_channel",
+    symmetric: bool = False,
+    edges: Edges = "8",
+    activation_range: ActivationRange = "minmax",
+    percentile: float = 99.99,
+    weight_range: WeightRange = "minmax",
+    split_shortcuts: bool = False,
+) -> QuantRecipe:
+    """One scheme for every convolution and linear layer; attention's products stay float.
+
+    Args:
+        bits: width of the weights.
+        activation_bits: width of the activations; 32 leaves them in float.
+        granularity: of the weights.
+        symmetric: activations with zero point 0 for every target.
+        edges, activation_range, percentile, weight_range, split_shortcuts: as in `QuantRecipe`.
+
+    Returns:
+        A recipe named by its widths, as `w4a8`, and by what else is not as the presets have it.
+
+    Raises:
+        UsageError: a width, or another value, that is not offered.
+    """
+    for what, value, offered in (
+        ("--bits", bits, WEIGHT_BITS),
+        ("--act-bits", activation_bits, ACTIVATION_BITS),
+        ("the granularity of weights", granularity, get_args(Granularity)),
+        ("--edges", edges, get_args(Edges)),
+        ("--act-range", activation_range, get_args(ActivationRange)),
+        ("--weight-range", weight_range, get_args(WeightRange)),
+    ):
+        if value not in offered:
+            raise UsageError(
+                f"{what} is not valid", expected="one of " + ", ".join(map(str, offered)), got=str(value)
+            )
+    if not 50 < percentile <= 100:
+        raise UsageError("--percentile is not valid", expected="above 50, at most 100", got=f"{percentile:g}")
+    floats = activation_bits == 32
+    variations = {
+        "tensor": granularity == "per_tensor",
+        "sym": symmetric and not floats,
+        "same": edges == "same" and (bits < _EDGES_FROM or activation_bits < 8),
+        activation_range: activation_range != "minmax" and not floats,
+        f"w{weight_range}": weight_range != "minmax",
+        "split": split_shortcuts and not floats,
+    }
+    base = f"w{bits}" if floats else f"w{bits}a{activation_bits}"
+    name = "-".join([base, *(word for word, varies in variations.items() if varies)])
     return QuantRecipe(
         name=name,
         rules=(
             Rule(
                 kinds=("conv2d", "linear"),
-                weight=weight,
-                activation=activation,
-                reason=f"preset {name} quantizes every convolution and linear layer",
+                weight=Scheme(bits=bits, granularity=granularity, symmetric=True),
+                activation=None if floats else Scheme(bits=activation_bits, symmetric=symmetric),
+                reason=f"recipe {name} quantizes every convolution and linear layer",
             ),
             Rule(
                 kinds=("attention",),
@@ -138,41 +235,24 @@ def _preset(name: str, weight_bits: int, activation_bits: int | None) -> QuantRe
                 "more time than they save",
             ),
         ),
+        edges=edges,
+        activation_range=activation_range,
+        percentile=percentile,
+        weight_range=weight_range,
+        split_shortcuts=split_shortcuts and not floats,
     )
 
 
 PRESETS: dict[str, QuantRecipe] = {
-    name: _preset(name, weight, activation)
-    for name, weight, activation in (
-        ("w8a8", 8, 8),
-        ("w4a8", 4, 8),
-        ("w4a4", 4, 4),
-        ("w8", 8, None),
-        ("w4", 4, None),
+    recipe.name: recipe
+    for recipe in (
+        recipe_for_bits(8),
+        recipe_for_bits(4),
+        recipe_for_bits(4, 4),
+        recipe_for_bits(8, 32),
+        recipe_for_bits(4, 32),
     )
 }
-
-
-def recipe_for_bits(bits: int, activation_bits: int = 8) -> QuantRecipe:
-    """The preset for a pair of widths.
-
-    Args:
-        bits: width of the weights.
-        activation_bits: width of the activations; 32 leaves them in float.
-
-    Raises:
-        UsageError: a width, or a pair of widths, that is not offered.
-    """
-    name = f"w{bits}" if activation_bits == 32 else f"w{bits}a{activation_bits}"
-    if name not in PRESETS:
-        raise UsageError(
-            f"{bits}-bit weights with {activation_bits}-bit activations are not offered",
-            expected="one of " + ", ".join(PRESETS),
-            got=name,
-            next_step=f"use --bits {' or '.join(map(str, WEIGHT_BITS))} "
-            f"with --act-bits {', '.join(map(str, ACTIVATION_BITS))}",
-        )
-    return PRESETS[name]
 
 
 def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]:
@@ -181,17 +261,31 @@ def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]
     Returns:
         For each layer its weight, input and output, for each attention its products, in the order of the
         candidates. A layer whose activations are quantized but whose weight is not has no integer kernel
-        anywhere, so that combination is not planned.
+        anywhere, so that combination is not planned. A rule that matches a split convolution speaks of both
+        its halves.
     """
     decisions = []
+    convolutions = [candidate.node for candidate in candidates if candidate.kind == "conv2d"]
+    edges = {convolutions[i]: word for i, word in ((0, "first"), (-1, "last")) if convolutions}
     for candidate in candidates:
+        name = whole_name(candidate.node, candidate.group)
         rule = next(
-            (r for r in recipe.rules if candidate.kind in r.kinds and fnmatchcase(candidate.node, r.match)),
+            (r for r in recipe.rules if candidate.kind in r.kinds and fnmatchcase(name, r.match)),
             None,
         )
         reason = rule.reason if rule else f"no rule of recipe {recipe.name} matches"
         weight = rule.weight if rule else None
         activation = rule.activation if rule and weight else None
+        if name != candidate.node:
+            reason += f"; half {candidate.group} of a shortcut that reads two concatenated tensors"
+        if candidate.node in edges and recipe.edges == "8" and weight:
+            given = (weight, activation)
+            weight, activation = _widened(weight, _EDGES_FROM), activation and _widened(activation, 8)
+            if (weight, activation) != given:
+                reason = (
+                    f"the {edges[candidate.node]} convolution has 8 bits where the rest has fewer: few "
+                    "multiplications, much error (--edges same leaves it like the rest)"
+                )
         ports: dict[Port, Scheme | None] = {"weight": weight, "input": activation, "output": activation}
         if candidate.kind == "attention":
             ports = {"products": None}
@@ -200,3 +294,7 @@ def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]
             stored = scheme.model_copy(update={"bits": 8}) if scheme and port == "output" else scheme
             decisions.append(Decision(**candidate.model_dump(), port=port, scheme=stored, reason=reason))
     return decisions
+
+
+def _widened(scheme: Scheme, enough: int) -> Scheme:
+    return scheme if scheme.bits >= enough else scheme.model_copy(update={"bits": 8})

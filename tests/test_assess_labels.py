@@ -6,32 +6,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx.parser
 import pytest
 
 from flatq.assess import Assessment, assess
 from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.errors import ArtifactError, UsageError
 from flatq.sampler import SamplePlan
-
-
-@pytest.fixture(scope="module")
-def feature_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four features: the pixels of 3 x 16 x 16 images against fixed random directions."""
-    weights = np.random.default_rng(1).standard_normal((3 * 16 * 16, 4)).astype(np.float32)
-    graph = onnx.parser.parse_graph(
-        """net (uint8[N, 3, 16, 16] images) => (float[N, 4] features) {
-            x = Cast <to = 1> (images)
-            flat = Flatten (x)
-            features = MatMul (flat, weights)
-        }"""
-    )
-    graph.initializer.append(onnx.numpy_helper.from_array(weights, "weights"))
-    path = tmp_path_factory.mktemp("features") / "directions.onnx"
-    opset = [onnx.helper.make_opsetid("", 17)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
-    return path
 
 
 @pytest.fixture

@@ -32,7 +32,17 @@ from flatq.cli.common import (
     parse_resize,
     progress_bar,
 )
-from flatq.cli.gate_command import print_verdicts, worst_code
+from flatq.cli.gate_command import (
+    Junit,
+    MaxDrift,
+    MaxDriftRel,
+    MinSamples,
+    OnInconclusive,
+    checked_choice,
+    print_verdicts,
+    publish,
+    worst_code,
+)
 from flatq.errors import UsageError
 
 __all__ = ["command"]
@@ -79,8 +89,28 @@ def command(
     rounding: Annotated[
         str, typer.Option(help="To uint8: round, or truncate as guided-diffusion does.")
     ] = "round",
-    max_drift: Annotated[float | None, typer.Option(help="Gate: the largest drift that passes.")] = None,
-    on_inconclusive: Annotated[str | None, typer.Option(help="fail or pass: instead of exit 4.")] = None,
+    max_drift: MaxDrift = None,
+    max_drift_rel: MaxDriftRel = None,
+    min_samples: MinSamples = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    until_decided: Annotated[
+        bool,
+        typer.Option(
+            "--until-decided", help="Gate: draw more images, up to --max-samples, until it decides."
+        ),
+    ] = False,
+    max_samples: Annotated[int | None, typer.Option(help="Of --until-decided; -n is the first look.")] = None,
+    looks: Annotated[
+        int, typer.Option(help="Of --until-decided: planned looks, each at its share of the error.")
+    ] = 4,
+    on_inconclusive: OnInconclusive = "error",
+    junit: Junit = None,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Take the -n images as a pilot: say what a verdict would cost, and give none."
+        ),
+    ] = False,
     threads: Threads = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report.")] = Path("flatq-eval"),
 ) -> None:
@@ -94,6 +124,14 @@ def command(
     if rounding not in ("round", "truncate"):
         raise UsageError("--rounding is not valid", expected="round or truncate", got=rounding)
     code_for = worst_code(on_inconclusive)
+    if until_decided != (max_samples is not None) or (until_decided and plan_only):
+        raise UsageError(
+            "--until-decided and --max-samples go together, and not with --plan",
+            expected="--until-decided --max-samples N",
+            got=f"--max-samples {max_samples}" + (", --plan" if plan_only else ""),
+        )
+    if plan_only and max_drift is not None and max_drift_rel is not None:
+        raise UsageError("--plan takes one tolerance", expected="--max-drift or --max-drift-rel", got="both")
     paths = tuple(models) if models else (one_artifact(None),)
     baseline = baseline or _sibling_checkpoint(paths[0])
     plan = make_plan(steps, sampler, eta, seed, label, guidance)
@@ -124,7 +162,12 @@ def command(
         average=weights,
         threads=threads,
         rounding="round" if rounding == "round" else "truncate",
-        max_drift=max_drift,
+        confidence=confidence,
+        max_drift=None if plan_only else max_drift,
+        max_drift_rel=None if plan_only else max_drift_rel,
+        min_samples=min_samples,
+        max_samples=max_samples,
+        looks=looks,
         reference=reference,
         inception_weights=inception_weights,
         features_device=features_device,
@@ -143,11 +186,22 @@ def command(
         else:
             typer.echo(
                 f"{entry.name}: {fids}, drift {drift.corrected:+.3f} "
-                f"[{drift.low:+.3f}, {drift.high:+.3f}] ({report.extractor.name}, n = {report.n})"
+                f"[{drift.low:+.3f}, {drift.high:+.3f}] ({report.extractor.name}, n = {drift.n})"
             )
+    if plan_only:
+        from flatq.report.planning import plan_text
+
+        typer.echo(plan_text(report, out, max_drift, max_drift_rel))
     typer.echo(str(out / "report.md"))
     verdicts = [entry.verdict for entry in report.models if entry.verdict is not None]
     print_verdicts(report, verdicts)
+    if report.gate is not None:
+        from flatq.report.result import gate_result
+
+        choice = checked_choice(on_inconclusive)
+        code = code_for(verdicts)
+        result = gate_result(report, verdicts, report.gate, exit_code=code, on_inconclusive=choice)
+        publish(result, junit=junit)
     raise typer.Exit(code_for(verdicts))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -11,14 +11,43 @@ from flatq.cli.common import Guidance, Threads, Weights, note, progress_bar, say
 
 if TYPE_CHECKING:
     from flatq.quantize.methods import WeightRounding
+    from flatq.recipe import ActivationRange, Edges, Granularity, WeightRange
 
 __all__ = ["command"]
 
 
 def command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint, .pt.")],
-    bits: Annotated[int, typer.Option(help="Width of the weights: 8 or 4.")] = 8,
-    act_bits: Annotated[int, typer.Option(help="Width of the activations: 8, 4, or 32 for float.")] = 8,
+    bits: Annotated[
+        int, typer.Option(help="Width of the weights, 2 to 8; 7 for CPUs without VNNI, on which 8 saturate.")
+    ] = 8,
+    act_bits: Annotated[int, typer.Option(help="Width of the activations, 4 to 8, or 32 for float.")] = 8,
+    granularity: Annotated[
+        str, typer.Option(help="Of the weights' scales: per-channel or per-tensor.")
+    ] = "per-channel",
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric/--affine", help="Activations with zero point 0, or with their own.")
+    ] = False,
+    edges: Annotated[
+        str,
+        typer.Option(help="Bits of the first and last convolution where the rest has fewer: 8 or same."),
+    ] = "8",
+    act_range: Annotated[
+        str, typer.Option(help="Which range activations' scales cover: minmax, percentile or mse.")
+    ] = "minmax",
+    percentile: Annotated[
+        float, typer.Option(help="With --act-range percentile: of the values that stay below, and above.")
+    ] = 99.99,
+    weight_range: Annotated[str, typer.Option(help="Which range weights' scales cover: minmax or mse.")] = (
+        "minmax"
+    ),
+    split_shortcuts: Annotated[
+        bool,
+        typer.Option(
+            "--split-shortcuts/--no-split-shortcuts",
+            help="A convolution of two joined tensors as one for each, with scales of its own.",
+        ),
+    ] = False,
     weights: Weights = None,
     calib_images: Annotated[int, typer.Option(help="Sampling chains to calibrate on.")] = 32,
     calib_steps: Annotated[int, typer.Option(help="Timesteps along each chain.")] = 20,
@@ -50,7 +79,17 @@ def command(
     from flatq.errors import UsageError
     from flatq.recipe import recipe_for_bits
 
-    recipe = recipe_for_bits(bits, act_bits)
+    recipe = recipe_for_bits(
+        bits,
+        act_bits,
+        granularity=cast("Granularity", granularity.replace("-", "_")),
+        symmetric=symmetric,
+        edges=cast("Edges", edges),
+        activation_range=cast("ActivationRange", act_range),
+        percentile=percentile,
+        weight_range=cast("WeightRange", weight_range),
+        split_shortcuts=split_shortcuts,
+    )
 
     from flatq.calib import CalibrationPlan
     from flatq.checkpoint import load_checkpoint

@@ -12,8 +12,15 @@ reading reports live elsewhere.
     measure.py    the reference's features and statistics, by way of the cache
     frechet.py    the distance, its influence values and its bias
     drift.py      the paired drift and its interval
+    restate.py    a drift at another confidence, or with a relative tolerance
+    contrast.py   any weighted sum of several models' FIDs, with its interval
+    difference.py the difference of two drifts: of two evaluations, or over training seeds
+    bootstrap.py  the interval by resampling, as a slow check of the closed form
     kid.py        KID, its paired drift, the KID from the float samples
     prc.py        precision and recall
     compare.py    one model against its float model
-    gate.py       the verdict
+    gate.py       the verdict of one tolerance
+    judge.py      the verdict of all tolerances
+    looks.py      planned looks at a growing sample
+    plan.py       from a pilot to images, wall time and the drift that they resolve
 """

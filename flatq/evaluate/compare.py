@@ -25,7 +25,7 @@ from flatq.evaluate.prc import NEIGHBOURS, Manifold, PrecisionRecall, manifold_o
 from flatq.evaluate.reference import ReferenceSource, StoredReference, source_of
 from flatq.images import ImageSet, to_uint8
 
-__all__ = ["Comparison", "Referee", "compare", "open_referee", "stored_referee"]
+__all__ = ["Comparison", "Referee", "Rounding", "compare", "open_referee", "stored_referee"]
 
 Rounding = Literal["round", "truncate"]
 
@@ -71,7 +71,7 @@ class Comparison:
     the root mean square distance between the two images of a pair, in units of [-1, 1]; None likewise.
     sidecar: arrays for an npz, row i the pair i: indices i64 [n], image_distance f64 [n] (not finite where
     the images are not), features_float and features_quantized f64 [n, d], influence_float and
-    influence_quantized f64 [n] (on the FID). What does not exist has no key.
+    influence_quantized f64 [n] (on the FID), clusters [n]. What does not exist has no key.
     """
 
     drift: Drift | None
@@ -144,6 +144,7 @@ def compare(
     rounding: Rounding = "round",
     features_float: F64 | None = None,
     side_float: FrechetSide | None = None,
+    features_quantized: F64 | None = None,
     clusters: ArrayLike | None = None,
     relative_tolerance: float | None = None,
 ) -> Comparison:
@@ -155,6 +156,7 @@ def compare(
         features_float: `referee.extract(samples_float, rounding=rounding)` where the caller has it, so that
             several models share it.
         side_float: `frechet_side` of these features with the referee's reference and clusters; likewise.
+        features_quantized: of the quantized samples, where the caller has them.
         clusters, relative_tolerance: as `fid_drift`.
 
     Raises:
@@ -180,11 +182,15 @@ def compare(
         "features_float": xs,
     }
     side_x = frechet_side(xs, referee.reference, clusters) if side_float is None else side_float
+    if clusters is not None:
+        sidecar["clusters"] = np.asarray(clusters)
     if side_x.influence is not None:
         sidecar["influence_float"] = side_x.influence
     if not np.isfinite(samples_quantized).all():
         return Comparison(None, None, False, None, None, sidecar)
-    qs = referee.extract(samples_quantized, rounding=rounding)
+    qs = features_quantized
+    if qs is None:
+        qs = referee.extract(samples_quantized, rounding=rounding)
     sidecar["features_quantized"] = qs
     side_q = side_x if np.array_equal(xs, qs) else frechet_side(qs, referee.reference, clusters)
     if side_q.influence is not None:

@@ -9,25 +9,35 @@ FID in Chong, Forsyth 2020 (arXiv 1911.07023).
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from flatq.errors import DataError
 from flatq.evaluate.frechet import FrechetSide, frechet_distance, frechet_side
 from flatq.evaluate.kid import KidDrift, kid_drift
 from flatq.evaluate.moments import (
     Reference,
-    as_features,
+    as_rows,
     check_pairs,
+    check_relative_tolerance,
     cluster_index,
     normal_quantile,
+    same_rows,
     standard_error_of_mean,
 )
 
-__all__ = ["FULL_RATIO", "MIN_CLUSTERS", "MIN_RATIO", "Drift", "KidDrift", "fid_drift", "kid_drift"]
+__all__ = [
+    "FULL_RATIO",
+    "MIN_CLUSTERS",
+    "MIN_RATIO",
+    "Drift",
+    "KidDrift",
+    "fid_drift",
+    "half_width",
+    "kid_drift",
+    "why_no_interval",
+]
 
 MIN_RATIO = 2.5
 """Samples per rank under which there is no interval."""
@@ -46,7 +56,8 @@ class Drift:
     bias_correction; [low, high] = corrected -+ half_width. These five and standard_error are None where no
     interval exists, and reason then says why (raw stays). rank: of the side with the lower rank;
     n_over_rank: n (less where clusters make samples alike) over the largest rank of x, q and reference.
-    settles: whether more samples can give an interval where there is none.
+    settles: whether more samples can give an interval where there is none. bias_float, bias_quantized: b_x
+    and b_q, of which bias_correction is made; None also in reports that are older than they.
     """
 
     fid_float: float
@@ -68,6 +79,8 @@ class Drift:
     reason: str | None
     settles: bool
     relative_tolerance: float | None
+    bias_float: float | None = None
+    bias_quantized: float | None = None
 
 
 def fid_drift(
@@ -95,17 +108,13 @@ def fid_drift(
         DataError: bad features, shapes or dimensions that differ, confidence outside (0, 1), a tolerance
             that is negative or not finite, or bad labels.
     """
-    xs, qs = as_features(x, name="float features"), as_features(q, name="quantized features")
+    xs, qs = as_rows(x, name="float features"), as_rows(q, name="quantized features")
     check_pairs(xs, qs, confidence)
     n, d = xs.shape
-    if relative_tolerance is not None and not 0.0 <= relative_tolerance < math.inf:
-        raise DataError(
-            "The relative tolerance is out of range.", expected=">= 0", got=f"{relative_tolerance}"
-        )
     count = n if clusters is None else cluster_index(clusters, n)[1]
-    factor = 1.0 + (relative_tolerance or 0.0)
+    factor = 1.0 + check_relative_tolerance(relative_tolerance)
 
-    if np.array_equal(xs, qs):
+    if same_rows(xs, qs):
         fid = sides[0].distance if sides is not None else frechet_distance(xs, reference)
         rank = min(reference.rank, n - 1)
         return Drift(
@@ -128,6 +137,8 @@ def fid_drift(
             reason=None,
             settles=True,
             relative_tolerance=relative_tolerance,
+            bias_float=0.0,
+            bias_quantized=0.0,
         )
 
     if sides is None:
@@ -135,7 +146,7 @@ def fid_drift(
     side_x, side_q = sides
     rank = min(side_x.rank, side_q.rank)
     ratio = min(side_x.n_effective, side_q.n_effective) / max(side_x.rank, side_q.rank, reference.rank)
-    reason, settles = _no_interval(side_x, side_q, reference, ratio, count)
+    reason, settles = why_no_interval({"float": side_x, "quantized": side_q}, reference, ratio, count)
     bias = se = half = corrected = None
     raw = side_q.distance - factor * side_x.distance
     if reason is None:
@@ -146,9 +157,7 @@ def fid_drift(
         bias = side_q.bias - factor * side_x.bias
         corrected = raw - bias
         se = standard_error_of_mean(side_q.influence - factor * side_x.influence, clusters)
-        half = normal_quantile(confidence) * se
-        if ratio < FULL_RATIO:
-            half += _WIDENING * abs(bias)
+        half = half_width(se, bias, ratio, confidence)
     return Drift(
         fid_float=side_x.distance,
         fid_quantized=side_q.distance,
@@ -169,18 +178,32 @@ def fid_drift(
         reason=reason,
         settles=settles,
         relative_tolerance=relative_tolerance,
+        bias_float=None if reason is not None else side_x.bias,
+        bias_quantized=None if reason is not None else side_q.bias,
     )
 
 
-def _no_interval(
-    side_x: FrechetSide, side_q: FrechetSide, reference: Reference, ratio: float, clusters: int
+def half_width(standard_error: float, bias: float, n_over_rank: float, confidence: float) -> float:
+    """z SE, and 0.2 |bias| more under 10 samples per direction, where the bias is not known well."""
+    widening = _WIDENING * abs(bias) if n_over_rank < FULL_RATIO else 0.0
+    return normal_quantile(confidence) * standard_error + widening
+
+
+def why_no_interval(
+    sides: Mapping[str, FrechetSide], reference: Reference, ratio: float, clusters: int
 ) -> tuple[str | None, bool]:
-    """Why there is no interval (None where there is one), and whether more samples can change that."""
-    n, d = side_x.n, side_x.dim
-    rank = max(side_x.rank, side_q.rank, reference.rank)
+    """Why there is no interval (None where there is one), and whether more samples can change that.
+
+    Args:
+        sides: of one number of samples, by the name of the model.
+        ratio: samples per direction, of the side that has the fewest.
+    """
+    first = next(iter(sides.values()))
+    n, d = first.n, first.dim
+    rank = max(reference.rank, *(side.rank for side in sides.values()))
     if n <= d:
         return f"{n} samples are not more than the {d} feature dimensions", True
-    for name, side in (("float", side_x), ("quantized", side_q)):
+    for name, side in sides.items():
         if side.rank < reference.rank:
             return (
                 f"the {name} model's features span {side.rank} directions, the reference's "
@@ -189,6 +212,6 @@ def _no_interval(
     if clusters < MIN_CLUSTERS:
         return f"{clusters} clusters are fewer than {MIN_CLUSTERS}", True
     if ratio < MIN_RATIO:
-        alike = "" if side_x.n == clusters else " (counted by what the clusters leave independent)"
+        alike = "" if n == clusters else " (counted by what the clusters leave independent)"
         return f"{n} samples are {ratio:.2f} per direction{alike}, under {MIN_RATIO} of {rank}", True
     return None, True

@@ -23,7 +23,9 @@ from flatq.evaluate.moments import (
     F64,
     Moments,
     Reference,
-    as_features,
+    Rows,
+    as_rows,
+    blocks_of,
     cluster_index,
     moments_of,
     rank_threshold,
@@ -36,8 +38,6 @@ __all__ = [
     "influence",
     "population_root_sum",
 ]
-
-_BLOCK_ROWS = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ def _bures(moments: Moments, reference: Reference) -> _Bures:
     return _Bures(distance=_distance(moments, reference, s), s=s, to_y=reference.root @ vectors[:, keep])
 
 
-def _few(x: F64, moments: Moments, reference: Reference) -> tuple[float, int]:
+def _few(x: Rows, moments: Moments, reference: Reference) -> tuple[float, int]:
     """Distance and rank for n <= d, from the n x n matrix that has the eigenvalues of M that are not zero."""
     _check_dim(moments, reference)
     y = (x - moments.mean) @ reference.root
@@ -150,7 +150,7 @@ def frechet_side(features: ArrayLike, reference: Reference, clusters: ArrayLike 
     Raises:
         DataError: bad features or labels, or another dimension than the reference's.
     """
-    x = as_features(features)
+    x = as_rows(features)
     n, d = x.shape
     moments = moments_of(x)
     if n <= d:
@@ -165,9 +165,8 @@ def frechet_side(features: ArrayLike, reference: Reference, clusters: ArrayLike 
     shift = 2.0 * (moments.mean - reference.mean)
     inf = np.empty(n)
     fourth = np.zeros((r, r))
-    for start in range(0, n, _BLOCK_ROWS):
-        rows = slice(start, start + _BLOCK_ROWS)
-        centred = x[rows] - moments.mean
+    for rows, centred in blocks_of(x):
+        centred -= moments.mean
         y2 = (centred @ bures.to_y) ** 2
         inf[rows] = centred @ shift + (centred**2).sum(axis=1) - y2 @ (1.0 / s)
         fourth += y2.T @ y2
@@ -180,7 +179,7 @@ def frechet_side(features: ArrayLike, reference: Reference, clusters: ArrayLike 
     b2 = (trace + second) / n
     n_effective = float(n)
     if clusters is not None:
-        b2_clustered = _clustered_b2(x - moments.mean, bures.to_y, variance, weight, clusters)
+        b2_clustered = _clustered_b2(x, moments.mean, bures.to_y, variance, weight, clusters)
         n_effective = n * min(1.0, b2 / b2_clustered)
         b2 = b2_clustered
     if r >= n_effective - 1:
@@ -204,9 +203,9 @@ def frechet_side(features: ArrayLike, reference: Reference, clusters: ArrayLike 
     )
 
 
-def _clustered_b2(centred: F64, to_y: F64, variance: F64, weight: F64, clusters: ArrayLike) -> float:
+def _clustered_b2(x: Rows, mean: F64, to_y: F64, variance: F64, weight: F64, clusters: ArrayLike) -> float:
     """b2 where the samples of a cluster are not independent of each other."""
-    n = len(centred)
+    n = len(x)
     index, count = cluster_index(clusters, n)
     order = np.argsort(index, kind="stable")
     bounds = np.searchsorted(index[order], np.arange(count + 1))
@@ -214,9 +213,10 @@ def _clustered_b2(centred: F64, to_y: F64, variance: F64, weight: F64, clusters:
     second = 0.0
     for g in range(count):
         rows = order[bounds[g] : bounds[g + 1]]
-        total = centred[rows].sum(axis=0)
+        centred = x[rows] - mean
+        total = centred.sum(axis=0)
         mean_term += float(total @ total)
-        y = centred[rows] @ to_y
+        y = centred @ to_y
         z = y.T @ y
         z[np.diag_indices_from(z)] -= len(rows) * variance
         second += float((weight * z**2).sum())

@@ -12,6 +12,7 @@ from statistics import NormalDist
 from typing import Literal
 
 from flatq.errors import DataError, UsageError
+from flatq.evaluate.difference import DriftDifference
 from flatq.evaluate.drift import FULL_RATIO, Drift
 from flatq.evaluate.kid import KidDrift
 from flatq.evaluate.moments import normal_quantile
@@ -21,6 +22,8 @@ __all__ = [
     "COLLAPSE_VARIANCE",
     "Verdict",
     "decide",
+    "decide_difference",
+    "full_samples",
     "samples_for_half_width",
     "samples_to_pass",
 ]
@@ -29,6 +32,8 @@ COLLAPSE_LIMIT = 0.5
 """KID drift, in units of the KID of a model that repeats one of the float model's images."""
 COLLAPSE_VARIANCE = 0.05
 """Share of the float samples' total feature variance under which the quantized samples count as one image."""
+
+_NOT_FINITE = "The quantized model gave samples that are not finite."
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,14 @@ def decide(
         DataError: a limit that is negative or not finite, or drift and kid of different samples.
     """
     if not finite:
-        return Verdict("fail", "The quantized model gave samples that are not finite.", "samples")
+        return Verdict("fail", _NOT_FINITE, "samples")
     if drift is None:
         raise UsageError("There is no FID drift to decide on, though the samples are finite.")
     tolerance, label = _tolerance(drift, max_drift)
     if not 0.0 < collapse_limit < math.inf:
         raise DataError("The collapse limit is out of range.", expected="> 0", got=f"{collapse_limit}")
+    if kid is not None and kid.relative_tolerance is not None:
+        raise DataError("A collapse is judged by the KID drift without a relative tolerance.")
     if kid is not None and kid.n != drift.n:
         raise DataError("FID and KID drift are of different samples.", got=f"n = {drift.n} and {kid.n}")
     collapse = _collapse(kid, collapse_limit)
@@ -107,6 +114,68 @@ def decide(
     more = f"about {n} samples would settle it" if n is not None else "no feasible n would settle it"
     return Verdict(
         "inconclusive", f"The drift ({interval}) may be on either side of {label}; {more}.", "fid", n
+    )
+
+
+def decide_difference(
+    difference: DriftDifference | None,
+    kid: KidDrift | None,
+    max_drift: float,
+    *,
+    finite: bool,
+    min_samples: int | None = None,
+    collapse_limit: float = COLLAPSE_LIMIT,
+) -> Verdict:
+    """The verdict on how much a drift grew over that of an earlier report, in the order of `decide`.
+
+    Args:
+        difference: None where the samples are not finite.
+        kid: of the new model.
+        max_drift: the tolerated growth, in FID.
+
+    Raises:
+        UsageError: no difference though the samples are finite.
+        DataError: a tolerance that is negative or not finite.
+    """
+    if not finite:
+        return Verdict("fail", _NOT_FINITE, "samples")
+    if difference is None:
+        raise UsageError("There is no difference to decide on, though the samples are finite.")
+    _check_tolerance(max_drift)
+    collapse = _collapse(kid, collapse_limit)
+    if collapse is not None:
+        return Verdict("fail", collapse, "kid")
+    if min_samples is not None and min(difference.n) < min_samples:
+        return Verdict(
+            "inconclusive",
+            f"{min(difference.n)} samples are fewer than the {min_samples} asked for.",
+            "fid",
+            min_samples,
+        )
+    if difference.corrected is None or difference.low is None or difference.high is None:
+        return Verdict("inconclusive", f"The drifts cannot be compared: {difference.reason}.", "fid")
+    old, new = difference.n
+    pairs = f"paired on {difference.shared} images" if difference.paired else "unpaired"
+    interval = (
+        f"{difference.corrected:+.4g}, {_percent(difference.confidence)} in [{difference.low:+.4g}, "
+        f"{difference.high:+.4g}], {pairs}, n = {old} and {new}"
+    )
+    why = "" if difference.paired else f" (unpaired: {difference.unpaired})"
+    if difference.high <= max_drift:
+        text = f"The drift over the earlier report ({interval}) is at most the tolerated {max_drift:g}{why}."
+        return Verdict("pass", text, "fid")
+    if difference.low > max_drift:
+        text = f"The drift over the earlier report ({interval}) is above the tolerated {max_drift:g}{why}."
+        return Verdict("fail", text, "fid")
+    half, gap = difference.half_width or 0.0, abs(max_drift - difference.corrected)
+    n = None if gap <= 1e-3 * half else max(math.ceil(max(old, new) * (half / gap) ** 2), max(old, new) + 1)
+    more = f"about {n} samples of both would settle it" if n is not None else "no feasible n would settle it"
+    return Verdict(
+        "inconclusive",
+        f"The drift over the earlier report ({interval}) may be on either side of the tolerated "
+        f"{max_drift:g}; {more}{why}.",
+        "fid",
+        n,
     )
 
 
@@ -148,20 +217,20 @@ def _samples(drift: Drift, z_over_gap: float) -> int:
         raise DataError(
             "Planning needs a pilot whose drift has an interval.",
             got=drift.reason,
-            next_step=f"take a pilot of at least {_full(drift)} samples",
+            next_step=f"take a pilot of at least {full_samples(drift)} samples",
         )
     n = z_over_gap**2 * drift.standard_error**2 * drift.n
-    return max(math.ceil(n), _full(drift), 2)
+    return max(math.ceil(n), full_samples(drift), 2)
 
 
-def _full(drift: Drift) -> int:
+def full_samples(drift: Drift) -> int:
     """n at 10 samples per direction, in the pilot's proportion of independent samples."""
     return max(math.ceil(FULL_RATIO * drift.n / drift.n_over_rank), drift.dim + 1)
 
 
 def _settle(drift: Drift, tolerance: float) -> int | None:
     if drift.corrected is None:
-        return _full(drift) if drift.settles else None
+        return full_samples(drift) if drift.settles else None
     gap = abs(tolerance - drift.corrected)
     if gap <= 1e-3 * (drift.half_width or 0.0):  # a million times as many samples: no plan
         return None
@@ -178,9 +247,13 @@ def _tolerance(drift: Drift, max_drift: float | None) -> tuple[float, str]:
         )
     if max_drift is None:
         return 0.0, f"0 beyond {_percent(relative or 0.0)} of the float model's FID"
+    _check_tolerance(max_drift)
+    return max_drift, f"the tolerated {max_drift:g}"
+
+
+def _check_tolerance(max_drift: float) -> None:
     if not 0.0 <= max_drift < math.inf:
         raise DataError("The tolerated drift is out of range.", expected=">= 0", got=f"{max_drift}")
-    return max_drift, f"the tolerated {max_drift:g}"
 
 
 def _collapse(kid: KidDrift | None, limit: float) -> str | None:

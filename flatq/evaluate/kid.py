@@ -22,6 +22,7 @@ from flatq.evaluate.moments import (
     F64,
     as_features,
     check_pairs,
+    check_relative_tolerance,
     cluster_index,
     normal_quantile,
     standard_error_of_mean,
@@ -41,7 +42,8 @@ class KidDrift:
     drift, standard_error, half_width, low and high are in units of the squared MMD. spread_float is
     mean k(x_i, x_i) - mean_{i != j} k(x_i, x_j): the KID, averaged over i, of a model that repeats the one
     image i, measured against the float samples. variance_share is tr Cov(q) / tr Cov(x) (infinite where x is
-    constant and q is not). On these two the gate calls a drift a collapse.
+    constant and q is not). On these two the gate calls a drift a collapse. With a relative_tolerance tau,
+    drift is KID(q) - (1 + tau) KID(x), and such a KidDrift is not the gate's to judge a collapse by.
     """
 
     drift: float
@@ -57,6 +59,7 @@ class KidDrift:
     variance_share: float
     identical: bool
     against: Literal["reference", "float"] = "reference"
+    relative_tolerance: float | None = None
 
 
 def _kernel(a: F64, b: F64) -> F64:
@@ -110,6 +113,7 @@ def kid_drift(
     reference_features: ArrayLike,
     confidence: float = 0.95,
     clusters: ArrayLike | None = None,
+    relative_tolerance: float | None = None,
 ) -> KidDrift:
     """Paired KID drift of features x (float) and q (quantized), both [n, d], row i from the same noise.
 
@@ -118,9 +122,12 @@ def kid_drift(
     With clusters (labels [n]) the pairs within a cluster are left out of H (as the pairs i = j are), and the
     a_i are summed within each cluster.
     Identical features give exactly 0 with the interval [0, 0]. At n = 2 or 3 the standard error is crude.
+    With a relative tolerance tau the float model's terms count (1 + tau) times, and the reference's own term,
+    which cancels else, is taken tau times; identical features give 0 then too (their excess is at most 0).
 
     Raises:
-        DataError: bad features, shapes that differ, confidence outside (0, 1), fewer than 2 clusters.
+        DataError: bad features, shapes that differ, confidence outside (0, 1), fewer than 2 clusters, a
+            tolerance that is negative or not finite.
     """
     xs, qs = as_features(x, name="float features"), as_features(q, name="quantized features")
     r = as_features(reference_features, name="reference features")
@@ -133,11 +140,16 @@ def kid_drift(
         raise DataError("All samples are in one cluster.", expected="at least 2 clusters", got=str(count))
     within_x = _means_of_others(xs, xs, index, count)
     spread_x = float(_diagonal(xs).mean() - within_x.mean())
+    tau = check_relative_tolerance(relative_tolerance)
     if np.array_equal(xs, qs):
-        return KidDrift(0.0, 0.0, 0.0, 0.0, 0.0, confidence, n, m, d, spread_x, 1.0, True)
-    h = _means_of_others(qs, qs, index, count) - within_x
-    g = (_row_sums(qs, r) - _row_sums(xs, r)) / m
+        return KidDrift(
+            0.0, 0.0, 0.0, 0.0, 0.0, confidence, n, m, d, spread_x, 1.0, True, "reference", relative_tolerance
+        )
+    h = _means_of_others(qs, qs, index, count) - (1.0 + tau) * within_x
+    g = (_row_sums(qs, r) - (1.0 + tau) * _row_sums(xs, r)) / m
     drift = float(h.mean() - 2.0 * g.mean())
+    if tau > 0.0:
+        drift -= tau * float((_row_sums(r, r).sum() - _diagonal(r).sum()) / (m * (m - 1)))
     se = standard_error_of_mean(2.0 * (h - g), clusters)
     half = normal_quantile(confidence) * se
     return KidDrift(
@@ -153,6 +165,7 @@ def kid_drift(
         spread_float=spread_x,
         variance_share=_variance_share(xs, qs),
         identical=False,
+        relative_tolerance=relative_tolerance,
     )
 
 

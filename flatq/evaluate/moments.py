@@ -1,14 +1,20 @@
 """Mean and covariance of features, the fixed reference statistics with their cached root, and the checks
 and the standard error that all paired comparisons share.
 
+Features may be larger than memory: where a function takes `as_rows`, they are read in blocks of rows, so that
+a memory-mapped file (`numpy.load(..., mmap_mode="r")`) in float32 does.
+
 Distances between them live in `flatq.evaluate.frechet`, extracting features in the extractor modules, files
 of reference statistics in `flatq.evaluate.reference`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,20 +24,30 @@ from flatq.errors import DataError
 __all__ = [
     "F64",
     "Moments",
+    "MomentsStream",
     "Reference",
+    "Rows",
     "as_features",
+    "as_rows",
+    "blocks_of",
     "check_pairs",
+    "check_relative_tolerance",
     "cluster_index",
     "moments_of",
     "normal_quantile",
     "rank_threshold",
     "reference_from_features",
     "reference_from_moments",
+    "same_rows",
     "standard_error_of_mean",
 ]
 
 F64 = NDArray[np.float64]
+Rows = NDArray[np.floating[Any]]
+"""Features [n, d] as they lie, in memory or mapped; float64 only block by block."""
+
 _RANK_MARGIN = 10.0
+_BLOCK_ROWS = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +93,21 @@ def as_features(features: ArrayLike, *, name: str = "features", min_samples: int
     """Features as a finite f64 array [n, d] with n >= min_samples.
 
     Raises:
+        DataError: as `as_rows`.
+    """
+    return np.asarray(as_rows(features, name=name, min_samples=min_samples), dtype=np.float64)
+
+
+def as_rows(features: ArrayLike, *, name: str = "features", min_samples: int = 2) -> Rows:
+    """Features [n, d] with n >= min_samples, checked to be finite; floats stay as they lie, without a copy.
+
+    Raises:
         DataError: not two-dimensional, too few rows, no columns, not numbers, or not finite.
     """
     try:
-        array = np.asarray(features, dtype=np.float64)
+        array: NDArray[Any] = np.asanyarray(features)
+        if not np.issubdtype(array.dtype, np.floating):
+            array = np.asarray(array, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"The {name} are not numbers.", expected="an array [n, d] of floats") from error
     if array.ndim != 2 or array.shape[0] < min_samples or array.shape[1] < 1:
@@ -89,26 +116,107 @@ def as_features(features: ArrayLike, *, name: str = "features", min_samples: int
             expected=f"[n, d] with n >= {min_samples} and d >= 1",
             got=str(list(array.shape)),
         )
-    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
-    if len(bad):
+    bad = [
+        start + np.flatnonzero(~np.isfinite(array[start : start + _BLOCK_ROWS]).all(axis=1))
+        for start in range(0, len(array), _BLOCK_ROWS)
+    ]
+    rows = np.concatenate(bad)
+    if len(rows):
         raise DataError(
             f"The {name} are not finite.",
-            got=f"{len(bad)} of {len(array)} rows with NaN or infinity, first row {bad[0]}",
+            got=f"{len(rows)} of {len(array)} rows with NaN or infinity, first row {rows[0]}",
             next_step="look at the images of these rows; a model that gives them must fail the gate",
         )
     return array
 
 
+def blocks_of(rows: Rows) -> Iterator[tuple[slice, F64]]:
+    """The rows in blocks of at most 2048, as float64 copies, with their place."""
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        place = slice(start, min(start + _BLOCK_ROWS, len(rows)))
+        yield place, np.array(rows[place], dtype=np.float64)
+
+
+def same_rows(x: Rows, q: Rows) -> bool:
+    """Whether two arrays of one shape are equal, read block by block."""
+    return all(
+        np.array_equal(x[start : start + _BLOCK_ROWS], q[start : start + _BLOCK_ROWS])
+        for start in range(0, len(x), _BLOCK_ROWS)
+    )
+
+
+class MomentsStream:
+    """Mean and covariance of rows that come block by block, in float64.
+
+    Each block is centred by its own mean and merged by the pairwise update of Chan, Golub, LeVeque 1983, so
+    that a mean far from zero costs no digits. Holds two arrays [d, d], whatever n.
+    """
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._mean: F64 | None = None
+        self._scatter: F64 | None = None
+
+    def add(self, block: ArrayLike) -> None:
+        """Rows [k, d], k >= 1.
+
+        Raises:
+            DataError: as `as_features`, or another d than before.
+        """
+        rows = as_features(block, min_samples=1)
+        mean = rows.mean(axis=0)
+        centred = rows - mean
+        self._merge(len(rows), mean, centred.T @ centred)
+
+    def merge(self, other: MomentsStream) -> None:
+        """What another stream has seen, as if its rows had come here.
+
+        Raises:
+            DataError: another d.
+        """
+        if other._mean is not None and other._scatter is not None:
+            self._merge(other._n, other._mean, other._scatter)
+
+    def moments(self) -> Moments:
+        """Of all rows so far.
+
+        Raises:
+            DataError: fewer than 2.
+        """
+        if self._mean is None or self._scatter is None or self._n < 2:
+            raise DataError(
+                "Too few features for a covariance.", expected="at least 2 rows", got=str(self._n)
+            )
+        return Moments(n=self._n, mean=self._mean.copy(), cov=self._scatter / (self._n - 1))
+
+    def _merge(self, n: int, mean: F64, scatter: F64) -> None:
+        if self._mean is None or self._scatter is None:
+            self._n, self._mean, self._scatter = n, mean.copy(), scatter.copy()
+            return
+        if mean.shape != self._mean.shape:
+            raise DataError(
+                "The features of one stream have different dimensions.",
+                expected=str(len(self._mean)),
+                got=str(len(mean)),
+            )
+        total = self._n + n
+        delta = mean - self._mean
+        self._scatter += scatter
+        self._scatter += np.outer(delta, delta) * (self._n * n / total)
+        self._mean += delta * (n / total)
+        self._n = total
+
+
 def moments_of(features: ArrayLike) -> Moments:
-    """Mean and unbiased covariance of features [n, d], n >= 2, in float64.
+    """Mean and unbiased covariance of features [n, d], n >= 2, in float64, block by block.
 
     Raises:
-        DataError: as `as_features`.
+        DataError: as `as_rows`.
     """
-    x = as_features(features)
-    mean = x.mean(axis=0)
-    centred = x - mean
-    return Moments(n=len(x), mean=mean, cov=centred.T @ centred / (len(x) - 1))
+    stream = MomentsStream()
+    for _, block in blocks_of(as_rows(features)):
+        stream.add(block)
+    return stream.moments()
 
 
 def cluster_index(clusters: ArrayLike, n: int) -> tuple[NDArray[np.intp], int]:
@@ -126,7 +234,7 @@ def cluster_index(clusters: ArrayLike, n: int) -> tuple[NDArray[np.intp], int]:
     return index, len(names)
 
 
-def check_pairs(x: F64, q: F64, confidence: float) -> None:
+def check_pairs(x: Rows, q: Rows, confidence: float) -> None:
     """Raises:
     DataError: x and q differ in shape, or the confidence lies outside (0, 1).
     """
@@ -138,6 +246,17 @@ def check_pairs(x: F64, q: F64, confidence: float) -> None:
         )
     if not 0.0 < confidence < 1.0:
         raise DataError("The confidence is out of range.", expected="0 < confidence < 1", got=f"{confidence}")
+
+
+def check_relative_tolerance(tolerance: float | None) -> float:
+    """The tolerance, 0 where there is none.
+
+    Raises:
+        DataError: negative or not finite.
+    """
+    if tolerance is not None and not 0.0 <= tolerance < math.inf:
+        raise DataError("The relative tolerance is out of range.", expected=">= 0", got=f"{tolerance}")
+    return tolerance or 0.0
 
 
 def normal_quantile(confidence: float) -> float:

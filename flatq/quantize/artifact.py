@@ -82,7 +82,7 @@ class Artifact:
         codes: layer name -> int8 codes of its weight.
         scales: layer name -> float32 scales, [channels] or [].
         rest: the parameters left in float, by their name in the network.
-        ranges: `<layer>.input` or `<layer>.output` -> float32 [groups, 2], smallest and largest value seen.
+        ranges: `Decision.range_name` -> float32 [groups, 2], lower and upper end of what a scale covers.
     """
 
     manifest: Manifest
@@ -93,27 +93,31 @@ class Artifact:
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes at their real width: two 4-bit codes in a byte, the first in the low half; 8-bit as they are.
+    """Codes at their real width, one behind the other without a gap; 8-bit as they are.
+
+    A byte fills from its low end: two 4-bit codes in a byte, the first in the low half; a 3-bit code may lie
+    across two bytes. The last byte is filled up with zeros.
 
     Args:
         codes: int8, any shape, within the width.
     """
     if bits == 8:
         return codes.contiguous()
-    nibbles = (codes.reshape(-1) & 0xF).to(torch.uint8)
-    if len(nibbles) % 2:
-        nibbles = torch.cat([nibbles, nibbles.new_zeros(1)])
-    return nibbles[0::2] | (nibbles[1::2] << 4)
+    places = torch.arange(bits, dtype=torch.uint8)
+    ones = (codes.reshape(-1, 1).view(torch.uint8) >> places) & 1
+    ones = torch.nn.functional.pad(ones.reshape(-1), (0, -ones.numel() % 8))
+    return (ones.reshape(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(dim=1).to(torch.uint8)
 
 
 def unpack(packed: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
     """The inverse of `pack`: int8 codes of the given shape."""
     if bits == 8:
         return packed.reshape(shape)
-    nibbles = torch.stack([packed & 0xF, packed >> 4], dim=1).reshape(-1).to(torch.int8)
     count = int(torch.Size(shape).numel())
-    signed = torch.where(nibbles > 7, nibbles - 16, nibbles)[:count]
-    return signed.reshape(shape)
+    ones = (packed.reshape(-1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    places = ones.reshape(-1)[: count * bits].reshape(-1, bits) << torch.arange(bits, dtype=torch.uint8)
+    codes = places.sum(dim=1).to(torch.int16)
+    return torch.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes).to(torch.int8).reshape(shape)
 
 
 def _weight_decisions(manifest: Manifest) -> list[tuple[Decision, int]]:

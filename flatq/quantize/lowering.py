@@ -28,6 +28,7 @@ from flatq.quantize.artifact import Artifact
 from flatq.quantize.bias import round_biases
 from flatq.quantize.quantizer import FlatqQuantizer, Qparams, activation_qparams, code_range, fixed_spec
 from flatq.quantize.rounding import weight_codes
+from flatq.quantize.shortcuts import split_shortcuts, whole_weights
 from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
 from flatq.recipe import Decision
 
@@ -89,7 +90,7 @@ def lower(artifact: Artifact, target: Target) -> Lowered:
             return fixed_spec(Qparams(scale, zero_point, low, high, dtype))
         if decision.port == "output" and not (placement.outputs and _is_one_kernel(node)):
             return None
-        low_value, high_value = artifact.ranges[f"{decision.node}.{decision.port}"][decision.group].tolist()
+        low_value, high_value = artifact.ranges[decision.range_name][decision.group].tolist()
         scheme = decision.scheme.model_copy(
             update={"symmetric": decision.scheme.symmetric or placement.symmetric}
         )
@@ -111,6 +112,9 @@ def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, l
         scale = artifact.scales[name]
         columns = scale.reshape(-1, *[1] * (codes.ndim - 1)) if scale.ndim else scale
         state[f"{name}.weight"] = codes.float() * columns
+    halves = whole_weights(artifact.manifest.decisions)
+    for name, parts in halves.items():
+        state[f"{name}.weight"] = torch.cat([state.pop(f"{part}.weight") for part in parts], dim=1)
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -121,6 +125,7 @@ def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, l
             next_step="quantize again",
         ) from error
     graph = trace(network.eval(), config)
+    split_shortcuts(graph, halves)
     digest = graph_digest(graph)
     if digest != artifact.manifest.graph_digest:
         made_with = ", ".join(f"{k} {v}" for k, v in artifact.manifest.versions.items())

@@ -146,7 +146,7 @@ class FlatqQuantizer(Quantizer):  # type: ignore[misc]
         self._spec = spec
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
-        shared: dict[fx.Node, QuantizationSpec] = {}
+        shared: dict[tuple[fx.Node, Scheme | None], QuantizationSpec] = {}
         for layer in find_layers(model):
             node, name = layer.node, layer.candidate.node
             specs: dict[str, QuantizationSpec | None] = {}
@@ -155,9 +155,10 @@ class FlatqQuantizer(Quantizer):  # type: ignore[misc]
                 specs[port] = self._spec(decision, node) if decision and decision.scheme else None
             inputs = {}
             if specs["input"] is not None:
-                # Layers that read one tensor (query, key, value) share one quantizer.
+                # Layers that read one tensor at one width (query, key, value) share one quantizer.
                 source, *_ = node.all_input_nodes
-                inputs[source] = shared.setdefault(source, specs["input"])
+                scheme = self._decisions[name, "input"].scheme
+                inputs[source] = shared.setdefault((source, scheme), specs["input"])
             if specs["weight"] is not None:
                 inputs[node.all_input_nodes[1]] = specs["weight"]
             if inputs or specs["output"] is not None:

@@ -20,7 +20,9 @@ from flatq.errors import ModelError
 from flatq.quantize.artifact import Artifact, Manifest
 from flatq.quantize.methods import WeightRounding
 from flatq.quantize.methods.walk import refine
-from flatq.quantize.quantizer import FlatqQuantizer, observing_spec
+from flatq.quantize.quantizer import FlatqQuantizer
+from flatq.quantize.ranges import RangeObserver, activation_spec, weight_spec
+from flatq.quantize.shortcuts import planned_splits, split_shortcuts, whole_weights
 from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
 from flatq.recipe import Decision, QuantRecipe, plan
 from flatq.runtime.torch import TorchRuntime
@@ -74,11 +76,12 @@ def quantize_checkpoint(
             runtime, checkpoint.process, calibration, model.image_shape, classes=model.classes, progress=drawn
         )
         graph = trace(network, model)
+        split_shortcuts(graph, planned_splits(graph, recipe))
         layers = find_layers(graph)
         decisions = plan(recipe, [layer.candidate for layer in layers])
         digest = graph_digest(graph)
         untouched = None if rounding.plain else _copy(graph)
-        prepared = _observed(graph, decisions, inputs, progress)
+        prepared = _observed(graph, recipe, decisions, inputs, progress)
         ranges = _ranges(prepared, layers, decisions)
         with quiet():
             converted = convert_pt2e(prepared)
@@ -88,10 +91,11 @@ def quantize_checkpoint(
             name = layer.candidate.node
             if name in planned:
                 codes[name], scales[name] = weight_codes(converted, layer.node.name)
+        whole = whole_weights(decisions)
         rest = {
             name: value.detach().cpu()
             for name, value in network.state_dict().items()
-            if name.removesuffix(".weight") not in planned
+            if name.removesuffix(".weight") not in planned | whole.keys()
         }
         notes: dict[str, str] = {}
         if untouched is not None:
@@ -108,7 +112,7 @@ def quantize_checkpoint(
                 progress=progress,
             )
             codes, notes = refined.codes, refined.notes
-            rest |= {f"{name}.bias": bias for name, bias in refined.biases.items()}
+            rest |= refined.biases
     manifest = Manifest(
         model=model,
         process=checkpoint.process,
@@ -138,11 +142,17 @@ def _copy(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def _observed(
-    graph: fx.GraphModule, decisions: list[Decision], inputs: CalibrationSet, progress: Progress | None
+    graph: fx.GraphModule,
+    recipe: QuantRecipe,
+    decisions: list[Decision],
+    inputs: CalibrationSet,
+    progress: Progress | None,
 ) -> fx.GraphModule:
     def spec(decision: Decision, node: fx.Node) -> Any:
         assert decision.scheme is not None
-        return observing_spec(decision.scheme, weight=decision.port == "weight")
+        if decision.port == "weight":
+            return weight_spec(_constant(graph, node.args[1]), decision.scheme, recipe)
+        return activation_spec(decision.scheme, recipe)
 
     with quiet():
         prepared: fx.GraphModule = prepare_pt2e(graph, FlatqQuantizer(decisions, spec))
@@ -159,19 +169,21 @@ def _ranges(
     prepared: fx.GraphModule, layers: list[Layer], decisions: list[Decision]
 ) -> dict[str, torch.Tensor]:
     nodes = {node.name: node for node in prepared.graph.nodes}
-    observed = {(d.node, d.port) for d in decisions if d.scheme is not None}
-    ranges = {}
+    observed = {(d.node, d.port): d for d in decisions if d.scheme is not None}
+    groups: dict[str, dict[int, torch.Tensor]] = {}
     for layer in layers:
         name, node = layer.candidate.node, nodes[layer.node.name]
         for port in ("input", "output"):
-            if (name, port) not in observed:
+            decision = observed.get((name, port))
+            if decision is None:
                 continue
             if port == "input":
                 source = node.args[0]
             else:
                 source = next(user for user in node.users if user.op == "call_module")
-            observer: Any = prepared.get_submodule(str(source.target))
-            found = torch.stack([observer.min_val, observer.max_val]).reshape(1, 2).float()
+            observer = prepared.get_submodule(str(source.target))
+            assert isinstance(observer, RangeObserver)
+            found = torch.tensor([observer.range()])
             if not bool(found.isfinite().all()):
                 raise ModelError(
                     f"the {port} of {name} is not finite during calibration",
@@ -179,8 +191,8 @@ def _ranges(
                     got=str(found.tolist()),
                     next_step="check the checkpoint with `flatq sample`",
                 )
-            ranges[f"{name}.{port}"] = found.clone()
-    return ranges
+            groups.setdefault(decision.range_name, {})[decision.group] = found
+    return {name: torch.cat([rows[i] for i in range(len(rows))]) for name, rows in groups.items()}
 
 
 def weight_codes(converted: fx.GraphModule, node_name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,6 +21,7 @@ from flatq.errors import ModelError
 from flatq.recipe import Candidate, Kind
 
 __all__ = [
+    "HALF",
     "Layer",
     "example_inputs",
     "export_any_batch",
@@ -30,6 +31,9 @@ __all__ = [
     "quiet",
     "trace",
 ]
+
+HALF = "flatq_half"
+"""In the meta of a node that is half of a split convolution: which one. See `flatq.quantize.shortcuts`."""
 
 _aten = torch.ops.aten
 _KINDS: dict[Any, Kind] = {
@@ -51,7 +55,8 @@ class Layer:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hides the upstream exporters' notes on torchvision and deprecations; errors still raise."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "torchao")]
+    names = ("torch.onnx", "torch.export", "torch.fx", "torchao", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
@@ -147,7 +152,8 @@ def find_layers(graph: fx.GraphModule) -> list[Layer]:
             shape = tuple(int(n) for n in weight.meta["val"].shape)
             output = node.meta["val"].shape
             positions = math.prod(int(n) for n in (output[2:] if kind == "conv2d" else output[1:-1]))
-            candidate = Candidate(node=name, kind=kind, shape=shape, macs=math.prod(shape) * positions)
+            macs, group = math.prod(shape) * positions, node.meta.get(HALF, 0)
+            candidate = Candidate(node=name, kind=kind, shape=shape, macs=macs, group=group)
         if name in seen:
             raise ModelError(
                 f"two layers share the name or the weight {name}", expected="one layer for each weight"
@@ -170,5 +176,5 @@ def graph_digest(graph: fx.GraphModule) -> str:
     It changes when another version of diffusers or torch traces the network into another graph.
     """
     operators = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
-    layers = [layer.candidate.model_dump(mode="json") for layer in find_layers(graph)]
+    layers = [layer.candidate.model_dump(mode="json", exclude={"group"}) for layer in find_layers(graph)]
     return hashlib.sha256(json.dumps([operators, layers]).encode()).hexdigest()

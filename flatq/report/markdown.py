@@ -215,6 +215,12 @@ def _details(report: Report) -> str:
             kid = entry.kid
             what = "KID from the float samples" if kid.against == "float" else "KID drift"
             parts.append(f"{what} {_signed(kid.drift)} {_ends(kid)}, SE {_number(kid.standard_error)}")
+        if entry.looks is not None:
+            looks = entry.looks
+            parts.append(
+                f"look {looks.taken} of {len(looks.planned)} planned (at n = "
+                f"{', '.join(map(str, looks.planned))}), together at {100 * looks.confidence:.3g} %"
+            )
         if entry.rms_distance_max is not None:
             parts.append(f"largest per-image rms {_number(entry.rms_distance_max)}")
         parts.append(f"ran on {_identity(entry.runtime)}")

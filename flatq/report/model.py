@@ -18,7 +18,9 @@ from flatq.errors import DataError
 from flatq.evaluate.drift import Drift
 from flatq.evaluate.extractor import Kind
 from flatq.evaluate.gate import Verdict
+from flatq.evaluate.judge import Tolerances
 from flatq.evaluate.kid import KidDrift
+from flatq.evaluate.looks import Looks
 from flatq.evaluate.prc import PrecisionRecall
 from flatq.report.markdown import render_markdown
 from flatq.verify import Audit
@@ -72,7 +74,7 @@ class ReferenceEntry(_Part):
 
 
 class Baseline(_Part):
-    """The float model. runtime: its identity. latency_ms, prc: as in `ModelEntry`."""
+    """The float model. runtime: its identity. latency_ms, seconds_per_image, prc: as in `ModelEntry`."""
 
     name: str
     digest: str
@@ -80,6 +82,7 @@ class Baseline(_Part):
     runtime: dict[str, Any]
     size_bytes: int = Field(ge=0)
     latency_ms: float | None = None
+    seconds_per_image: float | None = None
     prc: PrecisionRecall | None = None
 
 
@@ -87,9 +90,10 @@ class ModelEntry(_Part):
     """A quantized model beside the baseline.
 
     name: of the file or folder. label: for tables. latency_ms: median of one network evaluation at the
-    sampling batch. drift, kid, prc (precision and recall), finite and the distances: as in
-    `flatq.evaluate.compare.Comparison`. grid, sidecar: paths relative to the report's folder. audit: the
-    kernels that ran it.
+    sampling batch. seconds_per_image: wall time of sampling and of extracting features. drift, kid, prc
+    (precision and recall), finite and the distances: as in `flatq.evaluate.compare.Comparison`. grid,
+    sidecar: paths relative to the report's folder. audit: the kernels that ran it. looks: where the gate
+    looked at a growing sample, which also sets the interval's confidence.
     """
 
     name: str
@@ -99,6 +103,7 @@ class ModelEntry(_Part):
     runtime: dict[str, Any]
     size_bytes: int = Field(ge=0)
     latency_ms: float | None = None
+    seconds_per_image: float | None = None
     drift: Drift | None
     kid: KidDrift | None
     finite: bool
@@ -109,6 +114,7 @@ class ModelEntry(_Part):
     grid: str | None = None
     sidecar: str | None = None
     audit: Audit | None = None
+    looks: Looks | None = None
 
 
 class Environment(_Part):
@@ -122,7 +128,8 @@ class Environment(_Part):
 
 class Report(_Part):
     """All of report.json. plan: the fields of the `SamplePlan`. labels: which label an image got, in words;
-    None for a network without classes. n: the number of pairs."""
+    None for a network without classes. n: the number of pairs; a model that was decided on earlier has fewer.
+    gate: what the verdicts rest on, if there are any."""
 
     format: Literal["flatq-report"] = "flatq-report"
     version: Literal[1] = 1
@@ -137,6 +144,7 @@ class Report(_Part):
     rounding: Literal["round", "truncate"]
     baseline: Baseline
     models: list[ModelEntry]
+    gate: Tolerances | None = None
     environment: Environment
 
 

@@ -1,35 +1,128 @@
-"""Deciding again on a stored report, with another tolerance.
+"""Deciding again on a stored report: with other tolerances, at another confidence, or against an earlier one.
 
-Nothing is measured here; `flatq.evaluate.gate` decides.
+Nothing is sampled here; `flatq.evaluate.judge` and `flatq.evaluate.gate` decide.
 """
 
 from __future__ import annotations
 
-from flatq.evaluate.gate import COLLAPSE_LIMIT, Verdict, decide
-from flatq.report.model import Report
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-__all__ = ["regate", "with_verdicts"]
+from flatq.errors import DataError, UsageError
+from flatq.evaluate.difference import DriftDifference, drift_difference
+from flatq.evaluate.gate import Verdict, decide_difference
+from flatq.evaluate.judge import Tolerances, judge
+from flatq.evaluate.looks import look_confidence
+from flatq.evaluate.restate import at_confidence
+from flatq.report.model import ModelEntry, Report
+from flatq.report.sidecar import measured, read_sidecar
+
+__all__ = ["Growth", "growth", "regate", "with_confidence", "with_verdicts"]
 
 
-def regate(
+def regate(report: Report, tolerances: Tolerances, folder: Path | None = None) -> list[Verdict]:
+    """The verdict on each of the report's models, in their order.
+
+    Args:
+        folder: of the report, where the sidecars of a relative tolerance are; None has none.
+
+    Raises:
+        UsageError, DataError: as `judge` and `read_sidecar`.
+    """
+    tolerances.check()
+    verdicts = []
+    for entry in report.models:
+        sidecar = None
+        if tolerances.max_drift_rel is not None and folder is not None:
+            sidecar = read_sidecar(entry, folder)
+        influences = None if sidecar is None else sidecar.influences
+        verdicts.append(judge(entry.drift, entry.kid, tolerances, influences, finite=entry.finite))
+    return verdicts
+
+
+def with_confidence(report: Report, confidence: float) -> Report:
+    """A copy with the FID drifts' intervals at another confidence; where the gate looked several times, at
+    each look's share of it.
+
+    Raises:
+        DataError: confidence outside (0, 1).
+    """
+    models = []
+    for entry in report.models:
+        looks = None if entry.looks is None else replace(entry.looks, confidence=confidence)
+        each = confidence if looks is None else look_confidence(confidence, len(looks.planned))
+        drift = None if entry.drift is None else at_confidence(entry.drift, each)
+        models.append(entry.model_copy(update={"drift": drift, "looks": looks}))
+    return report.model_copy(update={"models": models})
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How much each model's drift grew over an earlier report's, and the verdicts.
+
+    notes: what a reader should know of how the reports differ.
+    """
+
+    differences: list[DriftDifference | None]
+    verdicts: list[Verdict]
+    notes: list[str]
+
+
+def growth(
     report: Report,
-    max_drift: float | None,
+    folder: Path,
+    earlier: Report,
+    earlier_folder: Path,
+    max_drift: float,
     *,
     min_samples: int | None = None,
-    collapse_limit: float = COLLAPSE_LIMIT,
-) -> list[Verdict]:
-    """The verdict on each of the report's models, in their order; arguments and errors as `decide`."""
-    return [
-        decide(
-            entry.drift,
-            entry.kid,
-            max_drift,
-            finite=entry.finite,
-            min_samples=min_samples,
-            collapse_limit=collapse_limit,
+) -> Growth:
+    """The growth of each model's drift over that of the model of the same name in an earlier report.
+
+    Paired by image index where both reports have the same seed of the noise and the same reference, else
+    unpaired and labelled so. Models are found by name; where both reports hold one model, that.
+
+    Raises:
+        DataError: other feature extractors, in which distances do not compare; damaged sidecars.
+        UsageError: a model that the earlier report does not hold, or holds without finite samples.
+    """
+    if report.extractor.digest != earlier.extractor.digest or report.rounding != earlier.rounding:
+        raise DataError(
+            "the reports' distances do not compare",
+            expected=f"{earlier.extractor.name}, sha256 {earlier.extractor.digest[:16]}..., "
+            f"rounding {earlier.rounding}",
+            got=f"{report.extractor.name}, sha256 {report.extractor.digest[:16]}..., "
+            f"rounding {report.rounding}",
+            next_step="evaluate both with one extractor",
         )
-        for entry in report.models
+    unpaired = _unpaired(report, earlier)
+    notes = [
+        f"{what} differ between the reports: the drift over the earlier report holds that too"
+        for what, differs in (
+            ("the float models", report.baseline.digest != earlier.baseline.digest),
+            ("the plans of sampling", _without_seed(report) != _without_seed(earlier)),
+        )
+        if differs
     ]
+    differences, verdicts = [], []
+    for entry in report.models:
+        other = _earlier(entry, report, earlier)
+        difference = None
+        new, old = measured(entry, read_sidecar(entry, folder)), None
+        if new is not None:
+            old = measured(other, read_sidecar(other, earlier_folder))
+            if old is None:
+                raise UsageError(
+                    f"the earlier report holds no drift of {other.name}",
+                    expected="finite samples",
+                    got="samples that are not finite",
+                )
+            difference = drift_difference(old, new, unpaired=unpaired)
+        differences.append(difference)
+        verdicts.append(
+            decide_difference(difference, entry.kid, max_drift, finite=entry.finite, min_samples=min_samples)
+        )
+    return Growth(differences, verdicts, notes)
 
 
 def with_verdicts(report: Report, verdicts: list[Verdict]) -> Report:
@@ -39,3 +132,30 @@ def with_verdicts(report: Report, verdicts: list[Verdict]) -> Report:
         for entry, verdict in zip(report.models, verdicts, strict=True)
     ]
     return report.model_copy(update={"models": models})
+
+
+def _unpaired(report: Report, earlier: Report) -> str | None:
+    """Why the images of an index do not pair up; None where they do."""
+    seeds = report.plan.get("seed"), earlier.plan.get("seed")
+    if seeds[0] != seeds[1]:
+        return f"the seeds of the noise differ, {seeds[1]} and {seeds[0]}"
+    if report.reference.digest != earlier.reference.digest:
+        return f"the references differ, {earlier.reference.name} and {report.reference.name}"
+    return None
+
+
+def _without_seed(report: Report) -> dict[str, object]:
+    return {key: value for key, value in report.plan.items() if key != "seed"}
+
+
+def _earlier(entry: ModelEntry, report: Report, earlier: Report) -> ModelEntry:
+    named = [other for other in earlier.models if other.name == entry.name]
+    if len(named) == 1:
+        return named[0]
+    if not named and len(report.models) == len(earlier.models) == 1:
+        return earlier.models[0]
+    raise UsageError(
+        f"which model of the earlier report is {entry.name} compared with?",
+        expected="exactly one model of that name",
+        got=", ".join(other.name for other in earlier.models) or "none",
+    )

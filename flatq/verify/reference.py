@@ -189,7 +189,11 @@ def find_references(lowered: Lowered) -> list[Reference]:
 
 def _reference(graph: fx.GraphModule, layer: str, node: fx.Node, weight: fx.Node) -> Reference:
     source, quantizer = _input(_node(node.args[0]))
-    codes, scale = (_tensor(graph, argument) for argument in weight.args[:2])
+    codes = _tensor(graph, weight.args[0])
+    per_tensor = weight.target is _decomposed.dequantize_per_tensor.default
+    scale = (
+        torch.tensor(weight.args[1], dtype=torch.float64) if per_tensor else _tensor(graph, weight.args[1])
+    )
     bias = node.args[2] if len(node.args) > 2 else None
     return Reference(
         layer=layer,

@@ -135,10 +135,11 @@ def test_int4_weights_are_int4_in_the_file(
     artifact = tiny_artifacts["w4a8"]
     stored = {i.name: i for i in onnx.load(files["w4a8"]).graph.initializer}
     narrow = {k.removesuffix(".int4"): v for k, v in stored.items() if v.data_type == TensorProto.INT4}
-    assert len(narrow) == len(artifact.codes)
-    # What is left in INT8 are zero points, one for each channel.
-    assert not [i.name for i in stored.values() if i.data_type == TensorProto.INT8 and len(i.dims) > 1]
-    found = sorted(numpy_helper.to_array(v).astype(np.int8).tobytes() for v in narrow.values())
+    assert len(narrow) == len(artifact.codes) - 2
+    # What is left in INT8 are the first and the last convolution, and zero points, one for each channel.
+    wide = [i for i in stored.values() if i.data_type == TensorProto.INT8 and len(i.dims) > 1]
+    assert len(wide) == 2
+    found = sorted(numpy_helper.to_array(v).astype(np.int8).tobytes() for v in [*narrow.values(), *wide])
     assert found == sorted(codes.numpy().tobytes() for codes in artifact.codes.values())
     for value in narrow.values():
         assert len(value.raw_data) == (int(np.prod(value.dims)) + 1) // 2
@@ -195,13 +196,17 @@ def test_4_bit_activations_have_16_codes_in_onnx_runtime(
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     x, t = _inputs(4, size=50.0)
     results = dict(zip(inputs, session.run(inputs, {"x": x, "t": t}), strict=True))
+    convolutions = [node.input[0] for node in kernels if node.op_type == "QLinearConv"]
     for name, values in results.items():
         found = np.unique(values)
         assert values.dtype == np.uint8
+        if name in (convolutions[0], convolutions[-1]):  # the edges have 8 bits
+            assert len(found) > 16, name
+            continue
         assert len(found) <= 16, name
         assert found.min() >= 0, name
         assert found.max() <= 15, name
-    assert max(len(np.unique(values)) for values in results.values()) == 16
+    assert sum(len(np.unique(values)) == 16 for values in results.values()) > 1
 
     # The first layer's codes, exactly: the closed form on the range that calibration found.
     low, high = tiny_artifacts["w4a4"].ranges["unet.conv_in.input"][0].tolist()

@@ -11,9 +11,13 @@ import diffusers
 import torch
 from diffusers.utils import logging
 
+from flatq.checkpoint import Checkpoint
+from flatq.interop.diffusers import import_diffusers
+
 logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHAPE = {
     "sample_size": 8,
     "block_out_channels": (8, 16),
@@ -57,3 +61,9 @@ def outputs(network: Any, channels: int = 3, classes: int | None = None) -> torc
     with torch.no_grad():
         found = network(x, torch.tensor([0, 17, 999]), label)
     return found if isinstance(found, torch.Tensor) else found.sample
+
+
+def run_import(source: Path, **options: Any) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint, and what was noted."""
+    notes: list[str] = []
+    return import_diffusers(str(source), note=notes.append, **options), notes

@@ -27,6 +27,7 @@ def artifact(tiny_artifacts: dict[str, Artifact]) -> Artifact:
 def test_a_bias_is_a_whole_number_of_steps_and_hardly_moved(artifact: Artifact) -> None:
     graph = lower(artifact, "onnxruntime").graph
     state = {name: value.detach() for name, value in graph.named_parameters()}
+    widths = {d.node: d.scheme.bits for d in artifact.manifest.decisions if d.port == "input" and d.scheme}
     rounded = 0
     for name, scale in artifact.scales.items():
         bias, given = state[f"{name}.bias"].double(), artifact.rest[f"{name}.bias"].double()
@@ -34,7 +35,7 @@ def test_a_bias_is_a_whole_number_of_steps_and_hardly_moved(artifact: Artifact) 
             assert torch.equal(bias, given)
             continue
         low, high = artifact.ranges[f"{name}.input"][0].double().tolist()
-        step = scale.double() * (max(high, 0.0) - min(low, 0.0)) / 15
+        step = scale.double() * (max(high, 0.0) - min(low, 0.0)) / (2 ** widths[name] - 1)
         alive = torch.arange(len(scale)) != 3 if name == DEAD else torch.ones(len(scale), dtype=torch.bool)
         steps = (bias / step)[alive]
         assert float((steps - steps.round()).abs().max()) < 1e-2, name

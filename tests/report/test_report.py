@@ -11,6 +11,7 @@ from PIL import Image
 
 from flatq.errors import DataError
 from flatq.evaluate.drift import Drift, fid_drift, kid_drift
+from flatq.evaluate.judge import Tolerances
 from flatq.evaluate.kid import kid_from_float
 from flatq.evaluate.moments import reference_from_features
 from flatq.evaluate.prc import PrecisionRecall, manifold_of, precision_recall
@@ -89,12 +90,12 @@ def _report(*models: ModelEntry, **more: Any) -> Report:
 def test_roundtrip_is_exact(tmp_path: Path) -> None:
     kinds = ("identical", "small", "large", "collapse", "broken")
     report = _report(*map(_entry, kinds))
-    report = with_verdicts(report, regate(report, 0.5))
+    report = with_verdicts(report, regate(report, Tolerances(0.5)))
     file = write_report(report, tmp_path / "new" / "folder")
     again = read_report(file)
     assert again == report == read_report(file.parent)
     assert isinstance(again.models[0].drift, Drift)
-    assert regate(again, 0.1) == regate(report, 0.1)
+    assert regate(again, Tolerances(0.1)) == regate(report, Tolerances(0.1))
     assert sorted(path.name for path in file.parent.iterdir()) == ["report.json", "report.md"]
     json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
@@ -110,10 +111,10 @@ def test_infinity_survives(tmp_path: Path) -> None:
 
 def test_regate() -> None:
     report = _report(*map(_entry, ("identical", "small", "large", "collapse", "broken")), _entry("small", 10))
-    outcomes = [verdict.outcome for verdict in regate(report, 1.0)]
+    outcomes = [verdict.outcome for verdict in regate(report, Tolerances(1.0))]
     assert outcomes == ["pass", "pass", "fail", "fail", "fail", "inconclusive"]
-    assert [verdict.metric for verdict in regate(report, 1e6)][2:5] == ["fid", "kid", "samples"]
-    few = regate(report, 1.0, min_samples=1000)
+    assert [verdict.metric for verdict in regate(report, Tolerances(1e6))][2:5] == ["fid", "kid", "samples"]
+    few = regate(report, Tolerances(1.0, min_samples=1000))
     assert few[1].outcome == "inconclusive"
     assert few[1].samples_to_settle == 1000
 
@@ -125,7 +126,7 @@ def test_markdown() -> None:
         _entry("large", precision="w4a8", label="a|b"),
         _entry("broken"),
     )
-    text = render_markdown(with_verdicts(report, regate(report, 0.5)))
+    text = render_markdown(with_verdicts(report, regate(report, Tolerances(0.5))))
     assert text.index("**small: PASS**") < text.index("| model |")
     assert "digits48" in text
     assert "These distances compare with each other, never with Inception FID." in text
@@ -230,7 +231,7 @@ def test_a_report_of_before_these_fields_still_reads(tmp_path: Path) -> None:
     file.write_text(json.dumps(raw))
     again = read_report(file)
     assert again == report
-    assert regate(again, 0.5) == regate(report, 0.5)
+    assert regate(again, Tolerances(0.5)) == regate(report, Tolerances(0.5))
     assert render_markdown(again) == render_markdown(report)
 
 

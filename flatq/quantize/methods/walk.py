@@ -34,7 +34,7 @@ class Refined:
 
     Attributes:
         codes: layer -> int8, for every planned layer.
-        biases: layer -> float32 [out], for the corrected ones.
+        biases: name of the parameter -> float32 [out], for the corrected ones.
         notes: layer or block -> why it was left as it was, where it was.
     """
 
@@ -119,13 +119,15 @@ def _pass(
     quantized.advance([layer.node], {layer.node: layer.forward})
     if not rounding.bias_correction:
         return
-    if layer.bias is None:
+    if layer.bias_name is None:
         notes[layer.name] = "no bias to correct"
         return
     assert exact is not None
     shift = _mean_error(layer, exact, quantized)
-    layer.bias = layer.bias + shift
-    biases[layer.name] = layer.bias
+    if layer.bias is not None:
+        biases[layer.bias_name] = layer.bias
+        layer.bias = layer.bias + shift
+    biases[layer.bias_name] = biases[layer.bias_name] + shift
     for values in quantized.batches:
         values[layer.node] = values[layer.node] + _as_channels(layer, shift)
 

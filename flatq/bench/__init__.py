@@ -1,0 +1,13 @@
+"""The benchmark: how long a network evaluation takes, float and quantized, on every runtime side by side.
+
+`timing` has the clock, the rounds and the statistics and knows no model; `subjects` says what runs where;
+`worker` is the process that runs one of them and `process` the hold on it; `result` is what is kept, `plot`
+draws it. Whether a model is any good is `flatq.evaluate`'s.
+"""
+
+from __future__ import annotations
+
+from flatq.bench.result import BenchResult, read_result, write_result
+from flatq.bench.run import BenchTask, bench
+
+__all__ = ["BenchResult", "BenchTask", "bench", "read_result", "write_result"]

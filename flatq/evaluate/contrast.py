@@ -1,0 +1,102 @@
+"""Any weighted sum of several models' FIDs, with its interval: all from the same noise, one reference.
+
+A drift is the contrast with the weights -1 and 1; the ladder's kernel error has four. The rules on when there
+is an interval are those of `flatq.evaluate.drift`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from flatq.errors import DataError
+from flatq.evaluate.drift import half_width, why_no_interval
+from flatq.evaluate.frechet import FrechetSide
+from flatq.evaluate.moments import F64, Reference, cluster_index, standard_error_of_mean
+
+__all__ = ["Contrast", "fid_contrast"]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """sum_k w_k FID_k. raw, bias_correction, corrected, standard_error, half_width, low, high, reason,
+    n_over_rank: as in `flatq.evaluate.drift.Drift`. weights: w_k by the model's name."""
+
+    weights: dict[str, float]
+    raw: float
+    bias_correction: float | None
+    corrected: float | None
+    standard_error: float | None
+    half_width: float | None
+    low: float | None
+    high: float | None
+    confidence: float
+    n: int
+    n_over_rank: float
+    reason: str | None
+
+
+def fid_contrast(
+    sides: Mapping[str, FrechetSide],
+    weights: Mapping[str, float],
+    reference: Reference,
+    confidence: float = 0.95,
+    clusters: ArrayLike | None = None,
+) -> Contrast:
+    """The contrast of sides whose rows i are all from the same noise.
+
+    Standard error std(sum_k w_k IF_k(i)) / sqrt(n), summed per cluster first where clusters are given; bias
+    sum_k w_k b_k.
+
+    Args:
+        sides: `frechet_side` with this reference and these clusters, by the model's name.
+        weights: w_k of the models that count, by name; the other sides are left alone.
+
+    Raises:
+        DataError: a weight without a side, no weight, or sides of different numbers of samples.
+    """
+    missing = [name for name in weights if name not in sides]
+    used = {name: sides[name] for name in weights if name in sides}
+    if missing or not used or len({(side.n, side.dim) for side in used.values()}) > 1:
+        raise DataError(
+            "These models' samples make no contrast.",
+            expected="a side for every weight, all of the same samples",
+            got=", ".join(f"{name}: {side.n} x {side.dim}" for name, side in used.items()) or "no sides",
+        )
+    n = next(iter(used.values())).n
+    count = n if clusters is None else cluster_index(clusters, n)[1]
+    ratio = min(side.n_effective for side in used.values()) / max(
+        reference.rank, *(side.rank for side in used.values())
+    )
+    raw = float(sum(w * used[name].distance for name, w in weights.items()))
+    reason, _ = why_no_interval(used, reference, ratio, count)
+    bias = corrected = se = half = None
+    if reason is None:
+        values: F64 = np.zeros(n)
+        bias = 0.0
+        for name, w in weights.items():
+            side = used[name]
+            assert side.influence is not None
+            assert side.bias is not None
+            values += w * side.influence
+            bias += w * side.bias
+        corrected = raw - bias
+        se = standard_error_of_mean(values, clusters)
+        half = half_width(se, bias, ratio, confidence)
+    return Contrast(
+        weights=dict(weights),
+        raw=raw,
+        bias_correction=bias,
+        corrected=corrected,
+        standard_error=se,
+        half_width=half,
+        low=None if corrected is None or half is None else corrected - half,
+        high=None if corrected is None or half is None else corrected + half,
+        confidence=confidence,
+        n=n,
+        n_over_rank=ratio,
+        reason=reason,
+    )

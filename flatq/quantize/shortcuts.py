@@ -1,0 +1,97 @@
+"""A convolution that reads two concatenated tensors, as two whose results are added.
+
+Q-Diffusion (Li et al. 2023, section 4.2): where a U-Net's shortcut joins two tensors, their values, and with
+them the weights, spread very differently. Each half gets a range of its own and weight scales of its own, and
+each is a layer that every runtime has an integer kernel for. In float nothing changes but the order of a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from flatq.quantize.trace import HALF, find_layers
+from flatq.recipe import Decision, QuantRecipe, half_name, plan, whole_name
+
+__all__ = ["planned_splits", "split_shortcuts", "whole_weights"]
+
+_aten = torch.ops.aten
+
+
+def planned_splits(graph: fx.GraphModule, recipe: QuantRecipe) -> list[str]:
+    """The convolutions of a traced graph that the recipe splits: those whose input it quantizes."""
+    if not recipe.split_shortcuts:
+        return []
+    layers = find_layers(graph)
+    inputs = {d.node: d for d in plan(recipe, [layer.candidate for layer in layers]) if d.port == "input"}
+    return [
+        layer.candidate.node
+        for layer in layers
+        if layer.candidate.kind == "conv2d"
+        and inputs[layer.candidate.node].scheme is not None
+        and _joined(layer.node) is not None
+    ]
+
+
+def whole_weights(decisions: Iterable[Decision]) -> dict[str, list[str]]:
+    """Name of each split convolution -> the names of its halves, in order."""
+    found: dict[str, list[str]] = {}
+    for decision in decisions:
+        name = whole_name(decision.node, decision.group)
+        if decision.port == "weight" and name != decision.node:
+            found.setdefault(name, []).append(decision.node)
+    return found
+
+
+def split_shortcuts(graph: fx.GraphModule, names: Collection[str]) -> None:
+    """Split the named convolutions of a traced graph, in place. The first half keeps the bias."""
+    for layer in find_layers(graph):
+        if layer.candidate.node in names:
+            _split(graph, layer.candidate.node, layer.node)
+    graph.graph.lint()
+    graph.recompile()
+
+
+def _joined(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The two tensors that a convolution without groups reads joined by channel."""
+    source: Any = node.args[0]
+    if source.target is not _aten.cat.default or len(source.args) < 2 or source.args[1] != 1:
+        return None
+    parts = source.args[0]
+    groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
+    return (parts[0], parts[1]) if len(parts) == 2 and groups == 1 else None
+
+
+def _split(graph: fx.GraphModule, name: str, node: fx.Node) -> None:
+    sources = _joined(node)
+    assert sources is not None, f"{name} does not read two joined tensors"
+    module = graph.get_submodule(name)
+    weight, stored = module.weight, node.args[1]
+    assert isinstance(weight, torch.Tensor)
+    assert isinstance(stored, fx.Node)
+    bias = node.args[2] if len(node.args) > 2 else None
+    start, results = 0, []
+    for group, source in enumerate(sources):
+        end = start + int(source.meta["val"].shape[1])
+        half = nn.Module()
+        half.weight = nn.Parameter(weight.detach()[:, start:end].contiguous(), requires_grad=False)
+        module.add_module(half_name("", group).removeprefix("."), half)
+        with graph.graph.inserting_before(node):
+            part = graph.graph.get_attr(f"{half_name(name, group)}.weight")
+            part.meta = {**stored.meta, "val": stored.meta["val"][:, start:end]}
+            part.meta.pop("tensor_meta", None)
+            arguments = (source, part, None if group else bias, *node.args[3:])
+            result = graph.graph.call_function(node.target, arguments, node.kwargs)  # type: ignore[arg-type]
+            result.meta = {**node.meta, HALF: group}
+        results.append(result)
+        start = end
+    with graph.graph.inserting_before(node):
+        total = graph.graph.call_function(_aten.add.Tensor, tuple(results))
+        total.meta = dict(node.meta)
+    node.replace_all_uses_with(total)
+    graph.graph.erase_node(node)
+    graph.graph.erase_node(stored)
+    del module.weight

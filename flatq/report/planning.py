@@ -1,0 +1,77 @@
+"""The plan that a pilot's report gives, as text. The numbers are `flatq.evaluate.plan`'s."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flatq.evaluate.plan import Plan, plan_from_pilot
+from flatq.evaluate.restate import beyond_relative_tolerance
+from flatq.report.model import ModelEntry, Report
+from flatq.report.sidecar import read_sidecar
+
+__all__ = ["plan_text", "plans_of"]
+
+
+def plans_of(
+    report: Report, folder: Path, max_drift: float | None, max_drift_rel: float | None
+) -> list[Plan | None]:
+    """A plan for each model; None where its samples are not finite. At most one of the tolerances.
+
+    Raises:
+        DataError: as `plan_from_pilot`, `beyond_relative_tolerance` and `read_sidecar`.
+    """
+    return [_plan(report, entry, folder, max_drift, max_drift_rel) for entry in report.models]
+
+
+def plan_text(report: Report, folder: Path, max_drift: float | None, max_drift_rel: float | None) -> str:
+    """A table for each model: images of either model, wall time of both, and the half-width they give."""
+    blocks = []
+    plans = plans_of(report, folder, max_drift, max_drift_rel)
+    for entry, plan in zip(report.models, plans, strict=True):
+        if plan is None:
+            blocks.append(f"{entry.name}: samples are not finite; there is nothing to plan")
+            continue
+        if plan.resolvable is None:
+            head = f"{entry.name}: {plan.pilot} images give no interval: {plan.reason}"
+        else:
+            head = (
+                f"{entry.name}: {plan.pilot} images resolve {plan.resolvable:.4g} "
+                f"({100 * plan.confidence:.3g} %, half-width)"
+            )
+        lines = [head, f"{'images':>10} {'wall time':>10} {'resolves':>9}  for"]
+        lines += [
+            f"{goal.images:>10} {_duration(goal.seconds):>10} "
+            f"{'-' if goal.half_width is None else format(goal.half_width, '.4g'):>9}  {goal.purpose}"
+            for goal in plan.goals
+        ]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _plan(
+    report: Report, entry: ModelEntry, folder: Path, max_drift: float | None, max_drift_rel: float | None
+) -> Plan | None:
+    drift = entry.drift
+    if drift is None:
+        return None
+    if max_drift_rel is not None:
+        kept = read_sidecar(entry, folder)
+        drift = beyond_relative_tolerance(
+            drift,
+            max_drift_rel,
+            None if kept is None else kept.influence_float,
+            None if kept is None else kept.influence_quantized,
+        )
+    seconds = None
+    if entry.seconds_per_image is not None and report.baseline.seconds_per_image is not None:
+        seconds = entry.seconds_per_image + report.baseline.seconds_per_image
+    return plan_from_pilot(drift, seconds, max_drift)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

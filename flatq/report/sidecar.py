@@ -1,0 +1,105 @@
+"""Reading what `flatq eval` keeps of each image beside a report: indices and influence values.
+
+Written by `flatq.assess`; features stay in the file.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatq.errors import DataError
+from flatq.evaluate.difference import Measured
+from flatq.evaluate.judge import Influences
+from flatq.evaluate.moments import F64, standard_error_of_mean
+from flatq.report.model import ModelEntry
+
+__all__ = ["Sidecar", "measured", "read_sidecar"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sidecar:
+    """Row i is the image indices[i]. The influences f64 [n] are None where the FID has no gradient."""
+
+    indices: NDArray[np.int64]
+    influence_float: F64 | None
+    influence_quantized: F64 | None
+    clusters: NDArray[Any] | None
+
+    @property
+    def influences(self) -> Influences:
+        return Influences(self.influence_float, self.influence_quantized, self.clusters)
+
+
+def read_sidecar(entry: ModelEntry, folder: Path) -> Sidecar | None:
+    """The sidecar of a report's model; None where there is no such file.
+
+    Raises:
+        DataError: a file that is damaged, or that is not of the report's samples (its influence values do not
+            give the report's standard error).
+    """
+    if entry.sidecar is None or entry.drift is None or not (folder / entry.sidecar).is_file():
+        return None
+    file = folder / entry.sidecar
+    try:
+        with file.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            kept = {
+                key: archive[key]
+                for key in ("indices", "influence_float", "influence_quantized", "clusters")
+                if key in archive.files
+            }
+        indices = kept["indices"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"the sidecar {file} cannot be read",
+            expected="the npz that `flatq eval` wrote",
+            got=" ".join(str(error).split()),
+            next_step="evaluate again",
+        ) from error
+    sidecar = Sidecar(
+        indices, kept.get("influence_float"), kept.get("influence_quantized"), kept.get("clusters")
+    )
+    if not _fits(entry, sidecar):
+        raise DataError(
+            f"the sidecar {file} is not of the report's samples",
+            expected=f"{entry.drift.n} images whose influence values give the report's standard error",
+            got=f"{indices.size} images",
+            next_step="keep the report's folder together, or evaluate again",
+        )
+    return sidecar
+
+
+def measured(entry: ModelEntry, sidecar: Sidecar | None) -> Measured | None:
+    """For `flatq.evaluate.difference`; None where there is no drift."""
+    if entry.drift is None:
+        return None
+    if sidecar is None or sidecar.clusters is not None:
+        return Measured(entry.drift)
+    values = None
+    if sidecar.influence_float is not None and sidecar.influence_quantized is not None:
+        values = sidecar.influence_quantized - sidecar.influence_float
+    return Measured(entry.drift, sidecar.indices, values)
+
+
+def _fits(entry: ModelEntry, sidecar: Sidecar) -> bool:
+    drift = entry.drift
+    assert drift is not None
+    rows = {
+        array.shape
+        for array in (sidecar.indices, sidecar.influence_float, sidecar.influence_quantized)
+        if array is not None
+    }
+    if rows != {(drift.n,)} or sidecar.indices.dtype.kind not in "iu":
+        return False
+    if drift.standard_error is None or drift.identical or drift.relative_tolerance is not None:
+        return True
+    if sidecar.influence_float is None or sidecar.influence_quantized is None:
+        return False
+    se = standard_error_of_mean(sidecar.influence_quantized - sidecar.influence_float, sidecar.clusters)
+    return bool(np.isclose(se, drift.standard_error, rtol=1e-6, atol=0.0))

@@ -1,0 +1,146 @@
+"""Deciding on stored reports: tolerances, confidence, and against an earlier report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import Cli
+from reports import REFERENCE, features, make_report
+
+from flatq.errors import DataError, UsageError
+from flatq.evaluate.drift import fid_drift
+from flatq.evaluate.judge import Tolerances
+from flatq.evaluate.looks import Looks
+from flatq.report.model import ReferenceEntry, Report, read_report, write_report
+from flatq.report.regate import growth, regate, with_confidence
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(monkeypatch, capsys)
+
+
+def test_a_relative_tolerance_from_the_sidecar(tmp_path: Path) -> None:
+    report = make_report(tmp_path, {"w8": 0.01, "w4": 0.6})
+    expected = fid_drift(*features(0.6, 400), REFERENCE, relative_tolerance=0.2)
+    w8, w4 = regate(report, Tolerances(None, 0.2), tmp_path)
+    assert (w8.outcome, w4.outcome) == ("pass", "fail")
+    assert f"[{expected.low:+.4g}, {expected.high:+.4g}]" in w4.reason
+    with pytest.raises(DataError, match="influence values"):
+        regate(report, Tolerances(None, 0.2))
+    (tmp_path / "w4.npz").unlink()
+    with pytest.raises(DataError, match="influence values"):
+        regate(report, Tolerances(None, 0.2), tmp_path)
+    assert len(regate(report, Tolerances(0.2), tmp_path)) == 2
+
+
+def test_a_sidecar_of_other_samples_is_refused(tmp_path: Path) -> None:
+    report = make_report(tmp_path / "a", {"w8": 0.1})
+    make_report(tmp_path / "b", {"w8": 0.1}, seed=1)
+    (tmp_path / "b" / "w8.npz").replace(tmp_path / "a" / "w8.npz")
+    with pytest.raises(DataError, match="not of the report's samples"):
+        regate(report, Tolerances(None, 0.2), tmp_path / "a")
+    (tmp_path / "a" / "w8.npz").write_bytes(b"no npz")
+    with pytest.raises(DataError, match="cannot be read"):
+        regate(report, Tolerances(None, 0.2), tmp_path / "a")
+
+
+def test_another_confidence_is_shared_by_the_looks(tmp_path: Path) -> None:
+    report = make_report(tmp_path, {"w8": 0.1})
+    drift = with_confidence(report, 0.8).models[0].drift
+    again = fid_drift(*features(0.1, 400), REFERENCE, 0.8)
+    assert drift is not None
+    assert (drift.low, drift.high) == pytest.approx((again.low, again.high), rel=1e-12)
+    looked = report.models[0].model_copy(update={"looks": Looks((100, 400), 0.95, 2)})
+    found = with_confidence(report.model_copy(update={"models": [looked]}), 0.8).models[0]
+    assert found.drift is not None
+    assert found.drift.confidence == pytest.approx(0.9)
+    assert found.looks == Looks((100, 400), 0.8, 2)
+
+
+def _growth(tmp_path: Path, new: Report, old: Report, max_drift: float = 0.2) -> tuple[str, str]:
+    (verdict,) = growth(new, tmp_path / "new", old, tmp_path / "old", max_drift).verdicts
+    return verdict.outcome, verdict.reason
+
+
+def test_growth_is_paired_by_index(tmp_path: Path) -> None:
+    new, old = make_report(tmp_path / "new", {"w4": 0.31}), make_report(tmp_path / "old", {"w4": 0.3}, 300)
+    found = growth(new, tmp_path / "new", old, tmp_path / "old", 0.2)
+    difference = found.differences[0]
+    assert difference is not None
+    assert (difference.paired, difference.shared, difference.n) == (True, 300, (300, 400))
+    assert found.notes == []
+    assert found.verdicts[0].outcome == "pass"
+    same = growth(old, tmp_path / "old", old, tmp_path / "old", 0.0)
+    assert same.verdicts[0].outcome == "pass"  # the difference is exactly 0
+    assert _growth(tmp_path, make_report(tmp_path / "new", {"w4": 0.8}), old)[0] == "fail"
+    broken = make_report(tmp_path / "new", {"w4": float("nan")})
+    assert _growth(tmp_path, broken, old)[0] == "fail"
+
+
+def test_growth_that_does_not_pair_says_so(tmp_path: Path) -> None:
+    old = make_report(tmp_path / "old", {"w4": 0.3})
+    new = make_report(tmp_path / "new", {"w4": 0.31}, seed=1)
+    assert "unpaired: the seeds of the noise differ, 0 and 1" in _growth(tmp_path, new, old)[1]
+    elsewhere = ReferenceEntry(name="others", digest="12" * 32, n=9)
+    new = make_report(tmp_path / "new", {"w4": 0.31}, reference=elsewhere)
+    assert "unpaired: the references differ" in _growth(tmp_path, new, old)[1]
+    new = make_report(tmp_path / "new", {"w4": 0.31}, plan={"steps": 50, "seed": 0})
+    found = growth(new, tmp_path / "new", old, tmp_path / "old", 0.2)
+    assert "the plans of sampling differ" in found.notes[0]
+    assert found.differences[0] is not None
+    assert found.differences[0].paired
+    (tmp_path / "old" / "w4.npz").unlink()
+    assert "unpaired: the influence values of the images were not kept" in _growth(tmp_path, new, old)[1]
+
+
+def test_growth_refuses(tmp_path: Path) -> None:
+    old = make_report(tmp_path / "old", {"w4": 0.3, "w8": 0.1})
+    new = make_report(tmp_path / "new", {"other": 0.3})
+    with pytest.raises(UsageError, match="which model"):
+        _growth(tmp_path, new, old)
+    other = old.extractor.model_copy(update={"digest": "99" * 32})
+    with pytest.raises(DataError, match="do not compare"):
+        _growth(tmp_path, make_report(tmp_path / "new", {"w4": 0.3}, extractor=other), old)
+    broken = make_report(tmp_path / "old", {"w4": float("nan")})
+    with pytest.raises(UsageError, match="holds no drift"):
+        _growth(tmp_path, make_report(tmp_path / "new", {"w4": 0.3}), broken)
+
+
+def test_the_command(cli: Cli, tmp_path: Path) -> None:
+    make_report(tmp_path / "old", {"w4": 0.3})
+    make_report(tmp_path / "new", {"w4": 0.31})
+    new = tmp_path / "new" / "report.json"
+    assert cli("gate", new) == 2  # no tolerance anywhere
+    assert "--max-drift" in cli.err
+    assert cli("gate", new, "--max-drift", 2) == 0
+    assert cli("gate", tmp_path / "new", "--max-drift", 0.01) == 1
+    assert cli("gate", new, "--max-drift", 2, "--max-drift-rel", 0.001) == 1
+    assert cli("gate", new, "--max-drift", 2, "--min-samples", 500) == 4
+    for choice, code in (("pass", 0), ("fail", 1), ("error", 4)):
+        many = ("--min-samples", 500, "--on-inconclusive", choice)
+        assert cli("gate", new, "--max-drift", 2, *many) == code
+    assert cli("gate", new, "--max-drift", 2, "--confidence", 0.5) == 0
+    assert "50 % in" in cli.out
+    assert cli("gate", new, "--max-drift", 2, "--confidence", 1.5) == 2
+    baseline = ("--baseline", tmp_path / "old" / "report.json")
+    assert cli("gate", new, *baseline, "--max-drift", 0.2) == 0
+    assert "paired on 400 images" in cli.out
+    assert cli("gate", new, *baseline) == 2
+    assert cli("gate", new, *baseline, "--max-drift-rel", 0.2) == 2
+
+
+def test_the_tolerances_of_the_report_are_the_default(cli: Cli, tmp_path: Path) -> None:
+    make_report(tmp_path, {"w4": 0.3}, gate=Tolerances(0.001))
+    assert cli("gate", tmp_path) == 1
+    assert "those of the report" in cli.err
+    assert cli("gate", tmp_path, "--max-drift", 2) == 0
+
+
+def test_a_report_with_looks_survives(tmp_path: Path) -> None:
+    report = make_report(tmp_path, {"w4": 0.3}, gate=Tolerances(0.5, 0.1, 9))
+    entry = report.models[0].model_copy(update={"looks": Looks((100, 400), 0.95, 2)})
+    report = report.model_copy(update={"models": [entry]})
+    write_report(report, tmp_path)
+    assert read_report(tmp_path) == report

@@ -1,0 +1,157 @@
+"""An evaluation that goes on until the gate decides, with plain numpy in the networks' place."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from toy_runtime import Toy
+
+from flatq.assess import Assessment, assess
+from flatq.errors import UsageError
+from flatq.evaluate.drift import fid_drift
+from flatq.evaluate.moments import reference_from_features
+from flatq.models import Model
+from flatq.process import ProcessConfig
+from flatq.report.model import read_report
+from flatq.report.planning import plan_text
+from flatq.runtime.base import UNCONDITIONED, Condition
+from flatq.sampler import SamplePlan
+
+
+class Off(Toy):
+    """A toy that is a little off; `sampled` counts images."""
+
+    def __init__(self, off: float) -> None:
+        super().__init__()
+        self.off, self.sampled = off, 0
+
+    def __call__(
+        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
+    ) -> NDArray[np.float32]:
+        self.sampled += len(x) if t[0] == 0 else 0  # the last step of an image
+        return super().__call__(x, t, cond) + np.float32(self.off)
+
+
+@pytest.fixture
+def toys(monkeypatch: pytest.MonkeyPatch) -> dict[str, Off]:
+    """By the name of a model's file."""
+    found = {"float.pt": Off(0.0), "near.pt": Off(0.002), "far.pt": Off(-1.0)}
+
+    def open_toy(path: Path, **_: Any) -> Model:
+        process = ProcessConfig(schedule="cosine")
+        return Model(found[path.name], process, (3, 16, 16), None, path.name, "fp32", "raw", "00", 1)
+
+    monkeypatch.setattr("flatq.assess.open_model", open_toy)
+    return found
+
+
+@pytest.fixture
+def task(toys: dict[str, Off], feature_net: Path, tmp_path: Path) -> Assessment:
+    for name in toys:
+        (tmp_path / name).touch()
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", pixels)
+    return Assessment(
+        models=(tmp_path / "near.pt", tmp_path / "far.pt"),
+        baseline=tmp_path / "float.pt",
+        data=str(tmp_path / "data.npz"),
+        out=tmp_path / "out",
+        plan=SamplePlan(steps=4),
+        images=40,
+        features=str(feature_net),
+        threads=1,
+        cache=False,
+    )
+
+
+def test_it_draws_until_the_gate_decides(task: Assessment, toys: dict[str, Off]) -> None:
+    pilot = assess(task)
+    drifts = [entry.drift for entry in pilot.models]
+    assert drifts[0] is not None
+    assert drifts[1] is not None
+    assert drifts[0].high is not None
+    assert drifts[1].low is not None
+    assert drifts[1].low > 2 * abs(drifts[0].high)
+    for toy in toys.values():
+        toy.sampled = 0
+    between = (abs(drifts[0].high) + drifts[1].low) / 2
+    task = dataclasses.replace(task, max_drift=between, max_samples=160, looks=3)
+    report = assess(task)
+    near, far = report.models
+    assert near.looks is not None
+    assert near.looks.planned == (40, 80, 160)
+    assert near.drift is not None
+    assert near.drift.confidence == pytest.approx(1 - 0.05 / 3)
+    assert near.verdict is not None
+    assert far.verdict is not None
+    assert (near.verdict.outcome, far.verdict.outcome) == ("pass", "fail")
+    sampled = {name: toy.sampled for name, toy in toys.items()}
+    assert sampled["near.pt"] == near.drift.n == near.looks.planned[near.looks.taken - 1]
+    assert sampled["float.pt"] == report.n == max(sampled["near.pt"], sampled["far.pt"])
+    assert report.gate is not None
+    assert read_report(task.out) == report
+    assert (
+        "look 1 of 3 planned (at n = 40, 80, 160), together at 95 %" in (task.out / "report.md").read_text()
+    )
+
+
+def test_the_last_look_is_the_evaluation_of_as_many(task: Assessment, toys: dict[str, Off]) -> None:
+    """A tolerance at the drift itself is never decided on; the samples are those of one evaluation of 160."""
+    task = dataclasses.replace(task, models=task.models[:1])
+    whole = assess(dataclasses.replace(task, images=160)).models[0].drift
+    assert whole is not None
+    assert whole.corrected is not None
+    tau = max(whole.corrected, 0.0)
+    grown = assess(dataclasses.replace(task, max_drift=tau, max_samples=160, looks=3))
+    found = grown.models[0].drift
+    assert found is not None
+    if found.n == 160:
+        assert found.corrected == pytest.approx(whole.corrected, rel=1e-9)
+        assert found.raw == pytest.approx(whole.raw, rel=1e-9)
+    sidecar = np.load(task.out / str(grown.models[0].sidecar))
+    assert sidecar["indices"].tolist() == list(range(found.n))
+    assert toys["near.pt"].sampled == 160 + found.n
+
+
+def test_a_pilot_is_a_plan(task: Assessment) -> None:
+    report = assess(task)
+    text = plan_text(report, task.out, 5.0, None)
+    assert "near.pt: 40 images resolve" in text
+    assert "far.pt: 40 images resolve" in text
+    assert "to pass with 80% power if there is no drift" in text
+    assert report.baseline.seconds_per_image is not None
+    assert "10 samples per direction" in plan_text(report, task.out, None, 0.1)
+    few = assess(dataclasses.replace(task, images=4))
+    assert "4 images give no interval" in plan_text(few, task.out, None, None)
+
+
+def test_relative_tolerance_at_evaluation(task: Assessment) -> None:
+    """The report keeps the plain drift; the verdict is that of the drift beyond the tolerance."""
+    report = assess(dataclasses.replace(task, max_drift_rel=0.2))
+    entry = report.models[1]
+    assert entry.drift is not None
+    assert entry.drift.relative_tolerance is None
+    kept = np.load(task.out / str(entry.sidecar))
+    x, q = kept["features_float"], kept["features_quantized"]
+    data = np.load(str(task.data))["arr_0"]
+    weights = np.random.default_rng(1).standard_normal((3 * 16 * 16, 4)).astype(np.float32)
+    real = np.moveaxis(data, 3, 1).reshape(len(data), -1).astype(np.float32) @ weights
+    expected = fid_drift(x, q, reference_from_features(real.astype(np.float64)), relative_tolerance=0.2)
+    assert expected.low is not None
+    assert expected.high is not None
+    assert entry.verdict is not None
+    outcome = "pass" if expected.high <= 0 else "fail" if expected.low > 0 else "inconclusive"
+    assert entry.verdict.outcome == outcome
+    assert f"{expected.corrected:+.4g}"[:5] in entry.verdict.reason
+
+
+def test_it_refuses(task: Assessment) -> None:
+    with pytest.raises(UsageError, match="no tolerance"):
+        assess(dataclasses.replace(task, max_samples=100))
+    with pytest.raises(UsageError, match="looks"):
+        assess(dataclasses.replace(task, max_drift=1.0, max_samples=20))

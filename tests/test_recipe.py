@@ -1,0 +1,88 @@
+"""Recipes: what they are named, and what they decide."""
+
+from __future__ import annotations
+
+import pytest
+
+from flatq.errors import UsageError
+from flatq.recipe import PRESETS, Candidate, QuantRecipe, Rule, Scheme, half_name, plan, recipe_for_bits
+
+LAYERS = [
+    Candidate(node="embed", kind="linear", shape=(8, 4), macs=32),
+    Candidate(node="first", kind="conv2d", shape=(8, 3, 3, 3)),
+    Candidate(node="middle", kind="conv2d", shape=(8, 8, 3, 3)),
+    Candidate(node="attention", kind="attention"),
+    Candidate(node=half_name("shortcut", 0), kind="conv2d", shape=(8, 4, 1, 1)),
+    Candidate(node=half_name("shortcut", 1), kind="conv2d", shape=(8, 4, 1, 1), group=1),
+    Candidate(node="last", kind="conv2d", shape=(3, 8, 3, 3)),
+]
+
+
+def _widths(recipe: QuantRecipe) -> dict[str, tuple[int | None, ...]]:
+    found: dict[str, list[int | None]] = {}
+    for decision in plan(recipe, LAYERS):
+        found.setdefault(decision.node, []).append(decision.scheme and decision.scheme.bits)
+    return {node: tuple(bits) for node, bits in found.items()}
+
+
+def test_presets_are_named_by_their_widths() -> None:
+    assert list(PRESETS) == ["w8a8", "w4a8", "w4a4", "w8", "w4"]
+    assert all(not recipe.split_shortcuts for recipe in PRESETS.values())
+    assert recipe_for_bits(4) == PRESETS["w4a8"]
+
+
+@pytest.mark.parametrize(
+    ("bits", "activation_bits", "edge", "rest"),
+    [
+        (8, 8, (8, 8, 8), (8, 8, 8)),
+        (4, 8, (8, 8, 8), (4, 8, 8)),
+        (2, 4, (8, 8, 8), (2, 4, 8)),
+        (7, 8, (7, 8, 8), (7, 8, 8)),  # 8 would saturate where 7 were asked for
+        (7, 6, (7, 8, 8), (7, 6, 8)),
+        (3, 32, (8, None, None), (3, None, None)),
+    ],
+)
+def test_the_first_and_the_last_convolution_have_8_bits(
+    bits: int, activation_bits: int, edge: tuple[int | None, ...], rest: tuple[int | None, ...]
+) -> None:
+    found = _widths(recipe_for_bits(bits, activation_bits))
+    assert found["first"] == found["last"] == edge
+    assert all(found[node] == rest for node in found if node not in ("first", "last", "attention"))
+    same = _widths(recipe_for_bits(bits, activation_bits, edges="same"))
+    assert all(same[node] == rest for node in same if node != "attention")
+
+
+def test_the_plan_says_why_an_edge_is_wider() -> None:
+    reasons = {d.node: d.reason for d in plan(PRESETS["w4a8"], LAYERS)}
+    assert "the first convolution has 8 bits" in reasons["first"]
+    assert "the last convolution has 8 bits" in reasons["last"]
+    assert "recipe w4a8" in reasons["middle"]
+    assert "half 1" in reasons["shortcut.half1"]
+    assert all("has 8 bits" not in d.reason for d in plan(PRESETS["w8a8"], LAYERS))
+
+
+def test_a_rule_speaks_of_both_halves_and_ranges_stand_together() -> None:
+    rule = Rule(
+        kinds=("conv2d",), match="shortcut", weight=Scheme(bits=4), activation=Scheme(bits=8), reason="r"
+    )
+    decisions = [d for d in plan(QuantRecipe(name="one", rules=(rule,)), LAYERS) if d.scheme]
+    assert {d.node for d in decisions} == {"shortcut.half0", "shortcut.half1"}
+    assert [(d.range_name, d.group) for d in decisions if d.port == "input"] == [
+        ("shortcut.input", 0),
+        ("shortcut.input", 1),
+    ]
+
+
+def test_names_tell_recipes_apart() -> None:
+    assert recipe_for_bits(3, 6, granularity="per_tensor", symmetric=True).name == "w3a6-tensor-sym"
+    assert recipe_for_bits(4, edges="same").name == "w4a8-same"
+    assert recipe_for_bits(8, edges="same").name == "w8a8"
+    everything = recipe_for_bits(4, 4, activation_range="mse", weight_range="mse", split_shortcuts=True)
+    assert everything.name == "w4a4-mse-wmse-split"
+    assert recipe_for_bits(8, 32, symmetric=True, split_shortcuts=True, activation_range="mse").name == "w8"
+
+
+@pytest.mark.parametrize("arguments", [(1,), (9,), (8, 3), (8, 16)])
+def test_widths_that_are_not_offered_are_refused(arguments: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="is not valid"):
+        recipe_for_bits(*arguments)
