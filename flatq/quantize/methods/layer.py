@@ -93,7 +93,8 @@ class QuantLayer:
     def _geometry(self) -> tuple[Any, Any, Any]:
         defaults: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1])
         given = tuple(self.node.args[3:6])
-        stride, padding, dilation = [*given, *defaults[len(given) :]]
+        filled: list[Any] = [*given, *defaults[len(given) :]]
+        stride, padding, dilation = filled
         if self.node.target is _aten.conv2d.padding and len(given) < 2:
             padding = "valid"
         return _pair(stride), padding if isinstance(padding, str) else _pair(padding), _pair(dilation)
