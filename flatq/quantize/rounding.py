@@ -24,7 +24,7 @@ from flatq.quantize.quantizer import FlatqQuantizer
 from flatq.quantize.ranges import RangeObserver, activation_spec, weight_spec
 from flatq.quantize.shortcuts import planned_splits, split_shortcuts, whole_weights
 from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
-from flatq.recipe import Decision, QuantRecipe, plan, whole_name
+from flatq.recipe import Decision, QuantRecipe, plan
 from flatq.runtime.torch import TorchRuntime
 
 __all__ = ["package_versions", "quantize_checkpoint", "weight_codes"]
@@ -85,7 +85,7 @@ def quantize_checkpoint(
         ranges = _ranges(prepared, layers, decisions)
         with quiet():
             converted = convert_pt2e(prepared)
-        planned = {d.node: d for d in decisions if d.port == "weight" and d.scheme is not None}
+        planned = {d.node for d in decisions if d.port == "weight" and d.scheme is not None}
         codes, scales = {}, {}
         for layer in layers:
             name = layer.candidate.node
@@ -95,7 +95,7 @@ def quantize_checkpoint(
         rest = {
             name: value.detach().cpu()
             for name, value in network.state_dict().items()
-            if name.removesuffix(".weight") not in planned.keys() | whole.keys()
+            if name.removesuffix(".weight") not in planned | whole.keys()
         }
         notes: dict[str, str] = {}
         if untouched is not None:
@@ -112,8 +112,7 @@ def quantize_checkpoint(
                 progress=progress,
             )
             codes, notes = refined.codes, refined.notes
-            for name, bias in refined.biases.items():
-                rest[f"{whole_name(name, planned[name].group)}.bias"] = bias
+            rest |= refined.biases
     manifest = Manifest(
         model=model,
         process=checkpoint.process,

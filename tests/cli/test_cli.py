@@ -41,6 +41,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("quantize", "CKPT", "--act-range", "percentile", "--percentile", "0.9999"),
         ("quantize", "CKPT", "--weight-range", "percentile"),
         ("quantize", "CKPT", "--calib-images", "0"),
+        ("quantize", "CKPT", "--method", "best"),
+        ("quantize", "CKPT", "--method", "adaround", "--iterations", "0"),
         ("quantize", "CKPT", "--weights", "swa"),
         ("quantize", "nothing.pt"),
         ("quantize",),

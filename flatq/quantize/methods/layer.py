@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from flatq.errors import ModelError
 from flatq.quantize.quantizer import activation_qparams, code_range
 from flatq.quantize.trace import Layer
-from flatq.recipe import Decision
+from flatq.recipe import Decision, whole_name
 
 __all__ = ["QuantLayer", "quant_layers"]
 
@@ -33,6 +33,8 @@ class QuantLayer:
         node: the operator that computes it.
         weight: float32, [out, in, kh, kw] or [out, in].
         bias: float32 [out], None where there is none.
+        bias_name: the parameter that is added to the output: the layer's own, of a split convolution's second
+            half that of the first; None where there is none.
         scale: float32, of a shape that broadcasts to the weight's.
         low, high: smallest and largest code.
         codes: int8, the weight's shape.
@@ -44,6 +46,7 @@ class QuantLayer:
     node: fx.Node
     weight: torch.Tensor
     bias: torch.Tensor | None
+    bias_name: str | None
     scale: torch.Tensor
     low: int
     high: int
@@ -90,7 +93,8 @@ class QuantLayer:
     def _geometry(self) -> tuple[Any, Any, Any]:
         defaults: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1])
         given = tuple(self.node.args[3:6])
-        stride, padding, dilation = [*given, *defaults[len(given) :]]
+        filled: list[Any] = [*given, *defaults[len(given) :]]
+        stride, padding, dilation = filled
         if self.node.target is _aten.conv2d.padding and len(given) < 2:
             padding = "valid"
         return _pair(stride), padding if isinstance(padding, str) else _pair(padding), _pair(dilation)
@@ -116,7 +120,7 @@ def quant_layers(
     """
     weights = {d.node: d for d in decisions if d.port == "weight" and d.scheme is not None}
     inputs = {d.node: d for d in decisions if d.port == "input" and d.scheme is not None}
-    result = {}
+    result, owners = {}, dict[str, str]()
     for layer in layers:
         name = layer.candidate.node
         if name not in weights:
@@ -126,28 +130,29 @@ def quant_layers(
         low, high, _ = code_range(scheme)
         weight, bias = (_parameter(graph, layer.node, i) for i in (1, 2))
         assert weight is not None
+        if bias is not None:
+            owners[whole_name(name, layer.candidate.group)] = str(layer.node.args[2].target)  # type: ignore[union-attr]
         scale = scales[name]
         result[layer.node] = QuantLayer(
             name,
             layer.node,
             weight,
             bias,
+            owners.get(whole_name(name, layer.candidate.group)),
             scale.reshape(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale,
             low,
             high,
             codes[name],
-            _input_quantizer(inputs.get(name), ranges),
+            _input_quantizer(inputs[name], ranges[inputs[name].range_name])
+            if name in inputs
+            else lambda x: x,
         )
     return result
 
 
-def _input_quantizer(
-    decision: Decision | None, ranges: Mapping[str, torch.Tensor]
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    if decision is None:
-        return lambda x: x
+def _input_quantizer(decision: Decision, ranges: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     assert decision.scheme is not None
-    smallest, largest = ranges[decision.range_name][decision.group].tolist()
+    smallest, largest = ranges[decision.group].tolist()
     found = activation_qparams(smallest, largest, decision.scheme)
     scale, zero_point = found.scale, found.zero_point.to(torch.int32)
 

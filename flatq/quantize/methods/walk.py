@@ -19,7 +19,7 @@ from flatq.quantize.methods.blocks import Block, blocks, pieces
 from flatq.quantize.methods.gptq import Hessian, gptq_codes
 from flatq.quantize.methods.layer import QuantLayer, quant_layers
 from flatq.quantize.methods.options import WeightRounding
-from flatq.quantize.methods.stream import Stream, execute
+from flatq.quantize.methods.stream import Stream
 from flatq.quantize.trace import Layer
 from flatq.recipe import Decision
 
@@ -34,7 +34,7 @@ class Refined:
 
     Attributes:
         codes: layer -> int8, for every planned layer.
-        biases: layer -> float32 [out], for the corrected ones.
+        biases: name of the parameter -> float32 [out], for the corrected ones.
         notes: layer or block -> why it was left as it was, where it was.
     """
 
@@ -116,14 +116,20 @@ def _pass(
     quantized.advance(piece.nodes[:-1])
     if rounding.method == "gptq":
         _gptq(layer, quantized, rounding)
-    if rounding.bias_correction:
-        if layer.bias is None:
-            notes[layer.name] = "no bias to correct"
-        else:
-            assert exact is not None
-            layer.bias = layer.bias + _mean_error(layer, exact, quantized)
-            biases[layer.name] = layer.bias
     quantized.advance([layer.node], {layer.node: layer.forward})
+    if not rounding.bias_correction:
+        return
+    if layer.bias_name is None:
+        notes[layer.name] = "no bias to correct"
+        return
+    assert exact is not None
+    shift = _mean_error(layer, exact, quantized)
+    if layer.bias is not None:
+        biases[layer.bias_name] = layer.bias
+        layer.bias = layer.bias + shift
+    biases[layer.bias_name] = biases[layer.bias_name] + shift
+    for values in quantized.batches:
+        values[layer.node] = values[layer.node] + _as_channels(layer, shift)
 
 
 def _gptq(layer: QuantLayer, quantized: Stream, rounding: WeightRounding) -> None:
@@ -144,8 +150,6 @@ def _mean_error(layer: QuantLayer, exact: Stream, quantized: Stream) -> torch.Te
     """
     total, count = torch.zeros(layer.weight.shape[0], dtype=torch.float64), 0
     for a, b in zip(exact.batches, quantized.batches, strict=True):
-        with torch.no_grad():
-            execute([layer.node], b, {layer.node: layer.forward})
         difference = (a[layer.node] - b[layer.node]).double()
         others = [d for d in range(difference.ndim) if d != _channel_axis(layer, difference)]
         total += difference.sum(others)
@@ -155,6 +159,10 @@ def _mean_error(layer: QuantLayer, exact: Stream, quantized: Stream) -> torch.Te
 
 def _channel_axis(layer: QuantLayer, value: torch.Tensor) -> int:
     return 1 if layer.weight.ndim == 4 else value.ndim - 1
+
+
+def _as_channels(layer: QuantLayer, shift: torch.Tensor) -> torch.Tensor:
+    return shift.reshape(-1, 1, 1) if layer.weight.ndim == 4 else shift
 
 
 def batches(

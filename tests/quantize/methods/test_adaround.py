@@ -23,7 +23,7 @@ def _problem(
     graph = torch.export.export(linear, (inputs,)).module()
     node = next(n for n in graph.graph.nodes if n.target is torch.ops.aten.linear.default)
     nearest = (weight / scale).round().clamp(-8, 7).to(torch.int8)
-    layer = QuantLayer("linear", node, weight, None, scale, -8, 7, nearest)
+    layer = QuantLayer("linear", node, weight, None, None, scale, -8, 7, nearest)
     (block,) = blocks(graph, {node: layer})
     return block, Stream(graph, [(part,) for part in inputs.split(QUICK.batch)]), layer
 
