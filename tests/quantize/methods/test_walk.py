@@ -132,8 +132,8 @@ def test_corrected_biases_leave_no_mean_error(
                 # The halves of a split convolution are added up.
                 errors[whole] = errors.get(whole, torch.zeros(())) + error
     assert len(planned) - len(errors) == (4 if name == "split" else 0)
-    # Against the error itself. The walk adds the shift to the outputs, here it is part of the bias: a last bit
-    # that differs moves a value behind it to the next code now and then, so only most layers are exact.
+    # Against the error itself. The walk adds the shift to the outputs, here it is part of the bias: a last
+    # bit that differs moves a value behind it to the next code now and then, so only most layers are exact.
     left = {
         layer_name: float(error.flatten(0, -2).mean(0).abs().max() / error.abs().mean())
         for layer_name, error in errors.items()
