@@ -1,0 +1,235 @@
+"""What each quantization method buys: held-out loss, SQNR and FID drift of one checkpoint's artifacts.
+
+Every variant is a line of options of `flatq quantize`, from the same checkpoint and the same calibration.
+Each artifact is exported and measured on the runtime that deploys it, ONNX Runtime by default:
+
+- loss: the mean squared error of the noise prediction on held-out images, always on the same timesteps and
+  noise, and how much larger it is than the float model's, with a 95 % interval over the images;
+- SQNR: of the network's output on the same inputs, against the float model's;
+- drift: of the FID, sampled on the same noise as the float model, with its interval.
+
+    flatq train runs/digits --data digits:train --steps 3000
+    python benchmarks/methods.py runs/digits/ckpt.pt --data digits:train --heldout digits:heldout
+    python benchmarks/methods.py ckpt.pt --data train.zip --heldout test.zip --features net.onnx
+
+Artifacts stay in --work, and what is there is not made again: an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["main"]
+
+SCHEMES: dict[str, list[str]] = {
+    "w8a8": ["--bits", "8"],
+    "w4a8": ["--bits", "4"],
+    "w4a4": ["--bits", "4", "--act-bits", "4"],
+}
+
+METHODS: dict[str, list[str]] = {
+    "rtn": [],
+    "rtn, bias": ["--bias-correction"],
+    "rtn, act mse": ["--act-range", "mse"],
+    "rtn, split": ["--split-shortcuts"],
+    "gptq": ["--method", "gptq"],
+    "gptq, act mse": ["--method", "gptq", "--act-range", "mse"],
+    "gptq, act mse, split": ["--method", "gptq", "--act-range", "mse", "--split-shortcuts"],
+    "adaround": ["--method", "adaround"],
+}
+"""Each adds to the scheme's options."""
+
+
+def _quantize(checkpoint: Path, folder: Path, options: list[str], common: list[str]) -> float:
+    """Makes and exports an artifact where there is none; seconds that quantizing took."""
+    took = folder.with_suffix(folder.suffix + ".json")
+    if not took.exists():
+        start = time.perf_counter()
+        _flatq("quantize", str(checkpoint), *options, *common, "-o", str(folder))
+        seconds = time.perf_counter() - start
+        _flatq("export", str(folder), "--onnx")
+        took.write_text(json.dumps({"seconds": seconds, "options": options}) + "\n", encoding="utf-8")
+    seconds = json.loads(took.read_text(encoding="utf-8"))["seconds"]
+    assert isinstance(seconds, float)
+    return seconds
+
+
+def _flatq(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "flatq", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+class _HeldOut:
+    """Noisy held-out images: every model gets the same."""
+
+    def __init__(self, data: str, shape: tuple[int, int, int], process: Any, n: int) -> None:
+        from flatq.images import load_images, to_float
+        from flatq.process import Process
+
+        if process.prediction != "epsilon":
+            sys.exit(
+                f"the held-out loss is that of noise prediction, and this model predicts {process.prediction}"
+            )
+        images = load_images(data, size=shape[1], channels=shape[0])
+        rows = np.linspace(0, len(images.pixels) - 1, min(n, len(images.pixels))).astype(np.int64)
+        rng = np.random.default_rng(0)
+        x0 = to_float(images.pixels[rows])
+        self.noise = rng.standard_normal(x0.shape, dtype=np.float32)
+        self.t = rng.permutation(np.arange(len(rows)) * process.train_steps // len(rows))
+        self.x = Process.from_config(process).add_noise(x0, self.noise, self.t).astype(np.float32)
+
+    def outputs(self, model: Any, batch: int = 64) -> Any:
+        """The noise that a model predicts, float64 [n, C, H, W]."""
+        channels = self.x.shape[1]
+        parts = [
+            model.runtime(self.x[start : start + batch], self.t[start : start + batch])[:, :channels]
+            for start in range(0, len(self.x), batch)
+        ]
+        return np.concatenate(parts).astype(np.float64)
+
+    def losses(self, outputs: Any) -> Any:
+        """Of each image, [n]."""
+        return ((outputs - self.noise) ** 2).mean(axis=(1, 2, 3))
+
+
+def _fidelity(
+    heldout: _HeldOut, path: Path, outputs_float: Any, runtime: str, threads: int | None
+) -> dict[str, Any]:
+    from flatq.models import open_model
+
+    model = open_model(path, runtime=runtime, threads=threads)
+    with model.runtime:
+        outputs = heldout.outputs(model)
+    difference = heldout.losses(outputs) - heldout.losses(outputs_float)
+    error = ((outputs - outputs_float) ** 2).mean()
+    return {
+        "loss": float(heldout.losses(outputs).mean()),
+        "loss_increase": float(difference.mean()),
+        "loss_increase_half_width": float(1.96 * difference.std(ddof=1) / np.sqrt(len(difference))),
+        "sqnr_db": float(10 * np.log10((outputs_float**2).mean() / error)) if error else None,
+    }
+
+
+def _chosen(names: str | None, among: dict[str, list[str]]) -> dict[str, list[str]]:
+    picked = list(among) if names is None else names.split(";")
+    if unknown := [name for name in picked if name not in among]:
+        sys.exit(f"no such variant: {', '.join(unknown)}; there are {', '.join(among)}")
+    return {name: among[name] for name in picked}
+
+
+def main() -> None:
+    """Quantize, export, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--weights", default="ema")
+    parser.add_argument("--data", required=True, help="images that the distances are taken to")
+    parser.add_argument("--heldout", required=True, help="images that the model was not trained on")
+    parser.add_argument("--heldout-n", type=int, default=1000)
+    parser.add_argument("--features", help="an ONNX feature network; the bundled one for digits")
+    parser.add_argument("--schemes", help="some of " + ";".join(SCHEMES))
+    parser.add_argument("--methods", help="some of " + ";".join(METHODS))
+    parser.add_argument("-n", type=int, default=1000, help="images sampled from each model")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps")
+    parser.add_argument("--calib-images", type=int, default=32)
+    parser.add_argument("--runtime", default="onnxruntime")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--work", type=Path, default=Path("methods-work"))
+    parser.add_argument("-o", "--out", type=Path, default=Path("methods.json"))
+    options = parser.parse_args()
+
+    from flatq.assess import Assessment, assess
+    from flatq.models import open_model
+    from flatq.report.environment import environment
+    from flatq.sampler import SamplePlan
+
+    schemes, methods = _chosen(options.schemes, SCHEMES), _chosen(options.methods, METHODS)
+    common = ["--weights", options.weights, "--calib-images", str(options.calib_images)]
+    common += [] if options.threads is None else ["--threads", str(options.threads)]
+    options.work.mkdir(parents=True, exist_ok=True)
+    variants = {}
+    for scheme, bits in schemes.items():
+        for method, more in methods.items():
+            folder = options.work / f"{scheme}.{method.replace(', ', '+').replace(' ', '-')}"
+            variants[folder] = {
+                "scheme": scheme,
+                "method": method,
+                "options": [*bits, *more],
+                "quantize_s": _quantize(options.checkpoint, folder, [*bits, *more], common),
+            }
+            print(f"{scheme} {method}: quantized in {variants[folder]['quantize_s']:.0f} s", file=sys.stderr)
+
+    baseline = open_model(options.checkpoint, average=options.weights, threads=options.threads)
+    with baseline.runtime:
+        heldout = _HeldOut(options.heldout, baseline.image_shape, baseline.process, options.heldout_n)
+        outputs_float = heldout.outputs(baseline)
+    for folder, row in variants.items():
+        row |= _fidelity(heldout, folder, outputs_float, options.runtime, options.threads)
+    report = assess(
+        Assessment(
+            models=tuple(variants),
+            baseline=options.checkpoint,
+            data=options.data,
+            out=options.work / "eval",
+            plan=SamplePlan(steps=options.steps),
+            images=options.n,
+            features=options.features,
+            runtime=options.runtime,
+            threads=options.threads,
+        ),
+        note=lambda line: print(line, file=sys.stderr),
+    )
+    rows = []
+    for row, entry in zip(variants.values(), report.models, strict=True):
+        drift = entry.drift
+        rows.append(
+            row
+            | {
+                "drift": None if drift is None else drift.corrected,
+                "drift_low": None if drift is None else drift.low,
+                "drift_high": None if drift is None else drift.high,
+                "size_bytes": entry.size_bytes,
+            }
+        )
+    result = {
+        "command": "python benchmarks/methods.py " + " ".join(sys.argv[1:]),
+        "environment": environment().model_dump(),
+        "checkpoint": {
+            "sha256": baseline.digest,
+            "weights": options.weights,
+            "loss": float(heldout.losses(outputs_float).mean()),
+            "fid": next((e.drift.fid_float for e in report.models if e.drift is not None), None),
+        },
+        "extractor": report.extractor.model_dump(),
+        "n": options.n,
+        "steps": options.steps,
+        "rows": rows,
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    _print(result)
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(f"float: held-out loss {result['checkpoint']['loss']:.5f}, FID {result['checkpoint']['fid']}")
+    print("| scheme | method | seconds | loss, increase | SQNR dB | drift | interval |")
+    print("|---|---|---|---|---|---|---|")
+    for row in result["rows"]:
+        drift = interval = "none"
+        if row["drift"] is not None:
+            drift, interval = f"{row['drift']:+.3f}", f"{row['drift_low']:+.3f} .. {row['drift_high']:+.3f}"
+        sqnr = "exact" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}"
+        print(
+            f"| {row['scheme']} | {row['method']} | {row['quantize_s']:.0f} "
+            f"| {row['loss_increase']:+.6f} +- {row['loss_increase_half_width']:.6f} | {sqnr} "
+            f"| {drift} | {interval} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
