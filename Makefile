@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 EXTRAS ?= cpu,dev
+# Processes that share the tests, each with one thread: threads of several only wait for each other.
+WORKERS ?= 2
 # What benchmarks/compare.py compares with, and what of it the environment does not hold.
 NNCF ?= nncf==3.4.0 ninja pydot pyparsing tabulate
 # torch-fidelity for its tests alone, with the torchvision that belongs to TORCH.
@@ -44,7 +46,7 @@ demo: venv
 	$(VENV)/bin/flatq demo
 
 test: venv $(SIDE)/.installed
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 # mypy and import-linter cannot see train/, calib/ and export/ in an editable install, so they look at a
 # normal one. They run inside $(CHECK), so that the flatq/ folder of the checkout does not shadow it.

@@ -8,7 +8,8 @@ From one float network, calibrated on the same inputs:
 
 All run interleaved, round by round, in one process; ratios are taken within a round, of wall time and of CPU
 time. The error is the SQNR against the float export on inputs that calibration has not seen: those of another
-chain of the sampler. What OpenVINO computes its floats in is in the result (bf16 on some CPUs).
+chain of the sampler. What OpenVINO computes its floats in is in the result (bf16 on some CPUs), and so are
+the operators that its time goes to.
 
     python benchmarks/compare.py [--checkpoint ckpt.pt] [--batch 8] [--threads 1] [--rounds 20] [-o FILE]
 
@@ -176,6 +177,30 @@ def _measure(
     return result
 
 
+def _openvino_profile(file: Path, feed: Feed, threads: int, calls: int = 10) -> list[dict[str, Any]]:
+    """OpenVINO's own counters: operators by time, each node at its fastest of some calls."""
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
+    request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
+    nodes: dict[tuple[str, str], list[float]] = {}
+    for _ in range(calls):
+        request.infer(feed)
+        for info in request.profiling_info:
+            if str(info.status).endswith("EXECUTED"):
+                key = info.node_name, f"{info.node_type} ({info.exec_type})"
+                nodes.setdefault(key, []).append(info.real_time.total_seconds() * 1e3)
+    kinds: dict[str, list[float]] = {}
+    for (_, kind), times in nodes.items():
+        kinds.setdefault(kind, []).append(min(times))
+    total = sum(map(sum, kinds.values()))
+    rows = [
+        {"operator": kind, "nodes": len(times), "ms": sum(times), "share": sum(times) / total}
+        for kind, times in kinds.items()
+    ]
+    return sorted(rows, key=lambda row: -float(row["ms"]))
+
+
 def _run(runtime: Any, feed: Feed) -> NDArray[np.float32]:
     cond = {"label": feed["label"]} if "label" in feed else {}
     output: NDArray[np.float32] = runtime(feed["x"], feed["t"], cond)
@@ -218,7 +243,15 @@ def main() -> None:
         held_out = _feeds(_draw(checkpoint, unseen, options.threads))
         middle = held_out[len(held_out) // 2]
         found = _measure(files, held_out, middle, options.threads, options.rounds)
+        profiles = {
+            model: _openvino_profile(files["openvino"][model], middle, options.threads)
+            for model in ("fp32", OURS)
+        }
     _print(found)
+    for model, rows in profiles.items():
+        print(f"\nOpenVINO, {model}: where the time goes")
+        for row in rows[:12]:
+            print(f"  {row['operator']:52s} x{row['nodes']:4d} {row['ms']:8.2f} ms {row['share']:6.1%}")
     for what, reason in making["left_out"].items():
         print(f"\nleft out: {what}: {reason}")
     report = {
@@ -232,6 +265,7 @@ def main() -> None:
         "held_out": {"chains": options.batch, "timesteps": len(held_out), "seed": unseen.seed},
         **making,
         "found": found,
+        "openvino_profiles": profiles,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -163,7 +163,7 @@ def test_the_file_and_the_tables(deployments: Deployments, tmp_path: Path) -> No
     assert table[0] == audit_summary(audit)
     assert table[0].endswith("MACs in integers; float: 4 attention")
     row = next(line for line in table if line.startswith("unet.conv_in "))
-    assert row.split() == ["unet.conv_in", "conv2d", "110,592", "QLinearConv", "u8s8", "4", "bit"]
+    assert row.split() == ["unet.conv_in", "conv2d", "110,592", "QLinearConv", "u8s8", "8", "bit"]
     markdown = audit_markdown(audit)
     assert "| QLinearConv | u8s8 | 4 bit | 25 |" in markdown
     assert "| unet.mid_block.attentions.0 |" in markdown
