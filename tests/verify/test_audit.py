@@ -165,7 +165,8 @@ def test_the_file_and_the_tables(deployments: Deployments, tmp_path: Path) -> No
     row = next(line for line in table if line.startswith("unet.conv_in "))
     assert row.split() == ["unet.conv_in", "conv2d", "110,592", "QLinearConv", "u8s8", "8", "bit"]
     markdown = audit_markdown(audit)
-    assert "| QLinearConv | u8s8 | 4 bit | 25 |" in markdown
+    assert "| QLinearConv | u8s8 | 4 bit | 23 |" in markdown
+    assert "| QLinearConv | u8s8 | 8 bit | 2 |" in markdown
     assert "| unet.mid_block.attentions.0 |" in markdown
     (tmp_path / "audit.json").write_text('{"format": "flatq-audit", "version": 2}')
     with pytest.raises(ArtifactError, match="cannot be read"):
