@@ -1,4 +1,4 @@
-"""What the benchmarks of exports share: the random network, and ONNX Runtime's own quantization."""
+"""What the benchmarks share: a network with random weights, and ONNX Runtime's own quantization."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["UNET", "open_checkpoint", "quantize_static"]
 
-UNET = {
+UNET: dict[str, Any] = {
     "block_out_channels": [64, 128, 128],
     "layers_per_block": 2,
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
@@ -21,8 +21,8 @@ UNET = {
 """3 x 32 x 32, 7.3 million parameters."""
 
 
-def open_checkpoint(path: Path | None, folder: Path) -> Any:
-    """The checkpoint at a path, or else `UNET` with random weights, saved in a folder."""
+def open_checkpoint(path: Path | None, folder: Path, unet: dict[str, Any] = UNET) -> Any:
+    """The checkpoint at a path, or else a network with random weights, saved in a folder."""
     import torch
 
     from flatq.checkpoint import Checkpoint, ModelConfig, load_checkpoint, save_checkpoint
@@ -31,7 +31,7 @@ def open_checkpoint(path: Path | None, folder: Path) -> Any:
 
     if path is not None:
         return load_checkpoint(path)
-    config = ModelConfig(image_size=32, image_channels=3, out_channels=3, unet=UNET)
+    config = ModelConfig(image_size=32, image_channels=3, out_channels=3, unet=unet)
     torch.manual_seed(0)
     state = build_network(config).unet.state_dict()
     for name, value in state.items():

@@ -23,35 +23,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common import UNET, open_checkpoint
+
 __all__ = ["main"]
 
 GOALS_S = {"rtn": 60.0, "gptq": 300.0, "adaround": 1800.0}
 GOAL_BYTES = 4 * 2**30
 
-UNET = {
-    "block_out_channels": [64, 128, 128],
-    "layers_per_block": 2,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-    "attention_head_dim": 32,
-    "norm_num_groups": 32,
-    "attn_norm_num_groups": 32,
-}
-
-
-def _checkpoint(folder: Path) -> Path:
-    import torch
-
-    from flatq.checkpoint import Checkpoint, ModelConfig, save_checkpoint
-    from flatq.network import build_network
-    from flatq.process import ProcessConfig
-
-    config = ModelConfig(image_size=32, image_channels=3, out_channels=3, unet=UNET)
-    torch.manual_seed(0)
-    weights = build_network(config).unet.state_dict()
-    path = folder / "ckpt.pt"
-    save_checkpoint(Checkpoint(config, ProcessConfig(schedule="cosine"), {"raw": weights}), path)
-    return path
+UNET_6_8M = {name: value for name, value in UNET.items() if name != "resnet_time_scale_shift"}
 
 
 class _Clock:
@@ -71,7 +50,6 @@ class _Clock:
 
 def _measure(method: str, threads: int, share: float) -> dict[str, Any]:
     """One method in this process."""
-    from flatq.checkpoint import load_checkpoint
     from flatq.quantize.methods import AdaRound, WeightRounding
     from flatq.quantize.rounding import quantize_checkpoint
     from flatq.recipe import PRESETS
@@ -80,7 +58,7 @@ def _measure(method: str, threads: int, share: float) -> dict[str, Any]:
     few = options.model_copy(update={"iterations": max(round(options.iterations * share), 1)})
     rounding = WeightRounding.model_validate({"method": method, "adaround": few})
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = load_checkpoint(_checkpoint(Path(folder)))
+        checkpoint = open_checkpoint(None, Path(folder), UNET_6_8M)
     parameters = sum(value.numel() for value in checkpoint.weights["raw"].values())
     clock = _Clock()
     wall, cpu = time.perf_counter(), time.process_time()
