@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from flatq.bench.result import BenchResult
+from flatq.files import replacing
 
 __all__ = ["PLOT_FILE", "save_plot"]
 
@@ -52,9 +52,5 @@ def save_plot(result: BenchResult, path: Path) -> None:
                 pen.line((ends[0] + 1, top + _BAR // 2, ends[1], top + _BAR // 2), fill=_AXIS)
             pen.text((max(ends) + _GAP, top), text, fill="black", font=font)
         top += _BAR + _GAP
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         page.save(temporary, format="PNG")
-        os.replace(temporary, path)  # noqa: PTH105 (the house rule names os.replace)
-    finally:
-        temporary.unlink(missing_ok=True)

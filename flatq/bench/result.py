@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from flatq import __version__
 from flatq.bench.machine import Machine
 from flatq.bench.timing import Latency, Ratio
 from flatq.errors import DataError
+from flatq.files import replacing
 
 __all__ = [
     "BENCH_FILE",
@@ -135,11 +135,10 @@ def write_result(result: BenchResult, folder: Path) -> Path:
         DataError: the folder cannot be written.
     """
     path = folder / BENCH_FILE
-    temporary = folder / f".{BENCH_FILE}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)  # noqa: PTH105 (the house rule names os.replace)
+        with replacing(path) as temporary:
+            temporary.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise DataError(
             f"cannot write {path}",
@@ -147,9 +146,6 @@ def write_result(result: BenchResult, folder: Path) -> Path:
             got=error.strerror or str(error),
             next_step="choose another with -o",
         ) from error
-    finally:
-        if folder.is_dir():
-            temporary.unlink(missing_ok=True)
     return path
 
 

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from flatq.errors import DataError
 from flatq.evaluate.extractor import Extractor
 from flatq.evaluate.moments import Moments, Reference, reference_from_moments
+from flatq.files import replacing
 from flatq.images import ImageSet
 
 __all__ = [
@@ -180,21 +181,16 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, ArrayLike]) -> 
         DataError: the file cannot be written.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(target) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-        temporary.replace(target)
     except OSError as error:
         raise DataError(
             f"cannot write {target}",
             expected="a file name in a folder that can be written",
             got=error.strerror or str(error),
         ) from error
-    finally:
-        if temporary.is_file():
-            temporary.unlink()
 
 
 def _own(file: Path, content: Mapping[str, NDArray[Any]]) -> StoredReference:

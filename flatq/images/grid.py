@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from flatq.errors import DataError
+from flatq.files import replacing
 from flatq.images.pixels import U8
 
 __all__ = ["make_grid", "save_grid"]
@@ -53,9 +53,5 @@ def save_grid(path: str | Path, pixels: U8, columns: int, scale: int = 1) -> Non
     if not path.parent.is_dir():
         raise DataError(f"cannot write {path}", expected=f"the folder {path.parent}", got="no such folder")
     grid = make_grid(pixels, columns, scale)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         grid.save(temporary, format="PNG")
-        os.replace(temporary, path)  # noqa: PTH105 (the house rule names os.replace)
-    finally:
-        temporary.unlink(missing_ok=True)

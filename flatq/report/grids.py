@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from flatq.errors import DataError
+from flatq.files import replacing
 from flatq.images import make_grid
 
 __all__ = ["save_labelled_rows", "save_pair_grid"]
@@ -55,12 +56,8 @@ def save_pair_grid(
         scale = max(1, _TILE // max(1, *float_pixels.shape[2:]))
     sides = [make_grid(pixels, columns, scale) for pixels in (float_pixels, quantized_pixels)]
     picture = _draw(sides, labels)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(target) as temporary:
         picture.save(temporary, format="PNG")
-        os.replace(temporary, target)  # noqa: PTH105 (the house rule names os.replace)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _draw(sides: list[Image.Image], labels: tuple[str, str]) -> Image.Image:
@@ -103,9 +100,5 @@ def save_labelled_rows(
         page.paste(strip.convert("RGB"), (left, top))
         top += strip.height + _MARGIN
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        page.save(partial, format="PNG")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        page.save(temporary, format="PNG")

@@ -23,6 +23,7 @@ from flatq.evaluate.kid import KidDrift
 from flatq.evaluate.ladder import Ladder
 from flatq.evaluate.looks import Looks
 from flatq.evaluate.prc import PrecisionRecall
+from flatq.files import replacing
 from flatq.report.markdown import render_markdown
 from flatq.verify import Audit
 
@@ -221,9 +222,5 @@ def write_report(report: Report, folder: str | os.PathLike[str]) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)  # noqa: PTH105 (the house rule names os.replace)
-    finally:
-        temporary.unlink(missing_ok=True)
