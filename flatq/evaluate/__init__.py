@@ -13,7 +13,7 @@ reading reports live elsewhere.
     frechet.py    the distance, its influence values and its bias
     drift.py      the paired drift and its interval
     restate.py    a drift at another confidence, or with a relative tolerance
-    contrast.py   any weighted sum of several models' FIDs, with its interval
+    contrast.py   any weighted sum of several models' FIDs; when there is an interval, and how wide
     difference.py the difference of two drifts: of two evaluations, or over training seeds
     bootstrap.py  the interval by resampling, as a slow check of the closed form
     kid.py        KID, its paired drift, the KID from the float samples

@@ -1,7 +1,7 @@
 """Any weighted sum of several models' FIDs, with its interval: all from the same noise, one reference.
 
 A drift is the contrast with the weights -1 and 1; the ladder's kernel error has four. The rules on when there
-is an interval are those of `flatq.evaluate.drift`.
+is an interval, and how wide it is, stand here for both.
 """
 
 from __future__ import annotations
@@ -13,11 +13,27 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from flatq.errors import DataError
-from flatq.evaluate.drift import half_width, why_no_interval
 from flatq.evaluate.frechet import FrechetSide
-from flatq.evaluate.moments import F64, Reference, cluster_index, standard_error_of_mean
+from flatq.evaluate.moments import F64, Reference, cluster_index, normal_quantile, standard_error_of_mean
 
-__all__ = ["Contrast", "fid_contrast"]
+__all__ = [
+    "FULL_RATIO",
+    "MIN_CLUSTERS",
+    "MIN_RATIO",
+    "Contrast",
+    "fid_contrast",
+    "half_width",
+    "weigh",
+    "why_no_interval",
+]
+
+MIN_RATIO = 2.5
+"""Samples per rank under which there is no interval."""
+FULL_RATIO = 10.0
+"""Samples per rank from which the interval is not widened."""
+MIN_CLUSTERS = 20
+"""Clusters under which there is no interval: the normal quantile needs about that many."""
+_WIDENING = 0.2
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,17 @@ def fid_contrast(
     Raises:
         DataError: a weight without a side, no weight, or sides of different numbers of samples.
     """
+    return weigh(sides, weights, reference, confidence, clusters)[0]
+
+
+def weigh(
+    sides: Mapping[str, FrechetSide],
+    weights: Mapping[str, float],
+    reference: Reference,
+    confidence: float,
+    clusters: ArrayLike | None,
+) -> tuple[Contrast, bool]:
+    """`fid_contrast`, and whether more samples can give an interval where there is none."""
     missing = [name for name in weights if name not in sides]
     used = {name: sides[name] for name in weights if name in sides}
     if missing or not used or len({(side.n, side.dim) for side in used.values()}) > 1:
@@ -72,7 +99,7 @@ def fid_contrast(
         reference.rank, *(side.rank for side in used.values())
     )
     raw = float(sum(w * used[name].distance for name, w in weights.items()))
-    reason, _ = why_no_interval(used, reference, ratio, count)
+    reason, settles = why_no_interval(used, reference, ratio, count)
     bias = corrected = se = half = None
     if reason is None:
         values: F64 = np.zeros(n)
@@ -86,7 +113,7 @@ def fid_contrast(
         corrected = raw - bias
         se = standard_error_of_mean(values, clusters)
         half = half_width(se, bias, ratio, confidence)
-    return Contrast(
+    found = Contrast(
         weights=dict(weights),
         raw=raw,
         bias_correction=bias,
@@ -100,3 +127,38 @@ def fid_contrast(
         n_over_rank=ratio,
         reason=reason,
     )
+    return found, settles
+
+
+def half_width(standard_error: float, bias: float, n_over_rank: float, confidence: float) -> float:
+    """z SE, and 0.2 |bias| more under 10 samples per direction, where the bias is not known well."""
+    widening = _WIDENING * abs(bias) if n_over_rank < FULL_RATIO else 0.0
+    return normal_quantile(confidence) * standard_error + widening
+
+
+def why_no_interval(
+    sides: Mapping[str, FrechetSide], reference: Reference, ratio: float, clusters: int
+) -> tuple[str | None, bool]:
+    """Why there is no interval (None where there is one), and whether more samples can change that.
+
+    Args:
+        sides: of one number of samples, by the name of the model.
+        ratio: samples per direction, of the side that has the fewest.
+    """
+    first = next(iter(sides.values()))
+    n, d = first.n, first.dim
+    rank = max(reference.rank, *(side.rank for side in sides.values()))
+    if n <= d:
+        return f"{n} samples are not more than the {d} feature dimensions", True
+    for name, side in sides.items():
+        if side.rank < reference.rank:
+            return (
+                f"the {name} model's features span {side.rank} directions, the reference's "
+                f"{reference.rank}: features are missing, and the FID has no gradient there"
+            ), False
+    if clusters < MIN_CLUSTERS:
+        return f"{clusters} clusters are fewer than {MIN_CLUSTERS}", True
+    if ratio < MIN_RATIO:
+        alike = "" if n == clusters else " (counted by what the clusters leave independent)"
+        return f"{n} samples are {ratio:.2f} per direction{alike}, under {MIN_RATIO} of {rank}", True
+    return None, True

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import DataError, MissingRuntimeError
-from flatq.evaluate.drift import FULL_RATIO, Drift, half_width
+from flatq.evaluate.contrast import FULL_RATIO, half_width
+from flatq.evaluate.drift import Drift
 from flatq.evaluate.moments import F64
 
 __all__ = ["DriftDifference", "Measured", "SeedDifference", "difference_over_seeds", "drift_difference"]

@@ -9,11 +9,11 @@ FID in Chong, Forsyth 2020 (arXiv 1911.07023).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
 
+from flatq.evaluate.contrast import weigh
 from flatq.evaluate.frechet import FrechetSide, frechet_distance, frechet_side
 from flatq.evaluate.kid import KidDrift, kid_drift
 from flatq.evaluate.moments import (
@@ -22,30 +22,10 @@ from flatq.evaluate.moments import (
     check_pairs,
     check_relative_tolerance,
     cluster_index,
-    normal_quantile,
     same_rows,
-    standard_error_of_mean,
 )
 
-__all__ = [
-    "FULL_RATIO",
-    "MIN_CLUSTERS",
-    "MIN_RATIO",
-    "Drift",
-    "KidDrift",
-    "fid_drift",
-    "half_width",
-    "kid_drift",
-    "why_no_interval",
-]
-
-MIN_RATIO = 2.5
-"""Samples per rank under which there is no interval."""
-FULL_RATIO = 10.0
-"""Samples per rank from which the interval is not widened."""
-MIN_CLUSTERS = 20
-"""Clusters under which there is no interval: the normal quantile needs about that many."""
-_WIDENING = 0.2
+__all__ = ["Drift", "KidDrift", "fid_drift", "kid_drift"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +91,8 @@ def fid_drift(
     xs, qs = as_rows(x, name="float features"), as_rows(q, name="quantized features")
     check_pairs(xs, qs, confidence)
     n, d = xs.shape
-    count = n if clusters is None else cluster_index(clusters, n)[1]
+    if clusters is not None:
+        cluster_index(clusters, n)  # labels that do not fit are refused for identical features too
     factor = 1.0 + check_relative_tolerance(relative_tolerance)
 
     if same_rows(xs, qs):
@@ -144,74 +125,28 @@ def fid_drift(
     if sides is None:
         sides = frechet_side(xs, reference, clusters), frechet_side(qs, reference, clusters)
     side_x, side_q = sides
-    rank = min(side_x.rank, side_q.rank)
-    ratio = min(side_x.n_effective, side_q.n_effective) / max(side_x.rank, side_q.rank, reference.rank)
-    reason, settles = why_no_interval({"float": side_x, "quantized": side_q}, reference, ratio, count)
-    bias = se = half = corrected = None
-    raw = side_q.distance - factor * side_x.distance
-    if reason is None:
-        assert side_x.influence is not None
-        assert side_q.influence is not None
-        assert side_x.bias is not None
-        assert side_q.bias is not None
-        bias = side_q.bias - factor * side_x.bias
-        corrected = raw - bias
-        se = standard_error_of_mean(side_q.influence - factor * side_x.influence, clusters)
-        half = half_width(se, bias, ratio, confidence)
+    weights = {"float": -factor, "quantized": 1.0}
+    found, settles = weigh({"float": side_x, "quantized": side_q}, weights, reference, confidence, clusters)
     return Drift(
         fid_float=side_x.distance,
         fid_quantized=side_q.distance,
-        raw=raw,
-        bias_correction=bias,
-        corrected=corrected,
-        standard_error=se,
-        half_width=half,
-        low=None if corrected is None or half is None else corrected - half,
-        high=None if corrected is None or half is None else corrected + half,
+        raw=found.raw,
+        bias_correction=found.bias_correction,
+        corrected=found.corrected,
+        standard_error=found.standard_error,
+        half_width=found.half_width,
+        low=found.low,
+        high=found.high,
         confidence=confidence,
         n=n,
         dim=d,
-        rank=rank,
+        rank=min(side_x.rank, side_q.rank),
         reference_rank=reference.rank,
-        n_over_rank=ratio,
+        n_over_rank=found.n_over_rank,
         identical=False,
-        reason=reason,
+        reason=found.reason,
         settles=settles,
         relative_tolerance=relative_tolerance,
-        bias_float=None if reason is not None else side_x.bias,
-        bias_quantized=None if reason is not None else side_q.bias,
+        bias_float=None if found.reason is not None else side_x.bias,
+        bias_quantized=None if found.reason is not None else side_q.bias,
     )
-
-
-def half_width(standard_error: float, bias: float, n_over_rank: float, confidence: float) -> float:
-    """z SE, and 0.2 |bias| more under 10 samples per direction, where the bias is not known well."""
-    widening = _WIDENING * abs(bias) if n_over_rank < FULL_RATIO else 0.0
-    return normal_quantile(confidence) * standard_error + widening
-
-
-def why_no_interval(
-    sides: Mapping[str, FrechetSide], reference: Reference, ratio: float, clusters: int
-) -> tuple[str | None, bool]:
-    """Why there is no interval (None where there is one), and whether more samples can change that.
-
-    Args:
-        sides: of one number of samples, by the name of the model.
-        ratio: samples per direction, of the side that has the fewest.
-    """
-    first = next(iter(sides.values()))
-    n, d = first.n, first.dim
-    rank = max(reference.rank, *(side.rank for side in sides.values()))
-    if n <= d:
-        return f"{n} samples are not more than the {d} feature dimensions", True
-    for name, side in sides.items():
-        if side.rank < reference.rank:
-            return (
-                f"the {name} model's features span {side.rank} directions, the reference's "
-                f"{reference.rank}: features are missing, and the FID has no gradient there"
-            ), False
-    if clusters < MIN_CLUSTERS:
-        return f"{clusters} clusters are fewer than {MIN_CLUSTERS}", True
-    if ratio < MIN_RATIO:
-        alike = "" if n == clusters else " (counted by what the clusters leave independent)"
-        return f"{n} samples are {ratio:.2f} per direction{alike}, under {MIN_RATIO} of {rank}", True
-    return None, True

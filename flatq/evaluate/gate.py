@@ -12,8 +12,9 @@ from statistics import NormalDist
 from typing import Literal
 
 from flatq.errors import DataError, UsageError
+from flatq.evaluate.contrast import FULL_RATIO
 from flatq.evaluate.difference import DriftDifference
-from flatq.evaluate.drift import FULL_RATIO, Drift
+from flatq.evaluate.drift import Drift
 from flatq.evaluate.kid import KidDrift
 from flatq.evaluate.moments import normal_quantile
 

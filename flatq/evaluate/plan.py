@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flatq.evaluate.drift import FULL_RATIO, Drift
+from flatq.evaluate.contrast import FULL_RATIO
+from flatq.evaluate.drift import Drift
 from flatq.evaluate.gate import full_samples, samples_for_half_width, samples_to_pass
 from flatq.evaluate.moments import normal_quantile
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from numpy.typing import ArrayLike
 
 from flatq.errors import DataError
-from flatq.evaluate.drift import Drift, half_width
+from flatq.evaluate.contrast import half_width
+from flatq.evaluate.drift import Drift
 from flatq.evaluate.moments import F64, check_relative_tolerance, standard_error_of_mean
 
 __all__ = ["at_confidence", "beyond_relative_tolerance"]
