@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from flatq.quantize.trace import stored_value
+
 __all__ = ["round_biases"]
 
 _aten = torch.ops.aten
@@ -57,8 +59,6 @@ def round_biases(graph: fx.GraphModule) -> None:
 
 
 def _tensor(graph: fx.GraphModule, node: Any) -> torch.Tensor:
-    value: Any = graph
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
+    value = stored_value(graph, node)
     assert isinstance(value, torch.Tensor)
     return value

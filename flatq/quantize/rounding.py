@@ -23,7 +23,7 @@ from flatq.quantize.methods.walk import refine
 from flatq.quantize.quantizer import FlatqQuantizer
 from flatq.quantize.ranges import RangeObserver, activation_spec, weight_spec
 from flatq.quantize.shortcuts import planned_splits, split_shortcuts, whole_weights
-from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
+from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, stored_value, trace
 from flatq.recipe import Decision, QuantRecipe, plan
 from flatq.runtime.torch import TorchRuntime
 
@@ -213,8 +213,6 @@ def weight_codes(converted: fx.GraphModule, node_name: str) -> tuple[torch.Tenso
 def _constant(graph: fx.GraphModule, argument: Any) -> torch.Tensor:
     if not isinstance(argument, fx.Node):
         return torch.tensor(argument)
-    value: Any = graph
-    for part in str(argument.target).split("."):
-        value = getattr(value, part)
+    value = stored_value(graph, argument)
     assert isinstance(value, torch.Tensor)
     return value.detach().cpu()

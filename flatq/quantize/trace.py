@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ __all__ = [
     "graph_digest",
     "input_names",
     "quiet",
+    "stored_value",
     "trace",
 ]
 
@@ -168,6 +170,11 @@ def _module_name(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     names = [name for name, _ in stack.values()]
     return str(names[-1]).removeprefix("L['self'].") if names else node.name
+
+
+def stored_value(graph: fx.GraphModule, node: fx.Node) -> Any:
+    """The parameter, buffer or module that a `get_attr` node names."""
+    return attrgetter(str(node.target))(graph)
 
 
 def graph_digest(graph: fx.GraphModule) -> str:

@@ -17,6 +17,7 @@ from torch import fx
 
 from flatq.errors import ModelError
 from flatq.quantize.lowering import Lowered
+from flatq.quantize.trace import stored_value
 
 __all__ = [
     "UNIT_ROUNDOFF",
@@ -249,9 +250,7 @@ def _node(argument: Any) -> fx.Node:
 
 
 def _tensor(graph: fx.GraphModule, argument: Any) -> torch.Tensor:
-    value: Any = graph
-    for part in str(_node(argument).target).split("."):
-        value = getattr(value, part)
+    value = stored_value(graph, _node(argument))
     assert isinstance(value, torch.Tensor)
     return value.detach().cpu()
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from flatq.errors import ModelError
 from flatq.quantize.quantizer import activation_qparams, code_range
-from flatq.quantize.trace import Layer
+from flatq.quantize.trace import Layer, stored_value
 from flatq.recipe import Decision, whole_name
 
 __all__ = ["QuantLayer", "quant_layers"]
@@ -167,8 +167,6 @@ def _parameter(graph: fx.GraphModule, node: fx.Node, index: int) -> torch.Tensor
         return None
     argument = node.args[index]
     assert isinstance(argument, fx.Node)
-    value: Any = graph
-    for part in str(argument.target).split("."):
-        value = getattr(value, part)
+    value = stored_value(graph, argument)
     assert isinstance(value, torch.Tensor)
     return value.detach().clone()

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from flatq.quantize.trace import stored_value
+
 __all__ = ["Replaced", "Stream", "execute"]
 
 Values = dict[fx.Node, Any]
@@ -58,7 +60,5 @@ class Stream:
 
 
 def _attribute(graph: fx.GraphModule, node: fx.Node) -> Any:
-    value: Any = graph
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
+    value = stored_value(graph, node)
     return value.detach() if isinstance(value, torch.Tensor) else value
