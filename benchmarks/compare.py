@@ -20,7 +20,6 @@ nncf into a folder of its own; without it, that part is left out and said so.
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.metadata
 import json
 import shlex
@@ -32,19 +31,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import open_checkpoint, quantize_static
+from common import open_checkpoint
 from numpy.typing import NDArray
+from peers import Feed, draw, feeds, quantize_nncf, quantize_static, without_nncf
 
 from flatq.bench.machine import this_machine
 from flatq.bench.timing import latency, paired, race, timed
-from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
+from flatq.calib.inputs import CalibrationPlan
 from flatq.export import export_artifact, export_checkpoint
 from flatq.quantize.artifact import write_artifact
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS
 from flatq.runtime.onnxruntime import OnnxRuntime
 from flatq.runtime.openvino import OpenVinoRuntime
-from flatq.runtime.torch import TorchRuntime
 from flatq.verify.parity import sqnr_db
 
 __all__ = ["main"]
@@ -54,58 +53,13 @@ REFERENCE = "fp32 plain"
 """Of ONNX Runtime: what every error is taken against."""
 _HELD_OUT_SEED = 1
 
-Feed = dict[str, NDArray[Any]]
-
-
-def _feeds(drawn: CalibrationSet) -> list[Feed]:
-    """One batch of inputs for each timestep."""
-    feeds = []
-    for i, t in enumerate(drawn.t):
-        label = {} if drawn.label is None else {"label": drawn.label[i]}
-        feeds.append({"x": drawn.x[i], "t": np.full(len(drawn.x[i]), t), **label})
-    return feeds
-
-
-def _draw(checkpoint: Any, plan: CalibrationPlan, threads: int) -> CalibrationSet:
-    """As flatq's own calibration draws them, from the float network."""
-    classes = checkpoint.model.classes
-    with TorchRuntime(checkpoint.network(), labelled=classes is not None, threads=threads) as runtime:
-        return collect_inputs(
-            runtime, checkpoint.process, plan, checkpoint.model.image_shape, classes=classes
-        )
-
-
-def _nncf(source: Path, out: Path, calibration: list[Feed], preset: str) -> None:
-    """`nncf.quantize` of a float IR, as its documentation shows it for OpenVINO."""
-    import nncf
-    import openvino
-
-    nncf.set_log_level("ERROR")
-    quantized = nncf.quantize(
-        openvino.Core().read_model(source),
-        nncf.Dataset(calibration),
-        preset=nncf.QuantizationPreset(preset),
-        subset_size=len(calibration),
-    )
-    openvino.save_model(quantized, out, compress_to_fp16=False)
-
-
-def _without_nncf() -> str | None:
-    """Puts the folder of `make .venv/peers/.installed` on the path; why there is no nncf, or None."""
-    sys.path.append(str(Path(sys.prefix) / "peers"))
-    try:
-        importlib.import_module("nncf")
-    except ImportError as error:
-        return f"{error}: make .venv/peers/.installed"
-    return None
-
 
 def _files(
     checkpoint: Any, plan: CalibrationPlan, folder: Path, threads: int
 ) -> tuple[dict[str, dict[str, Path]], dict[str, Any]]:
     """runtime -> contender -> model file; and what is to be known of the making."""
-    drawn = _draw(checkpoint, plan, threads)
-    calibration = _feeds(drawn)
+    drawn = draw(checkpoint, plan, threads)
+    calibration = feeds(drawn)
     artifact = quantize_checkpoint(checkpoint, PRESETS["w8a8"], calibration=plan, threads=threads)
     if artifact.manifest.calibration_digest != drawn.digest:
         raise AssertionError("the peers would be calibrated on other inputs than flatq")
@@ -125,10 +79,10 @@ def _files(
         out = folder / f"static {name}.onnx"
         quantize_static(files["onnxruntime"][name], out, calibration)
         files["onnxruntime"][f"quantize_static of {name}"] = out
-    missing = _without_nncf()
+    missing = without_nncf()
     for preset in () if missing else ("performance", "mixed"):
         out = folder / f"nncf {preset}.xml"
-        _nncf(files["openvino"]["fp32"], out, calibration, preset)
+        quantize_nncf(files["openvino"]["fp32"], out, calibration, preset)
         files["openvino"][f"nncf, {preset}"] = out
     making = {
         "calibration": {**plan.model_dump(mode="json"), "digest": drawn.digest},
@@ -240,7 +194,7 @@ def main() -> None:
         checkpoint = open_checkpoint(options.checkpoint, Path(name))
         files, making = _files(checkpoint, plan, Path(name), options.threads)
         unseen = plan.model_copy(update={"seed": plan.seed + _HELD_OUT_SEED, "images": options.batch})
-        held_out = _feeds(_draw(checkpoint, unseen, options.threads))
+        held_out = feeds(draw(checkpoint, unseen, options.threads))
         middle = held_out[len(held_out) // 2]
         found = _measure(files, held_out, middle, options.threads, options.rounds)
         profiles = {

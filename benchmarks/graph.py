@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from common import open_checkpoint, quantize_static
+from common import open_checkpoint
+from peers import quantize_static
 
 from flatq.bench.machine import this_machine
 from flatq.bench.timing import Ratio, latency, paired, race, timed

@@ -8,6 +8,9 @@ Each artifact is exported and measured on the runtime that deploys it, ONNX Runt
 - SQNR: of the network's output on the same inputs, against the float model's;
 - drift: of the FID, sampled on the same noise as the float model, with its interval.
 
+`--peers` adds the runtime's own quantizer at 8 bits, on flatq's float exports and the same calibration
+inputs: `quantize_static` for ONNX Runtime, `nncf.quantize` for OpenVINO.
+
     flatq train runs/digits --data digits:train --steps 3000
     python benchmarks/methods.py runs/digits/ckpt.pt --data digits:train --heldout digits:heldout
     python benchmarks/methods.py ckpt.pt --data train.zip --heldout test.zip --features net.onnx
@@ -26,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from flatq.backends import EXPORT_FLAGS
 
 __all__ = ["main"]
 
@@ -48,18 +53,57 @@ METHODS: dict[str, list[str]] = {
 """Each adds to the scheme's options."""
 
 
-def _quantize(checkpoint: Path, folder: Path, options: list[str], common: list[str]) -> float:
+def _quantize(checkpoint: Path, folder: Path, options: list[str], common: list[str], target: str) -> float:
     """Makes and exports an artifact where there is none; seconds that quantizing took."""
     took = folder.with_suffix(folder.suffix + ".json")
     if not took.exists():
         start = time.perf_counter()
         _flatq("quantize", str(checkpoint), *options, *common, "-o", str(folder))
         seconds = time.perf_counter() - start
-        _flatq("export", str(folder), "--onnx")
         took.write_text(json.dumps({"seconds": seconds, "options": options}) + "\n", encoding="utf-8")
+    if not (folder / target).exists():
+        _flatq("export", str(folder), EXPORT_FLAGS[target])
     seconds = json.loads(took.read_text(encoding="utf-8"))["seconds"]
     assert isinstance(seconds, float)
     return seconds
+
+
+def _peers(options: argparse.Namespace) -> dict[Path, dict[str, Any]]:
+    """Deployment folders of what the runtime's own quantizer makes of the float model, and their rows."""
+    from peers import as_deployment, draw, feeds, quantize_nncf, quantize_static, without_nncf
+
+    from flatq.calib.inputs import CalibrationPlan
+    from flatq.checkpoint import load_checkpoint
+    from flatq.export import export_checkpoint
+
+    checkpoint = load_checkpoint(options.checkpoint)
+    plan = CalibrationPlan(images=options.calib_images)
+    calibration = feeds(draw(checkpoint, plan, options.threads, options.weights))
+    openvino = options.runtime == "openvino"
+    if openvino and (missing := without_nncf()):
+        sys.exit(f"--peers: {missing}")
+    rows = {}
+    for variant in ("performance", "mixed") if openvino else ("plain export", "tuned export"):
+        method = f"{'nncf' if openvino else 'quantize_static'}, {variant}"
+        folder = options.work / f"w8a8.{method.replace(', ', '+').replace(' ', '-')}"
+        float_folder = options.work / f"fp32.{'openvino' if openvino else variant.replace(' ', '-')}"
+        exported = export_checkpoint(
+            checkpoint,
+            options.runtime,
+            float_folder,
+            average=options.weights,
+            plain=variant == "plain export",
+        )
+        file = options.work / f"{folder.name}{Path(exported.file).suffix}"
+        start = time.perf_counter()
+        if openvino:
+            quantize_nncf(float_folder / exported.file, file, calibration, variant)
+        else:
+            quantize_static(float_folder / exported.file, file, calibration)
+        seconds = time.perf_counter() - start
+        as_deployment(float_folder, file, folder, method)
+        rows[folder] = {"scheme": "w8a8", "method": method, "options": [], "quantize_s": seconds}
+    return rows
 
 
 def _flatq(*arguments: str) -> None:
@@ -135,10 +179,11 @@ def main() -> None:
     parser.add_argument("--features", help="an ONNX feature network; the bundled one for digits")
     parser.add_argument("--schemes", help="some of " + ";".join(SCHEMES))
     parser.add_argument("--methods", help="some of " + ";".join(METHODS))
+    parser.add_argument("--peers", action="store_true", help="add the runtime's own quantizer at 8 bits")
     parser.add_argument("-n", type=int, default=1000, help="images sampled from each model")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps")
     parser.add_argument("--calib-images", type=int, default=32)
-    parser.add_argument("--runtime", default="onnxruntime")
+    parser.add_argument("--runtime", default="onnxruntime", choices=("onnxruntime", "openvino"))
     parser.add_argument("--threads", type=int)
     parser.add_argument("--work", type=Path, default=Path("methods-work"))
     parser.add_argument("-o", "--out", type=Path, default=Path("methods.json"))
@@ -161,9 +206,11 @@ def main() -> None:
                 "scheme": scheme,
                 "method": method,
                 "options": [*bits, *more],
-                "quantize_s": _quantize(options.checkpoint, folder, [*bits, *more], common),
+                "quantize_s": _quantize(options.checkpoint, folder, [*bits, *more], common, options.runtime),
             }
             print(f"{scheme} {method}: quantized in {variants[folder]['quantize_s']:.0f} s", file=sys.stderr)
+    if options.peers:
+        variants |= _peers(options)
 
     baseline = open_model(options.checkpoint, average=options.weights, threads=options.threads)
     with baseline.runtime:

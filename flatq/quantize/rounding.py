@@ -14,7 +14,7 @@ import torch
 from torch import fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
+from flatq.calib.inputs import CalibrationPlan, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ModelError
 from flatq.quantize.artifact import Artifact, Manifest
@@ -69,19 +69,20 @@ def quantize_checkpoint(
         nonlocal done
         done += count
         if progress is not None:
-            progress("calibration inputs", done, total)
+            progress("calibrating", done, total)
 
-    with TorchRuntime(network, labelled=model.classes is not None, threads=threads) as runtime:
+    graph = trace(network, model)
+    split_shortcuts(graph, planned_splits(graph, recipe))
+    layers = find_layers(graph)
+    decisions = plan(recipe, [layer.candidate for layer in layers])
+    digest = graph_digest(graph)
+    untouched = None if rounding.plain else _copy(graph)
+    prepared = _observing(graph, recipe, decisions)
+    # The observed graph is the float model: sampling with it draws the inputs and sees the ranges in one pass.
+    with TorchRuntime(prepared, labelled=model.classes is not None, threads=threads) as runtime:
         inputs = collect_inputs(
             runtime, checkpoint.process, calibration, model.image_shape, classes=model.classes, progress=drawn
         )
-        graph = trace(network, model)
-        split_shortcuts(graph, planned_splits(graph, recipe))
-        layers = find_layers(graph)
-        decisions = plan(recipe, [layer.candidate for layer in layers])
-        digest = graph_digest(graph)
-        untouched = None if rounding.plain else _copy(graph)
-        prepared = _observed(graph, recipe, decisions, inputs, progress)
         ranges = _ranges(prepared, layers, decisions)
         with quiet():
             converted = convert_pt2e(prepared)
@@ -141,13 +142,9 @@ def _copy(graph: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(graph, nodes)
 
 
-def _observed(
-    graph: fx.GraphModule,
-    recipe: QuantRecipe,
-    decisions: list[Decision],
-    inputs: CalibrationSet,
-    progress: Progress | None,
-) -> fx.GraphModule:
+def _observing(graph: fx.GraphModule, recipe: QuantRecipe, decisions: list[Decision]) -> fx.GraphModule:
+    """The graph with an observer at every planned port; `graph` itself is used up."""
+
     def spec(decision: Decision, node: fx.Node) -> Any:
         assert decision.scheme is not None
         if decision.port == "weight":
@@ -156,12 +153,6 @@ def _observed(
 
     with quiet():
         prepared: fx.GraphModule = prepare_pt2e(graph, FlatqQuantizer(decisions, spec))
-        with torch.no_grad():
-            for step, (x, t) in enumerate(zip(inputs.x, inputs.t, strict=True)):
-                label = () if inputs.label is None else (torch.from_numpy(inputs.label[step]),)
-                prepared(torch.from_numpy(x), torch.full((len(x),), int(t)), *label)
-                if progress is not None:
-                    progress("observing ranges", step + 1, len(inputs.t))
     return prepared
 
 
