@@ -42,7 +42,10 @@ SCHEMES: dict[str, list[str]] = {
 
 METHODS: dict[str, list[str]] = {
     "rtn": [],
+    "rtn, edges same": ["--edges", "same"],
     "rtn, bias": ["--bias-correction"],
+    "rtn, weight mse": ["--weight-range", "mse"],
+    "rtn, act percentile": ["--act-range", "percentile"],
     "rtn, act mse": ["--act-range", "mse"],
     "rtn, split": ["--split-shortcuts"],
     "gptq": ["--method", "gptq"],
