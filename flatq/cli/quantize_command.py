@@ -68,7 +68,7 @@ def command(
     act_order: Annotated[
         bool, typer.Option(help="Of gptq: columns that read the largest inputs first.")
     ] = True,
-    iterations: Annotated[int, typer.Option(help="Of adaround, for each block.")] = 1000,
+    iterations: Annotated[int, typer.Option(help="Of adaround, for each block.")] = 300,
     learning_batch: Annotated[int, typer.Option(help="Of adaround: inputs in an iteration.")] = 16,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the artifact.")] = None,

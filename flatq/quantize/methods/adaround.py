@@ -4,6 +4,8 @@
   (eq. 23) and the regularizer (eq. 24) that is annealed until h is 0 or 1.
 - Li et al. 2021, "BRECQ": the error is that of a block's output, its inputs come from the network quantized
   so far, and its target from the float network.
+- Here the codes to start from are GPTQ's, which a code may leave for its neighbour: from the float weight, as
+  the papers start, it stayed behind GPTQ (22.0 against 23.1 dB at w4a8 on the digits, 300 iterations).
 - Wei et al. 2022, "QDrop": part of the inputs is the float network's.
 """
 
@@ -24,6 +26,8 @@ __all__ = ["Outcome", "SoftRounding", "reconstruct"]
 
 _GAMMA, _ZETA = -0.1, 1.1
 """The stretched sigmoid's ends (Louizos et al. 2018)."""
+_HALF = 0.501
+"""A soft code starts on the given code's side of the middle."""
 
 
 @dataclass(frozen=True)
@@ -31,26 +35,28 @@ class Outcome:
     """Mean squared errors of a block's outputs on the calibration inputs.
 
     Attributes:
-        nearest: with codes rounded to nearest.
+        given: with the codes that it started from.
         learned: with the codes that were learned.
     """
 
-    nearest: float
+    given: float
     learned: float
 
 
 class SoftRounding:
-    """The codes of a layer as floor(w / scale) + h(V), with V to be learned.
+    """The codes of a layer as a lower neighbour + h(V), with V to be learned.
 
-    At the start h(V) is the fraction that floor leaves, so the weight is the float one.
+    The two codes to choose from are the layer's own and the next one towards the float weight. At the start
+    h(V) lies halfway between the code and the float weight, so that the hard codes are the layer's.
     """
 
     def __init__(self, layer: QuantLayer) -> None:
         self._layer = layer
-        exact = layer.weight / layer.scale
-        self._floor = exact.floor()
-        fraction = ((exact - self._floor - _GAMMA) / (_ZETA - _GAMMA)).clamp(1e-4, 1 - 1e-4)
-        self.v = torch.logit(fraction).requires_grad_()
+        exact, codes = layer.weight / layer.scale, layer.codes.float()
+        self._floor = torch.where(codes > exact, codes - 1, codes)
+        start = ((codes + exact) / 2 - self._floor).clamp(0.0, 1.0)
+        start = torch.where(codes > exact, start.clamp(min=_HALF), start.clamp(max=1 - _HALF))
+        self.v = torch.logit((start - _GAMMA) / (_ZETA - _GAMMA)).requires_grad_()
 
     def h(self) -> torch.Tensor:
         """The share that each code is rounded up, in [0, 1]."""
@@ -78,7 +84,7 @@ def reconstruct(
     """Learn the codes of a block's layers and set them, unless their error is above that of the given ones.
 
     Args:
-        block: whose layers have codes rounded to nearest.
+        block: whose layers have codes to start from.
         exact, quantized: for each batch the values before the block, of the float network and of the one
             quantized so far; both are left as they are.
         generator: of the order of the batches and of the mix.
@@ -86,19 +92,19 @@ def reconstruct(
     """
     outputs = block.outputs
     targets = [_outputs(block, values, outputs, {}) for values in exact]
-    given = [layer.codes for layer in block.layers]
-    nearest = _error(block, quantized, targets, outputs)
-    if not nearest > 0:
-        return Outcome(nearest, nearest)
+    codes = [layer.codes for layer in block.layers]
+    given = _error(block, quantized, targets, outputs)
+    if not given > 0:
+        return Outcome(given, given)
     soft = [SoftRounding(layer) for layer in block.layers]
-    _learn(block, soft, exact, quantized, targets, outputs, nearest, options, generator, step)
+    _learn(block, soft, exact, quantized, targets, outputs, given, options, generator, step)
     for layer, rounding in zip(block.layers, soft, strict=True):
         layer.codes = rounding.codes()
     learned = _error(block, quantized, targets, outputs)
-    if not learned <= nearest:
-        for layer, codes in zip(block.layers, given, strict=True):
-            layer.codes = codes
-    return Outcome(nearest, learned)
+    if not learned <= given:
+        for layer, before in zip(block.layers, codes, strict=True):
+            layer.codes = before
+    return Outcome(given, learned)
 
 
 def _learn(

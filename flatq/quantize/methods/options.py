@@ -37,17 +37,17 @@ class AdaRound(_Frozen):
         iterations: for each block.
         batch: inputs in an iteration.
         lr: of Adam, on the variables that decide the rounding.
-        weight: of the term that drives the variables to 0 or 1, against the error in units of that of
-            rounding to nearest.
+        weight: of the term that drives the variables to 0 or 1, against the error in units of the one that
+            the learning starts from.
         warmup: share of the iterations without that term.
         beta: its exponent, from first to last.
         drop: share of the block's inputs taken from the float network (QDrop), the rest from the network
             quantized so far.
     """
 
-    iterations: int = Field(default=1000, gt=0)
+    iterations: int = Field(default=300, gt=0)
     batch: int = Field(default=16, gt=0)
-    lr: float = Field(default=1e-2, gt=0)
+    lr: float = Field(default=0.1, gt=0)
     weight: float = Field(default=10.0, ge=0)
     warmup: float = Field(default=0.2, ge=0, lt=1)
     beta: tuple[float, float] = (20.0, 2.0)
@@ -84,6 +84,10 @@ class WeightRounding(_Frozen):
 
     def describe(self) -> str:
         """One clause for readers."""
-        names = {"rtn": "round to nearest", "gptq": "GPTQ", "adaround": "AdaRound, block by block"}
+        names = {
+            "rtn": "round to nearest",
+            "gptq": "GPTQ",
+            "adaround": "AdaRound, block by block, from GPTQ's codes",
+        }
         corrected = "biases corrected" if self.bias_correction else "biases as they were"
         return f"{names[self.method]}, {corrected}"

@@ -66,6 +66,11 @@ def refine(
     Raises:
         ModelError: a layer that the method does not know.
     """
+    if rounding.method == "adaround":  # starts where GPTQ ends
+        first = rounding.model_copy(update={"method": "gptq", "bias_correction": False})
+        codes = refine(
+            graph, layers, decisions, codes, scales, ranges, inputs, first, seed=seed, progress=progress
+        ).codes
     generator = torch.Generator().manual_seed(seed)
     planned = quant_layers(graph, layers, decisions, codes, scales, ranges)
     cut = blocks(graph, planned)
@@ -88,8 +93,8 @@ def refine(
         if learning and block.layers:
             assert exact is not None
             outcome = reconstruct(block, exact.batches, quantized.batches, rounding.adaround, generator, step)
-            if not outcome.learned < outcome.nearest:
-                notes[block.name] = "rounded to nearest: learning did not lower the error of the block"
+            if not outcome.learned < outcome.given:
+                notes[block.name] = "as GPTQ rounds it: learning did not lower the error of the block"
         for piece in pieces(block):
             _pass(piece, exact, quantized, rounding, biases, notes)
             done += len(piece.layers)

@@ -46,11 +46,11 @@ def test_correlated_inputs_are_made_use_of() -> None:
     outcome, codes = _learn(weight, scale, inputs)
     exact = weight / scale
     assert bool(((codes == exact.floor().clamp(-8, 7)) | (codes == exact.ceil().clamp(-8, 7))).all())
-    for which, value in ((codes, outcome.learned), (exact.round().clamp(-8, 7), outcome.nearest)):
+    for which, value in ((codes, outcome.learned), (exact.round().clamp(-8, 7), outcome.given)):
         error = (inputs.double() @ (which * scale - weight).double().T).square().mean()
         assert value == pytest.approx(float(error), rel=1e-4)
     # Three directions of inputs and eight weights to choose for each output: much can be made up for.
-    assert outcome.learned < 0.3 * outcome.nearest
+    assert outcome.learned < 0.3 * outcome.given
 
 
 def test_two_weights_that_read_the_same_are_rounded_apart() -> None:
@@ -59,17 +59,18 @@ def test_two_weights_that_read_the_same_are_rounded_apart() -> None:
     inputs = torch.linspace(-1, 1, 32)[:, None].expand(32, 2).contiguous()
     outcome, codes = _learn(weight, scale, inputs)
     assert sorted(codes.flatten().tolist()) == [0, 1]
-    assert outcome.learned < 0.05 * outcome.nearest
+    assert outcome.learned < 0.05 * outcome.given
 
 
-def test_at_the_start_the_weight_is_the_float_one() -> None:
+def test_it_starts_halfway_between_the_given_codes_and_the_float_weight() -> None:
     weight, scale, inputs = _random()
     _, _, layer = _problem(weight, scale, inputs)
+    nearest = layer.codes.clone()
+    layer.codes[0] = (layer.codes[0] + 2).clamp(max=7)  # as GPTQ may choose them: beyond the nearest
     soft = SoftRounding(layer)
-    # Codes beyond the width are clipped: those above 7. The inverse of the sigmoid is kept off its ends.
-    torch.testing.assert_close(
-        soft.weight(), weight.clamp(max=7 * scale), rtol=0, atol=float(scale.max()) * 2e-4
-    )
+    assert torch.equal(soft.codes(), layer.codes)
+    halfway = (nearest[1:] * scale[1:] + weight[1:].clamp(max=7 * scale[1:])) / 2
+    torch.testing.assert_close(soft.weight()[1:], halfway, rtol=0, atol=0.002 * float(scale.max()))
 
 
 def test_codes_that_do_not_help_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +80,7 @@ def test_codes_that_do_not_help_are_not_taken(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(SoftRounding, "codes", lambda self: torch.zeros_like(before))
     generator = torch.Generator().manual_seed(0)
     outcome = reconstruct(block, stream.batches, stream.batches, QUICK, generator)
-    assert outcome.learned > outcome.nearest
+    assert outcome.learned > outcome.given
     assert torch.equal(layer.codes, before)
 
 
@@ -96,7 +97,7 @@ def test_degenerate_blocks_stay_finite(case: str) -> None:
     }[case].contiguous()
     outcome, codes = _learn(weight, scale, inputs)
     assert not bool(codes[2].any())
-    assert outcome.learned <= outcome.nearest
+    assert outcome.learned <= outcome.given
     if case != "one value":
-        assert outcome.nearest == 0
+        assert outcome.given == 0
         assert torch.equal(codes, (weight / scale).round().clamp(-8, 7).to(torch.int8))

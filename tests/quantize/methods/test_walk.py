@@ -94,13 +94,13 @@ def test_only_codes_and_biases_change(
         assert (changed > 10) == (artifact.manifest.rounding.method != "rtn"), name
 
 
-def test_learned_codes_are_the_floor_or_the_next(tiny: Checkpoint, refined: dict[str, Artifact]) -> None:
-    state = tiny.network().state_dict()
+def test_learned_codes_are_those_of_gptq_or_their_neighbours(refined: dict[str, Artifact]) -> None:
+    moved = 0
     for layer, codes in refined["adaround+bias"].codes.items():
-        scale = refined["adaround+bias"].scales[layer]
-        exact = state[f"{layer}.weight"] / scale.reshape(-1, *[1] * (codes.ndim - 1))
-        down, up = (c.clamp(*_limits(refined["adaround+bias"], layer)) for c in (exact.floor(), exact.ceil()))
-        assert bool(((codes == down) | (codes == up)).all()), layer
+        away = (codes.int() - refined["gptq"].codes[layer].int()).abs()
+        assert int(away.max()) <= 1, layer
+        moved += int(away.sum())
+    assert moved > 0
 
 
 @pytest.fixture(scope="module")
