@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from flatq.evaluate.looks import Looks, plan_looks, until_decided
 from flatq.evaluate.prc import PrecisionRecall
 from flatq.evaluate.reference import load_reference
 from flatq.evaluate.samples import SampleCache
+from flatq.evaluate.team import ExtractorChoice, Team
 from flatq.images import Resize, load_images, to_uint8
 from flatq.models import Model, kind_of, open_model, parent_weights
 from flatq.report.environment import environment
@@ -105,11 +106,17 @@ class Assessment:
     resize: Resize | None = None
 
 
-def assess(task: Assessment, progress: Progress | None = None, note: Note = lambda _: None) -> Report:
+def assess(
+    task: Assessment,
+    progress: Progress | None = None,
+    note: Note = lambda _: None,
+    team: Team | None = None,
+) -> Report:
     """Sample, compare and write `report.json`, `report.md`, the grids and the sidecars.
 
     Args:
         note: told what a user should know of the reference, in a line each.
+        team: other processes that draw a part of the samples.
 
     Raises:
         InputError: whatever of the paths, data, features and options does not fit together.
@@ -127,6 +134,9 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
         looks = plan_looks(task.images, task.max_samples, task.looks, task.confidence)
     if task.ladder:
         check_ladder(task.baseline, task.baseline_runtime, task.models, task.runtime)
+    if team is not None:
+        task = replace(task, threads=task.threads or team.threads)
+        team.extractor = ExtractorChoice(task.features, task.inception_weights, task.features_device)
     average = parent_weights(task.models, task.baseline, task.average)
     baseline = open_model(task.baseline, runtime=task.baseline_runtime, average=average, threads=task.threads)
     with ExitStack() as stack:
@@ -136,9 +146,9 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
         note(f"weights of the baseline: {baseline.weights}{why}")
         # before anything is sampled, so that a reference that does not fit is found at once
         referee = _referee(task, baseline.image_shape, progress, note)
-        float_side = _growing(task, baseline, referee, progress, note)
+        float_side = _growing(task, baseline, referee, progress, note, team)
         float_side.grow(looks.planned[0])
-        rungs = _rungs(task, baseline, float_side, referee, progress, note) if task.ladder else None
+        rungs = _rungs(task, baseline, float_side, referee, progress, note, team) if task.ladder else None
         if rungs is not None:
             stack.enter_context(rungs)
         entries = []
@@ -160,7 +170,7 @@ def assess(task: Assessment, progress: Progress | None = None, note: Note = lamb
                         got=model.classes.model_dump_json() if model.classes else "no labels",
                         next_step="name the checkpoint it was made from with --baseline",
                     )
-                side = _growing(task, model, referee, progress, note)
+                side = _growing(task, model, referee, progress, note, team)
                 comparison, verdict, taken = _compare(
                     task, referee, float_side, side, looks, tolerances if gated else None
                 )
@@ -221,8 +231,14 @@ def _referee(task: Assessment, shape: tuple[int, int, int], progress: Progress |
 
 
 def _growing(
-    task: Assessment, model: Model, referee: Referee, progress: Progress | None, note: Note
+    task: Assessment,
+    model: Model,
+    referee: Referee,
+    progress: Progress | None,
+    note: Note,
+    team: Team | None,
 ) -> Growing:
+    kept = cache_folder() if task.cache else None if team is None else team.scratch
     return Growing(
         model,
         referee,
@@ -230,7 +246,8 @@ def _growing(
         first=task.first,
         batch_size=task.batch_size,
         rounding=task.rounding,
-        cache=SampleCache(cache_folder(), note) if task.cache else None,
+        cache=SampleCache(kept, note) if kept is not None else None,
+        team=team,
         progress=progress,
     )
 
@@ -242,19 +259,21 @@ def _rungs(
     referee: Referee,
     progress: Progress | None,
     note: Note,
+    team: Team | None,
 ) -> Rungs:
     runtime = task.runtime or "onnxruntime"
     return Rungs(
         task.baseline,
         baseline.weights,
         float_side,
-        lambda model: _growing(task, model, referee, progress, note),
+        lambda model: _growing(task, model, referee, progress, note, team),
         runtime=runtime,
         device=task.device,
         precision=task.precision,
         hint=task.hint,
         target=target_of(runtime, task.device),
         threads=task.threads,
+        scratch=None if team is None else team.scratch,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +24,23 @@ from flatq.process import ProcessConfig
 from flatq.runtime.base import Runtime
 from flatq.verify import Audit, read_audit
 
-__all__ = ["Model", "deployment_folder", "kind_of", "open_model", "parent_weights"]
+__all__ = ["Model", "Opening", "deployment_folder", "kind_of", "open_model", "parent_weights"]
 
 Kind = Literal["checkpoint", "artifact", "deployment"]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The arguments of `open_model`, to open the same again elsewhere."""
+
+    path: Path
+    runtime: str | None = None
+    average: str | None = None
+    threads: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    hint: str | None = None
+    lowered_for: Target = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class Model:
         digest: sha256 of the file that decides its numbers.
         size_bytes: of that file or, for a checkpoint, of its chosen weights.
         audit: the kernels that run it, where its deployment was audited and it runs on the CPU.
+        opening: how it was opened.
     """
 
     runtime: Runtime
@@ -54,6 +69,7 @@ class Model:
     digest: str
     size_bytes: int
     audit: Audit | None = None
+    opening: Opening | None = None
 
 
 def kind_of(path: Path) -> Kind:
@@ -123,9 +139,15 @@ def open_model(
         ArtifactError: no export for that runtime, or a damaged one.
         MissingRuntimeError: the runtime or the device is not there.
     """
+    opening = Opening(path, runtime, average, threads, device, precision, hint, lowered_for)
+    return replace(_open(opening), opening=opening)
+
+
+def _open(opening: Opening) -> Model:
+    path, average, device = opening.path, opening.average, opening.device
     kind = kind_of(path)
-    runtime = runtime or _default_runtime(path, kind, device)
-    settings = Settings(runtime, device, threads, precision, hint)
+    runtime = opening.runtime or _default_runtime(path, kind, device)
+    settings = Settings(runtime, device, opening.threads, opening.precision, opening.hint)
     check_settings(settings)
     if average is not None and kind != "checkpoint":
         raise UsageError(
@@ -154,7 +176,7 @@ def open_model(
         )
     if kind == "checkpoint":
         return _open_checkpoint(path, average, settings)
-    return _open_artifact(path, settings, lowered_for)
+    return _open_artifact(path, settings, opening.lowered_for)
 
 
 def parent_weights(models: Sequence[Path], baseline: Path, average: str | None) -> str | None:

@@ -63,15 +63,17 @@ class Rungs:
         hint: str | None,
         target: Target,
         threads: int | None,
+        scratch: Path | None = None,
     ) -> None:
         """Args:
         checkpoint, weights, float_side: rung A.
         grow: what samples a model from the same noise.
         runtime, device, precision, hint, target, threads: of the artifacts' rung D.
+        scratch: a folder for the float exports; the system's by default.
         """
         self._checkpoint, self._weights, self._float_side, self._grow = checkpoint, weights, float_side, grow
         self._runtime, self._device, self._precision, self._hint = runtime, device, precision, hint
-        self._target, self._threads = target, threads
+        self._target, self._threads, self._scratch = target, threads, scratch
         self._exports: dict[FloatPrecision, Growing] = {}
         self._stack = ExitStack()
 
@@ -118,7 +120,7 @@ class Rungs:
             from flatq.checkpoint import load_checkpoint
             from flatq.export import export_checkpoint
 
-            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory())) / "float"
+            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(dir=self._scratch))) / "float"
             export_checkpoint(
                 load_checkpoint(self._checkpoint),
                 self._target,

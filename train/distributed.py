@@ -1,13 +1,11 @@
-"""One process or many: the device, the shared gradients, who writes. Many go through accelerate.
+"""A training run's processes: the device of each, the shared gradients.
 
-`accelerate launch` and torchrun set the environment that is read here. What is done with the gradients is the
-loop's work.
+Who is who and what they tell each other is `flatq.processes`; what is done with the gradients is the loop's
+work.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -15,30 +13,22 @@ from typing import Any, Literal
 
 import torch
 
-from flatq.errors import MissingRuntimeError, UsageError
+from flatq.errors import UsageError
+from flatq.processes import Processes, launched
 
 __all__ = ["Workers", "open_workers"]
 
-_SETTLE_S = 0.5
 
-
-class Workers:
+class Workers(Processes):
     """This process among those of a run; one process is a run of its own.
 
     Attributes:
-        rank: from 0. count: of all processes. device: of this one.
+        device: of this one. rank, count: as `Processes`.
     """
 
     def __init__(self, device: torch.device, accelerator: Any = None) -> None:
-        self._accelerator = accelerator
+        super().__init__(accelerator)
         self.device = device
-        self.rank: int = accelerator.process_index if accelerator else 0
-        self.count: int = accelerator.num_processes if accelerator else 1
-
-    @property
-    def main(self) -> bool:
-        """Whether this process writes."""
-        return self.rank == 0
 
     def wrap(self, network: torch.nn.Module) -> torch.nn.Module:
         """The network whose backward pass averages the gradients of all processes."""
@@ -53,28 +43,6 @@ class Workers:
         """The values [n] of all processes, in the order of their ranks, [count * n]."""
         gathered: torch.Tensor = self._accelerator.gather(values) if self._accelerator else values
         return gathered
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        """One plain value from each process, in the order of their ranks."""
-        if self._accelerator is None:
-            return [value]
-        from accelerate.utils import gather_object
-
-        found: list[Any] = gather_object([value])
-        return found
-
-    def agree(self, value: Any) -> Any:
-        """The first process's value, for all."""
-        if self._accelerator is None:
-            return value
-        from accelerate.utils import broadcast_object_list
-
-        return broadcast_object_list([value])[0]
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self._accelerator is not None:
-            self._accelerator.wait_for_everyone()
 
 
 @contextmanager
@@ -96,23 +64,8 @@ def open_workers(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Workers]:
             next_step="leave --device out, or say --device cpu",
         )
     cuda = device != "cpu" and torch.cuda.is_available()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Workers(torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))
-        return
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise MissingRuntimeError(
-            "training in several processes needs accelerate",
-            expected="the package accelerate",
-            got=str(error),
-            next_step='pip install "flatq[cpu]"',
-        ) from error
-    accelerator = Accelerator(cpu=not cuda, mixed_precision="no")  # autocast is the loop's
-    try:
-        yield Workers(accelerator.device, accelerator)
-    finally:
-        # gloo's threads outlive the group while a DDP module does, and drop the last collective's tensors
-        # under the interpreter's lock: one that ends before they did is aborted. Sleeping lends it.
-        time.sleep(_SETTLE_S)
-        accelerator.state.destroy_process_group()
+    with launched("training", cpu=not cuda) as accelerator:
+        if accelerator is not None:
+            yield Workers(accelerator.device, accelerator)
+        else:
+            yield Workers(torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))

@@ -125,104 +125,112 @@ def command(
     threads: Threads = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report.")] = Path("flatq-eval"),
 ) -> None:
-    """Sample float and quantized models on the same noise, and report the FID drift with its interval."""
+    """Sample float and quantized models on the same noise, and report the FID drift with its interval.
+
+    Several processes share the sampling: `accelerate launch -m flatq eval ...`, or torchrun.
+    """
     from flatq.assess import Assessment, assess
     from flatq.backends import target_of
     from flatq.evaluate.ladder import ERRORS
+    from flatq.evaluate.team import leading
     from flatq.models import deployment_folder, kind_of
 
-    if not fid:
-        raise UsageError("no metric", expected="--fid", got="none", next_step="flatq eval ARTIFACT --fid ...")
-    if rounding not in ("round", "truncate"):
-        raise UsageError("--rounding is not valid", expected="round or truncate", got=rounding)
-    code_for = worst_code(on_inconclusive)
-    if until_decided != (max_samples is not None) or (until_decided and plan_only):
-        raise UsageError(
-            "--until-decided and --max-samples go together, and not with --plan",
-            expected="--until-decided --max-samples N",
-            got=f"--max-samples {max_samples}" + (", --plan" if plan_only else ""),
-        )
-    if plan_only and max_drift is not None and max_drift_rel is not None:
-        raise UsageError("--plan takes one tolerance", expected="--max-drift or --max-drift-rel", got="both")
-    paths = tuple(models) if models else (one_artifact(None),)
-    baseline = baseline or _sibling_checkpoint(paths[0])
-    plan = make_plan(steps, sampler, eta, seed, label, guidance)
-    target = target_of(runtime or "onnxruntime", device)
-    for path in paths:
-        if kind_of(path) == "artifact" and target in ("onnxruntime", "openvino"):
-            folder = deployment_folder(path, target)
-            if not folder.exists():
-                from flatq.export import export_artifact
-
-                note(f"{path} has no export for {target} yet: writing {folder}")
-                export_artifact(path, target, folder)
-    task = Assessment(
-        models=paths,
-        baseline=baseline,
-        data="digits" if data is None and reference is None else data,
-        out=out,
-        plan=plan,
-        images=n,
-        first=first,
-        batch_size=batch_size,
-        features=features,
-        runtime=runtime,
-        device=device,
-        precision=precision,
-        hint=hint,
-        baseline_runtime=baseline_runtime,
-        average=weights,
-        threads=threads,
-        rounding="round" if rounding == "round" else "truncate",
-        confidence=confidence,
-        max_drift=None if plan_only else max_drift,
-        max_drift_rel=None if plan_only else max_drift_rel,
-        min_samples=min_samples,
-        max_samples=max_samples,
-        looks=looks,
-        ladder=ladder,
-        reference=reference,
-        inception_weights=inception_weights,
-        features_device=features_device,
-        cache=cache,
-        resize=parse_resize(resize),
-    )
-    with progress_bar() as bar:
-        report = assess(task, bar, note)
-    for entry in report.models:
-        drift = entry.drift
-        fids = f"FID {drift.fid_float:.3f} -> {drift.fid_quantized:.3f}" if drift else ""
-        if drift is None:
-            typer.echo(f"{entry.name}: samples are not finite")
-        elif drift.corrected is None:
-            typer.echo(f"{entry.name}: {fids}, no interval: {drift.reason}")
-        else:
-            typer.echo(
-                f"{entry.name}: {fids}, drift {drift.corrected:+.3f} "
-                f"[{drift.low:+.3f}, {drift.high:+.3f}] ({report.extractor.name}, n = {drift.n})"
+    with leading() as team:  # every process but the first stays in it
+        if not fid:
+            raise UsageError(
+                "no metric", expected="--fid", got="none", next_step="flatq eval ARTIFACT --fid ..."
             )
-        if entry.ladder is not None:
-            for name in ERRORS:
-                error = getattr(entry.ladder, name)
-                ends = "no interval" if error.low is None else f"[{error.low:+.3f}, {error.high:+.3f}]"
+        if rounding not in ("round", "truncate"):
+            raise UsageError("--rounding is not valid", expected="round or truncate", got=rounding)
+        code_for = worst_code(on_inconclusive)
+        if until_decided != (max_samples is not None) or (until_decided and plan_only):
+            raise UsageError(
+                "--until-decided and --max-samples go together, and not with --plan",
+                expected="--until-decided --max-samples N",
+                got=f"--max-samples {max_samples}" + (", --plan" if plan_only else ""),
+            )
+        if plan_only and max_drift is not None and max_drift_rel is not None:
+            raise UsageError(
+                "--plan takes one tolerance", expected="--max-drift or --max-drift-rel", got="both"
+            )
+        paths = tuple(models) if models else (one_artifact(None),)
+        baseline = baseline or _sibling_checkpoint(paths[0])
+        plan = make_plan(steps, sampler, eta, seed, label, guidance)
+        target = target_of(runtime or "onnxruntime", device)
+        for path in paths:
+            if kind_of(path) == "artifact" and target in ("onnxruntime", "openvino"):
+                folder = deployment_folder(path, target)
+                if not folder.exists():
+                    from flatq.export import export_artifact
+
+                    note(f"{path} has no export for {target} yet: writing {folder}")
+                    export_artifact(path, target, folder)
+        task = Assessment(
+            models=paths,
+            baseline=baseline,
+            data="digits" if data is None and reference is None else data,
+            out=out,
+            plan=plan,
+            images=n,
+            first=first,
+            batch_size=batch_size,
+            features=features,
+            runtime=runtime,
+            device=device,
+            precision=precision,
+            hint=hint,
+            baseline_runtime=baseline_runtime,
+            average=weights,
+            threads=threads,
+            rounding="round" if rounding == "round" else "truncate",
+            confidence=confidence,
+            max_drift=None if plan_only else max_drift,
+            max_drift_rel=None if plan_only else max_drift_rel,
+            min_samples=min_samples,
+            max_samples=max_samples,
+            looks=looks,
+            ladder=ladder,
+            reference=reference,
+            inception_weights=inception_weights,
+            features_device=features_device,
+            cache=cache,
+            resize=parse_resize(resize),
+        )
+        with progress_bar() as bar:
+            report = assess(task, bar, note, team)
+        for entry in report.models:
+            drift = entry.drift
+            fids = f"FID {drift.fid_float:.3f} -> {drift.fid_quantized:.3f}" if drift else ""
+            if drift is None:
+                typer.echo(f"{entry.name}: samples are not finite")
+            elif drift.corrected is None:
+                typer.echo(f"{entry.name}: {fids}, no interval: {drift.reason}")
+            else:
                 typer.echo(
-                    f"  {name:<13} {error.raw if error.corrected is None else error.corrected:+.3f} {ends}"
+                    f"{entry.name}: {fids}, drift {drift.corrected:+.3f} "
+                    f"[{drift.low:+.3f}, {drift.high:+.3f}] ({report.extractor.name}, n = {drift.n})"
                 )
-    if plan_only:
-        from flatq.report.planning import plan_text
+            if entry.ladder is not None:
+                for name in ERRORS:
+                    error = getattr(entry.ladder, name)
+                    ends = "no interval" if error.low is None else f"[{error.low:+.3f}, {error.high:+.3f}]"
+                    middle = error.raw if error.corrected is None else error.corrected
+                    typer.echo(f"  {name:<13} {middle:+.3f} {ends}")
+        if plan_only:
+            from flatq.report.planning import plan_text
 
-        typer.echo(plan_text(report, out, max_drift, max_drift_rel))
-    typer.echo(str(out / "report.md"))
-    verdicts = [entry.verdict for entry in report.models if entry.verdict is not None]
-    print_verdicts(report, verdicts)
-    if report.gate is not None:
-        from flatq.report.result import gate_result
+            typer.echo(plan_text(report, out, max_drift, max_drift_rel))
+        typer.echo(str(out / "report.md"))
+        verdicts = [entry.verdict for entry in report.models if entry.verdict is not None]
+        print_verdicts(report, verdicts)
+        if report.gate is not None:
+            from flatq.report.result import gate_result
 
-        choice = checked_choice(on_inconclusive)
-        code = code_for(verdicts)
-        result = gate_result(report, verdicts, report.gate, exit_code=code, on_inconclusive=choice)
-        publish(result, junit=junit)
-    raise typer.Exit(code_for(verdicts))
+            choice = checked_choice(on_inconclusive)
+            code = code_for(verdicts)
+            result = gate_result(report, verdicts, report.gate, exit_code=code, on_inconclusive=choice)
+            publish(result, junit=junit)
+        raise typer.Exit(code_for(verdicts))
 
 
 def _sibling_checkpoint(path: Path) -> Path:

@@ -30,10 +30,9 @@ __all__ = [
 MIN_RATIO = 2.5
 """Samples per rank under which there is no interval."""
 FULL_RATIO = 10.0
-"""Samples per rank from which the interval is not widened."""
+"""Samples per rank that a plan asks for: from there on the bias is known well."""
 MIN_CLUSTERS = 20
 """Clusters under which there is no interval: the normal quantile needs about that many."""
-_WIDENING = 0.2
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def weigh(
             bias += w * side.bias
         corrected = raw - bias
         se = standard_error_of_mean(values, clusters)
-        half = half_width(se, bias, ratio, confidence)
+        half = half_width(se, confidence)
     found = Contrast(
         weights=dict(weights),
         raw=raw,
@@ -130,10 +129,10 @@ def weigh(
     return found, settles
 
 
-def half_width(standard_error: float, bias: float, n_over_rank: float, confidence: float) -> float:
-    """z SE, and 0.2 |bias| more under 10 samples per direction, where the bias is not known well."""
-    widening = _WIDENING * abs(bias) if n_over_rank < FULL_RATIO else 0.0
-    return normal_quantile(confidence) * standard_error + widening
+def half_width(standard_error: float, confidence: float) -> float:
+    """z SE. Nothing is added for what is not known of the bias: the standard error, which counts the noise of
+    the gradient too, is too large rather than too small where that matters (`benchmarks/coverage.py`)."""
+    return normal_quantile(confidence) * standard_error
 
 
 def why_no_interval(

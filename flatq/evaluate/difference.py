@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import DataError, MissingRuntimeError
-from flatq.evaluate.contrast import FULL_RATIO, half_width
+from flatq.evaluate.contrast import half_width
 from flatq.evaluate.drift import Drift
 from flatq.evaluate.moments import F64
 
@@ -59,7 +59,7 @@ def drift_difference(old: Measured, new: Measured, *, unpaired: str | None = Non
     Paired: z_i = new_i / n_new - old_i / n_old over all images, a term that is missing counting 0, and
     SE^2 = sum z_i^2. So images of which only one evaluation knows count as independent, and those of both
     cancel as far as they agree. Unpaired: SE^2 = SE_new^2 + SE_old^2, which is far too wide where the models
-    are alike. Under 10 samples per direction the half-width is widened as a drift's.
+    are alike.
 
     Args:
         unpaired: why the images of an index are not from the same noise; None where they are.
@@ -97,9 +97,7 @@ def drift_difference(old: Measured, new: Measured, *, unpaired: str | None = Non
     else:
         se = math.hypot(old.drift.standard_error or 0.0, new.drift.standard_error or 0.0)
     value = (new.drift.corrected or 0.0) - (old.drift.corrected or 0.0)
-    bias = (new.drift.bias_correction or 0.0) - (old.drift.bias_correction or 0.0)
-    ratios = [drift.n_over_rank for drift in drifts if not drift.identical]
-    half = half_width(se, bias, min(ratios, default=FULL_RATIO), confidence)
+    half = half_width(se, confidence)
     return DriftDifference(
         corrected=value,
         standard_error=se,

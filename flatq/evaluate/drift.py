@@ -78,8 +78,7 @@ def fid_drift(
     Standard error std(IF_q(q_i) - (1 + tau) IF_x(x_i)) / sqrt(n), summed per cluster first where clusters
     (labels [n]) are given. Bias b_q - (1 + tau) b_x. Identical features: 0 with [0, 0], at any n (with a
     relative tolerance too: the excess over it is then at most 0). No interval where n <= d,
-    n < 2.5 rank, or the rank of a side is below the reference's; from there to n = 10 rank the half-width
-    is widened by 0.2 |bias correction|.
+    n < 2.5 rank, or the rank of a side is below the reference's.
 
     Args:
         sides: `frechet_side` of x and of q with the same reference and clusters, where the caller has them.

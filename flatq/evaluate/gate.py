@@ -183,7 +183,7 @@ def decide_difference(
 def samples_for_half_width(drift: Drift, half_width: float) -> int:
     """n for an interval of corrected -+ half_width at drift.confidence, from drift as the pilot.
 
-    n = (z s / h)^2 with s = SE sqrt(n), and n >= 10 rank, where nothing is widened.
+    n = (z s / h)^2 with s = SE sqrt(n), and n >= 10 rank, where the bias is known well.
 
     Raises:
         DataError: half_width <= 0 or not finite, or a pilot without an interval.

@@ -7,54 +7,22 @@ What is compared with what is `flatq.evaluate.compare`'s; opening models, `flatq
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flatq.evaluate.compare import Referee, Rounding
+from flatq.evaluate.drawing import Drawing
 from flatq.evaluate.frechet import FrechetSide, frechet_side
 from flatq.evaluate.moments import F64
-from flatq.evaluate.samples import Batch, SampleCache, sample_key
+from flatq.evaluate.samples import Batch, SampleCache
+from flatq.evaluate.team import Team
 from flatq.models import Model
-from flatq.runtime.base import UNCONDITIONED, Condition, Runtime
-from flatq.sampler import SamplePlan, check_batch_size, sample
+from flatq.sampler import SamplePlan, check_batch_size
 
 __all__ = ["Growing"]
 
 Progress = Callable[[str, int, int], None]
-
-
-class _Timed:
-    """A runtime that notes how long each call of a full batch takes."""
-
-    def __init__(self, runtime: Runtime, batch_size: int) -> None:
-        self._runtime, self._batch_size = runtime, batch_size
-        self.seconds: list[float] = []
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return self._runtime.identity
-
-    def __call__(
-        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
-    ) -> NDArray[np.float32]:
-        start = time.perf_counter()
-        output = self._runtime(x, t, cond)
-        if len(x) == self._batch_size:
-            self.seconds.append(time.perf_counter() - start)
-        return output
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing: who opened the runtime closes it."""
 
 
 class Growing:
@@ -74,27 +42,20 @@ class Growing:
         batch_size: int,
         rounding: Rounding,
         cache: SampleCache | None = None,
+        team: Team | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Args:
-        cache: where batches are kept, and looked for first.
+        cache: where batches are kept, and looked for first; a team needs one.
+        team: other processes that draw a part of them.
         progress: called with (name of the model, images times steps done, total).
         """
         self.model, self.identity = model, model.runtime.identity
         self.images = np.empty((0, *model.image_shape), np.float32)
         self.finite = True
-        self._referee, self._plan, self._rounding = referee, plan, rounding
-        self._first, self._batch_size, self._progress = first, batch_size, progress
-        self._cache = cache
-        self._key = sample_key(
-            model,
-            plan,
-            referee.net,
-            first=first,
-            batch_size=batch_size,
-            rounding=rounding,
-            threads=referee.threads,
-        )
+        self._referee, self._progress = referee, progress
+        self._cache, self._team = cache, team
+        self._drawing = Drawing(model, referee.net, plan, first, batch_size, rounding, referee.threads)
         self._features: F64 = np.empty((0, referee.net.dim))
         self._side: tuple[int, FrechetSide] | None = None
         self._batches: list[Batch] = []
@@ -118,23 +79,22 @@ class Growing:
         """
         if n <= len(self.images):
             return
-        size = self._batch_size
+        size = self._drawing.batch_size
         check_batch_size(size)
         self._batches = [batch for batch in self._batches if len(batch.images) == size]
         have = size * len(self._batches)
-        for begin in range(have, n, size):
-            stop = min(begin + size, n)
-            batch = None
-            if self._cache is not None:
-                batch = self._cache.load(self._key, begin, stop, self._referee.net.dim)
+        ranges = [(begin, min(begin + size, n)) for begin in range(have, n, size)]
+        others = self._shared(ranges, min(size, n))
+        for begin, stop in ranges:
+            batch = others.get(begin)
+            if batch is None and self._cache is not None:
+                batch = self._cache.load(self._drawing.key, begin, stop, self._referee.net.dim)
             if batch is None:
-                batch = self._draw(begin, stop, min(size, n))
+                batch = self._drawing.draw(begin, stop, min(size, n))
                 if self._cache is not None:
-                    self._cache.store(self._key, begin, batch)
+                    self._cache.store(self._drawing.key, begin, batch)
             self._batches.append(batch)
-            if self._progress is not None:
-                steps = self._plan.steps
-                self._progress(self.model.name, (stop - have) * steps, (n - have) * steps)
+            self._report(stop - have, n - have)
         self.images = np.concatenate([batch.images for batch in self._batches])
         features = [batch.features for batch in self._batches]
         known = [found for found in features if found is not None]
@@ -153,19 +113,21 @@ class Growing:
             self._side = n, frechet_side(self._features[:n], self._referee.reference)
         return self._side[1]
 
-    def _draw(self, begin: int, stop: int, full: int) -> Batch:
-        start = time.perf_counter()
-        timed = _Timed(self.model.runtime, full)
-        images = sample(
-            timed,
-            self.model.process,
-            self._plan,
-            range(self._first + begin, self._first + stop),
-            self.model.image_shape,
-            classes=self.model.classes,
-            batch_size=self._batch_size,
-        )
-        features = None
-        if np.isfinite(images).all():
-            features = self._referee.extract(images, rounding=self._rounding)
-        return Batch(images, features, time.perf_counter() - start, np.array(timed.seconds, np.float64))
+    def _shared(self, ranges: Sequence[tuple[int, int]], full: int) -> dict[int, Batch]:
+        """Those that nobody has yet, drawn by the team; by their begin."""
+        if self._team is None:
+            return {}
+        assert self._cache is not None
+        key, sizes = self._drawing.key, [stop - begin for begin, stop in ranges]
+        missing = [span for span in ranges if not self._cache.path(key, *span).exists()]
+        there = sum(sizes) - sum(stop - begin for begin, stop in missing)
+
+        def advance(batches: int) -> None:
+            self._report(there + sum(stop - begin for begin, stop in missing[:batches]), sum(sizes))
+
+        return self._team.draw(self._drawing, self._cache, missing, full, advance) if missing else {}
+
+    def _report(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            steps = self._drawing.plan.steps
+            self._progress(self.model.name, done * steps, total * steps)

@@ -66,7 +66,7 @@ def plan_from_pilot(
         seconds = None if seconds_per_image is None else images * seconds_per_image
         return Goal(purpose, images, seconds, half)
 
-    goals = [goal(f"{FULL_RATIO:g} samples per direction, where nothing is widened", whole)]
+    goals = [goal(f"{FULL_RATIO:g} samples per direction, where the bias is known well", whole)]
     if deviation and drift.corrected is not None:
         goals += [goal(f"{k} x the pilot", k * drift.n) for k in _GROWTH if k * drift.n >= whole]
         relative = drift.relative_tolerance

@@ -28,8 +28,7 @@ def at_confidence(drift: Drift, confidence: float) -> Drift:
     if drift.identical or drift.corrected is None:
         return replace(drift, confidence=confidence)
     assert drift.standard_error is not None
-    assert drift.bias_correction is not None
-    half = half_width(drift.standard_error, drift.bias_correction, drift.n_over_rank, confidence)
+    half = half_width(drift.standard_error, confidence)
     return replace(
         drift,
         confidence=confidence,
@@ -85,7 +84,7 @@ def beyond_relative_tolerance(
         )
     bias = drift.bias_quantized - (1.0 + tau) * drift.bias_float
     se = standard_error_of_mean(influence_quantized - (1.0 + tau) * influence_float, clusters)
-    half = half_width(se, bias, drift.n_over_rank, drift.confidence)
+    half = half_width(se, drift.confidence)
     return replace(
         drift,
         raw=raw,

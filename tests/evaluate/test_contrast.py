@@ -83,7 +83,7 @@ def test_a_contrast_refuses() -> None:
     assert "10 clusters" in str(few.reason)
 
 
-@pytest.mark.parametrize("n", [50, 200])  # widened and not
+@pytest.mark.parametrize("n", [50, 200])
 def test_a_restated_drift_is_the_measured_one(n: int) -> None:
     x, q = _models(n, np.random.default_rng(3), 0.4)
     drift = fid_drift(x, q, REFERENCE)

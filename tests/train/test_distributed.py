@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launching import launch
 
 from flatq.checkpoint import load_checkpoint
 from flatq.errors import UsageError
@@ -37,32 +35,12 @@ print(checkpoint.source)
 """
 
 
-def _launch(program: list[str], *, count: int = 2) -> list[str]:
-    """Runs the program in `count` processes as torchrun would; gives what each printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(count):
-        environment = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
-            "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        processes.append(
-            subprocess.Popen(
-                program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
+def _launch(program: list[str]) -> list[str]:
+    """What each of two processes printed."""
     printed = []
-    try:
-        for process in processes:
-            out, err = process.communicate(timeout=240)
-            assert process.returncode == 0, err
-            printed.append(out)
-    finally:
-        for process in processes:
-            process.kill()
+    for code, out, err in launch(program):
+        assert code == 0, err
+        printed.append(out)
     return printed
 
 
