@@ -1,0 +1,68 @@
+"""A linear axis with round ticks. Positions are percentages, so that a plot is as wide as its page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Axis", "Tick", "place", "round_axis"]
+
+_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """at: in percent. text: of its label."""
+
+    at: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """low, high: of the values shown. first, last: where these two lie, in percent of the width or height.
+    step: between ticks, which stand at its multiples."""
+
+    low: float
+    high: float
+    step: float
+    first: float = 0.0
+    last: float = 100.0
+
+    def at(self, value: float) -> float:
+        """Percent; what lies outside is put at the end."""
+        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return self.first + share * (self.last - self.first)
+
+    def ticks(self, signed: bool) -> list[Tick]:
+        count = round((self.high - self.low) / self.step)
+        values = [self.low + k * self.step for k in range(count + 1)]
+        return [Tick(place(self.at(value)), self._label(value, signed)) for value in values]
+
+    def _label(self, value: float, signed: bool) -> str:
+        if abs(value) < 1e-9 * self.step:
+            return "0"
+        return f"{value:{'+' if signed else ''}.6g}".replace("-", "\N{MINUS SIGN}")
+
+
+def place(percent: float) -> str:
+    """For instance `12.5%`."""
+    return f"{round(percent, 2):g}%"
+
+
+def round_axis(values: Sequence[float], *, first: float = 0.0, last: float = 100.0, ticks: int = 5) -> Axis:
+    """An axis over all values whose ends and ticks are round numbers.
+
+    Args:
+        values: at least one, finite.
+        ticks: about so many.
+    """
+    low, high = min(values), max(values)
+    if high - low <= 1e-12 * max(abs(low), abs(high)):
+        pad = 0.5 * abs(low) or 0.5
+        low, high = low - pad, high + pad
+    raw = (high - low) / ticks
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * unit for unit in _STEPS if power * unit >= raw * (1 - 1e-9))
+    return Axis(step * math.floor(low / step + 1e-9), step * math.ceil(high / step - 1e-9), step, first, last)
