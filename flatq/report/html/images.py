@@ -164,12 +164,14 @@ def _read(model: Shown) -> tuple[Pictures | None, str | None]:
         return None, "its samples are not finite, so there are no images"
     if model.entry.sidecar is None:
         return None, "the report names no file of features and images"
+    if not (model.source.folder / model.entry.sidecar).is_file():
+        return None, f"{model.entry.sidecar}, which holds features and images, is not beside the report"
     try:
         pictures = read_pictures(model.entry, model.source.folder)
     except DataError as error:
         return None, f"{error.what.replace(str(model.source.folder), '').strip()} ({error.got})"
     if pictures is None:
-        return None, f"{model.entry.sidecar}, which holds features and images, is not beside the report"
+        return None, _NOT_KEPT
     return pictures, None
 
 

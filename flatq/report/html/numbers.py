@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from flatq.evaluate.gate import COLLAPSE_VARIANCE
 from flatq.report.html.shown import Shown, Source, outcome_of
-from flatq.report.html.text import numeral, percent
+from flatq.report.html.text import joined, numeral, percent
 from flatq.report.wording import ends, latency, number, precision_recall, signed, size
 
 if TYPE_CHECKING:
@@ -63,11 +63,22 @@ def table(models: Sequence[Shown]) -> Table:
         before = model.source
         columns.append(Column(model.label, model.entry.name))
         parts.append((report, model.entry))
+    levels = sorted({level for model in models for level in _levels(model.entry)})
+    sure = f"at {joined([percent(level) for level in levels])} confidence" if levels else ""
     rows = [
-        Row(name, note, [of(entry) if entry is not None else of_float(report) for report, entry in parts])
+        Row(
+            name,
+            note.format(sure=sure),
+            [of(entry) if entry is not None else of_float(report) for report, entry in parts],
+        )
         for name, note, of, of_float in _measures()
     ]
     return Table(columns, [row for row in rows if any(cell.main != _NO_VALUE for cell in row.cells)])
+
+
+def _levels(entry: ModelEntry) -> list[float]:
+    """Of the drift's interval, at which the gate judged, and of the KID's."""
+    return [part.confidence for part in (entry.drift, entry.kid) if part is not None]
 
 
 def _unlike(one: Report, other: Report) -> bool:
@@ -84,7 +95,7 @@ def _measures() -> list[_Measure]:
         (
             "Corrected drift",
             "FID quantized minus FID float, less the bias that a finite number of images gives each of the "
-            "two FIDs. Below it the interval. Read this one.",
+            "two FIDs. Below it the interval {sure}. Read this one.",
             _corrected,
             nothing,
         ),
@@ -94,7 +105,7 @@ def _measures() -> list[_Measure]:
         ("FID quantized", "Of the quantized model's images.", _fid_quantized, nothing),
         (
             "KID",
-            "A second distance, the squared MMD, which has no such bias: its drift with its interval.",
+            "A second distance, the squared MMD, which has no such bias: its drift, and the interval.",
             _kid,
             nothing,
         ),
@@ -135,7 +146,7 @@ def _measures() -> list[_Measure]:
         (
             "Latency",
             "Median of one evaluation of the network at the sampling batch, and where it ran. No benchmark: "
-            "`flatq bench` is one.",
+            "flatq bench is one.",
             lambda entry: _latency(entry.latency_ms, entry.runtime.get("runtime")),
             lambda report: _latency(report.baseline.latency_ms, report.baseline.runtime.get("runtime")),
         ),
@@ -153,8 +164,7 @@ def _corrected(entry: ModelEntry) -> Cell:
         return Cell(sub="samples not finite")
     if drift.corrected is None or drift.low is None:
         return Cell(sub=f"no interval: {drift.reason}")
-    sub = f"{numeral(ends(drift.low, drift.high))} at {percent(drift.confidence)}"
-    return Cell(numeral(signed(drift.corrected)), sub, outcome_of(entry))
+    return Cell(numeral(signed(drift.corrected)), numeral(ends(drift.low, drift.high)), outcome_of(entry))
 
 
 def _raw(entry: ModelEntry) -> Cell:
@@ -185,10 +195,8 @@ def _kid(entry: ModelEntry) -> Cell:
     kid = entry.kid
     if kid is None:
         return Cell()
-    sub = f"{numeral(ends(kid.low, kid.high))} at {percent(kid.confidence)}"
-    return Cell(
-        numeral(signed(kid.drift)), sub + ("; from the float images" if kid.against == "float" else "")
-    )
+    sub = numeral(ends(kid.low, kid.high)) + ("; from the float images" if kid.against == "float" else "")
+    return Cell(numeral(signed(kid.drift)), sub)
 
 
 def _variety(entry: ModelEntry) -> Cell:

@@ -15,8 +15,8 @@ def numeral(text: str) -> str:
 
 
 def percent(share: float) -> str:
-    """Three digits."""
-    return f"{100 * share:.3g} %"
+    """Three digits, on one line with their sign."""
+    return f"{100 * share:.3g}\N{NO-BREAK SPACE}%"
 
 
 def count(number: int, one: str, many: str | None = None) -> str:

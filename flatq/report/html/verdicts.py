@@ -89,7 +89,7 @@ def _lead(models: Sequence[Shown], sources: Sequence[Source]) -> list[str]:
     pairs = max(source.report.n for source in sources)
     reference = report.reference
     what = count(reference.n, "reference image") if reference.n is not None else "reference images"
-    names = [f"{m.label} ({bits})" if (bits := bits_in_words(m.entry.precision)) else m.label for m in models]
+    names = [f"{m.label} ({bits})" if (bits := _bits(m.entry.precision)) else m.label for m in models]
     versions = "its quantized version" if len(models) == 1 else f"{len(models)} quantized versions of it"
     return [
         f"The float model {floats} and {versions}, {joined(names)}, each drew {count(pairs, 'image')} from "
@@ -144,12 +144,18 @@ def _card(model: Shown) -> Card:
         name=entry.name,
         outcome=outcome_of(entry),
         word=_WORDS[outcome_of(entry)],
-        bits=bits_in_words(entry.precision),
+        bits=_bits(entry.precision),
         drift=drift,
         interval=interval,
         reason=_reason(model),
         settle=settle,
     )
+
+
+def _bits(precision: str) -> str | None:
+    """In words, that do not break at their hyphens."""
+    words = bits_in_words(precision)
+    return None if words is None else words.replace("-", "\N{NON-BREAKING HYPHEN}")
 
 
 def _reason(model: Shown) -> str:
