@@ -41,7 +41,7 @@ def test_the_pairs_that_changed_most(tmp_path: Path) -> None:
     add_pictures(tmp_path, "w8a8", [*range(24), *range(88, 100)])
     section = page_of(report, tmp_path).by_id("changed")
     assert [figure.text for figure in section.all("figcaption")] == [
-        f"distance {index / 1000:.4g} image {index}" for index in range(99, 87, -1)
+        f"{index / 1000:.4g} image {index}" for index in range(99, 87, -1)
     ]
     assert "Mean distance of a pair 0.05, largest 0.099, of 100 pairs." in section.text
     first = section.all("img")[0]

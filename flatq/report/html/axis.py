@@ -1,4 +1,4 @@
-"""A linear axis with round ticks. Positions are percentages, so that a plot is as wide as its page."""
+"""Axes with round ticks, linear and logarithmic. Positions are percentages, so that a plot is as wide as its page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Axis", "Tick", "place", "round_axis"]
+__all__ = ["Axis", "LogAxis", "Tick", "log_axis", "place", "round_axis"]
 
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
@@ -44,6 +44,44 @@ class Axis:
         if abs(value) < 1e-9 * self.step:
             return "0"
         return f"{value:{'+' if signed else ''}.6g}".replace("-", "\N{MINUS SIGN}")
+
+
+@dataclass(frozen=True)
+class LogAxis:
+    """low, high: of the values shown, above 0. first, last: as in `Axis`."""
+
+    low: float
+    high: float
+    first: float
+    last: float
+
+    def at(self, value: float) -> float:
+        """Percent; what lies outside is put at the end."""
+        share = math.log(min(max(value, self.low), self.high) / self.low) / math.log(self.high / self.low)
+        return self.first + share * (self.last - self.first)
+
+    def ticks(self, signed: bool) -> list[Tick]:
+        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        units = (1, 2, 5) if self.high / self.low < 150 else (1,)
+        values = [unit * 10.0**power for power in decades for unit in units]
+        edge = 1 + 1e-9
+        return [
+            Tick(place(self.at(v)), f"{v:{'+' if signed else ''}.6g}")
+            for v in values
+            if self.low / edge <= v <= self.high * edge
+        ]
+
+
+def log_axis(values: Sequence[float], *, first: float = 0.0, last: float = 100.0) -> LogAxis:
+    """A logarithmic axis over all values, which are above 0, that ends at 1, 2 or 5 times a power of ten."""
+    return LogAxis(_round_down(min(values)), 10.0 / _round_down(10.0 / max(values)), first, last)
+
+
+def _round_down(value: float) -> float:
+    power = 10.0 ** math.floor(math.log10(value))
+    return max(
+        (unit * power for unit in (1.0, 2.0, 5.0) if unit * power < value * (1 - 1e-9)), default=power / 2
+    )
 
 
 def place(percent: float) -> str:

@@ -118,7 +118,7 @@ def _kernels(label: str, audit: Audit) -> Kernels:
         width=f"{round(100 * share, 2):g}%",
         summary=f"of {audit.macs:,} multiply-accumulates run in integers, in {layers} of "
         f"{count(len(audit.entries), 'layer')}",
-        where=f"Asked: {identity(audit.runtime)}; told by its {audit.source}.",
+        where=f"From {audit.source}: {identity(audit.runtime)}.",
         groups=[
             (" + ".join(group.kernels), group.precision, group.stored, f"{group.layers:,}", f"{group.macs:,}")
             for group in integer_groups(audit)

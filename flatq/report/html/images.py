@@ -141,9 +141,7 @@ def changed(model: Shown) -> Changed:
         picture, sharp = sheet(np.stack(pair), 2)
         distance = numeral(number(float(pictures.distance[row])))
         alt = f"image {index}: float on the left, {model.label} on the right"
-        pairs.append(
-            Picture(data_uri(picture), *picture.size, alt, f"image {index}", f"distance {distance}", sharp)
-        )
+        pairs.append(Picture(data_uri(picture), *picture.size, alt, f"image {index}", distance, sharp))
     if not pairs:
         listed = ", ".join(f"{pictures.indices[r]} ({number(float(pictures.distance[r]))})" for r in rows)
         return Changed(model.label, f"{text} Largest: images {listed}.", missing=_NOT_KEPT)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flatq.report.html.axis import Tick, place, round_axis
+from flatq.report.html.axis import Tick, log_axis, place, round_axis
 from flatq.report.html.shown import Shown, groups, outcome_of
 from flatq.report.html.text import numeral
 from flatq.report.wording import signed
@@ -14,7 +14,8 @@ from flatq.report.wording import signed
 __all__ = ["Plotted", "Scatter", "Speed", "scatters"]
 
 HEIGHT = 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 11.0, 97.0, 14.0, 262.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 11.0, 97.0, 28.0, 262.0
+_LOGARITHMIC = 10.0  # ratio of the latencies from which on their axis is
 _LINE = 15.0  # of a label
 
 
@@ -49,7 +50,8 @@ class Plotted:
 
 @dataclass(frozen=True)
 class Scatter:
-    """One plot. limit, zero: pixels. floats: (position in percent, label) of float models without a drift."""
+    """One plot. limit, zero: pixels. floats: (position in percent, label, on which side of the line it stands)
+    of float models without a drift."""
 
     title: str
     unit: str
@@ -59,7 +61,8 @@ class Scatter:
     zero: float
     limit: float | None
     limit_text: str
-    floats: list[tuple[str, str]]
+    floats: list[tuple[str, str, bool]]
+    logarithmic: bool
     height: int = HEIGHT
 
 
@@ -148,10 +151,15 @@ def _plot(
         return None
     ys = [0.0, *([] if limit is None else [limit])]
     ys += [v for point in points for v in (point.drift, point.low, point.high) if v is not None]
-    xs = [0.0, *(point.ms for point in points), *(ms for ms, _ in floats)]
-    if not all(map(math.isfinite, xs + ys)):
+    xs = [*(point.ms for point in points), *(ms for ms, _ in floats)]
+    if not all(map(math.isfinite, xs + ys)) or min(xs) < 0:
         return None
-    across = round_axis(xs, first=_LEFT, last=_RIGHT)
+    logarithmic = 0 < _LOGARITHMIC * min(xs) < max(xs)
+    across = (
+        log_axis(xs, first=_LEFT, last=_RIGHT)
+        if logarithmic
+        else round_axis([0.0, *xs], first=_LEFT, last=_RIGHT)
+    )
     down = round_axis(ys, first=_BOTTOM, last=_TOP)
     placed = []
     for point in points:
@@ -179,7 +187,8 @@ def _plot(
         zero=round(down.at(0.0), 1),
         limit=None if limit is None else round(down.at(limit), 1),
         limit_text="" if limit is None else f"tolerance {limit:g}",
-        floats=[(place(across.at(ms)), label) for ms, label in floats],
+        floats=[(place(across.at(ms)), label, across.at(ms) > 60.0) for ms, label in floats],
+        logarithmic=logarithmic,
     )
 
 
