@@ -1,4 +1,4 @@
-"""Axes with round ticks, linear and logarithmic. Positions are percentages, so that a plot is as wide as its page."""
+"""Linear and logarithmic axes with round ticks. Positions are percentages: a plot is as wide as its page."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ class Plotted:
 
 @dataclass(frozen=True)
 class Scatter:
-    """One plot. limit, zero: pixels. floats: (position in percent, label, on which side of the line it stands)
-    of float models without a drift."""
+    """One plot. limit, zero: pixels. floats: (percent, label, whether that stands on the left) of the
+    lines of float models without a drift. logarithmic: the axis of the latencies."""
 
     title: str
     unit: str
