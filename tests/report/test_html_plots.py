@@ -21,7 +21,7 @@ from flatq.report.html.text import count, joined, numeral
     ("values", "ends", "labels"),
     [
         ([0.0, 1.0], (0.0, 1.0), ["0", "+0.2", "+0.4", "+0.6", "+0.8", "+1"]),
-        ([-0.07, 0.21], (-0.1, 0.25), None),
+        ([-0.07, 0.21], (-0.1, 0.3), None),
         ([-3.0, 12.0], (-5.0, 15.0), ["−5", "0", "+5", "+10", "+15"]),  # noqa: RUF001
         ([0.0, 0.0], (-0.5, 0.5), None),
         ([7.0, 7.0], (2.0, 12.0), None),
@@ -138,7 +138,7 @@ def test_latency_against_drift(tmp_path: Path) -> None:
 
 
 def test_labels_at_one_place_stand_apart(tmp_path: Path) -> None:
-    report = make_report(tmp_path, {name: 0.1 for name in "abcd"})
+    report = make_report(tmp_path, dict.fromkeys("abcd", 0.1))
     for number in range(4):
         report = changed_entry(report, number, latency_ms=2.0)
     drawing = page_of(report, tmp_path).by_id("latency").all("svg")[0]
