@@ -88,5 +88,6 @@ def _flags(report: Report) -> list[tuple[str, Any]]:
 
 def _threads(report: Report) -> int | None:
     """Of all runtimes; None where they did not have the same number."""
-    every = {part.runtime.get("threads") for part in (report.baseline, *report.models)}
+    runtimes = [report.baseline.runtime, *(entry.runtime for entry in report.models)]
+    every = {runtime.get("threads") for runtime in runtimes}
     return every.pop() if len(every) == 1 else None

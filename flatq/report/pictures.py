@@ -114,7 +114,7 @@ def _fit(pictures: Pictures) -> bool:
         return False
     kept, left, right = pictures.kept, pictures.of_float, pictures.of_quantized
     if kept is None or left is None or right is None:
-        return kept is left is right is None
+        return all(part is None for part in (kept, left, right))
     return bool(
         kept.dtype.kind in "iu"
         and kept.ndim == 1

@@ -102,7 +102,7 @@ def _climb(label: str, ladder: Ladder) -> Climb:
         )
         for name, error in found.items()
     ]
-    rungs = [
+    rungs: list[tuple[str, str, str, str]] = [
         (rung, _RUNGS[rung], number(fid), identity(ladder.runtimes[rung]))
         for rung, fid in sorted(ladder.fids.items())
     ]

@@ -89,7 +89,6 @@ _Measure = tuple[str, str, Callable[["ModelEntry"], Cell], Callable[["Report"], 
 
 
 def _measures() -> list[_Measure]:
-    nothing = lambda report: Cell()  # noqa: E731
     return [
         ("Verdict", "", _verdict, lambda report: Cell("baseline")),
         (
@@ -97,17 +96,17 @@ def _measures() -> list[_Measure]:
             "FID quantized minus FID float, less the bias that a finite number of images gives each of the "
             "two FIDs. Below it the interval {sure}. Read this one.",
             _corrected,
-            nothing,
+            _nothing,
         ),
-        ("Raw drift", "The plain difference of the two FIDs, as usually published.", _raw, nothing),
-        ("Bias correction", "What was taken from the raw drift.", _bias, nothing),
+        ("Raw drift", "The plain difference of the two FIDs, as usually published.", _raw, _nothing),
+        ("Bias correction", "What was taken from the raw drift.", _bias, _nothing),
         ("FID float", "Of the float model's images from the reference.", _fid_float, _fid_of_baseline),
-        ("FID quantized", "Of the quantized model's images.", _fid_quantized, nothing),
+        ("FID quantized", "Of the quantized model's images.", _fid_quantized, _nothing),
         (
             "KID",
             "A second distance, the squared MMD, which has no such bias: its drift, and the interval.",
             _kid,
-            nothing,
+            _nothing,
         ),
         (
             "Precision / recall",
@@ -121,14 +120,14 @@ def _measures() -> list[_Measure]:
             "Variance of the features, as a share of the float images'. Below "
             f"{percent(COLLAPSE_VARIANCE)} the model repeats itself: a collapse, which fails at any drift.",
             _variety,
-            nothing,
+            _nothing,
         ),
         (
             "Distance of a pair",
             "Root mean square between the two images from one noise, in units of [\N{MINUS SIGN}1, 1]: mean, "
             "and the largest.",
             _distance,
-            nothing,
+            _nothing,
         ),
         (
             "Images",
@@ -151,6 +150,10 @@ def _measures() -> list[_Measure]:
             lambda report: _latency(report.baseline.latency_ms, report.baseline.runtime.get("runtime")),
         ),
     ]
+
+
+def _nothing(report: Report) -> Cell:
+    return Cell()
 
 
 def _verdict(entry: ModelEntry) -> Cell:
