@@ -31,10 +31,12 @@ from flatq.report.model import (
     Baseline,
     Extractor,
     ModelEntry,
+    Options,
     ReferenceEntry,
     Report,
     write_report,
 )
+from flatq.report.pictures import kept_rows, pictures_at
 from flatq.rungs import Rungs, check_ladder
 from flatq.runtime.base import default_threads
 from flatq.sampler import SamplePlan, check_labels
@@ -112,7 +114,7 @@ def assess(
     note: Note = lambda _: None,
     team: Team | None = None,
 ) -> Report:
-    """Sample, compare and write `report.json`, `report.md`, the grids and the sidecars.
+    """Sample, compare and write `report.json`, `report.md`, `report.html`, the grids and the sidecars.
 
     Args:
         note: told what a user should know of the reference, in a line each.
@@ -338,9 +340,15 @@ def _entry(
     task.out.mkdir(parents=True, exist_ok=True)
     stem = f"{number:02d}-{model.name}"
     sidecar = f"{stem}.npz"
-    np.savez(task.out / sidecar, allow_pickle=False, **comparison.sidecar)
+    arrays = dict(comparison.sidecar)
     grid = None
     if comparison.finite:
+        rows = kept_rows(arrays["image_distance"], model.image_shape)
+        arrays |= pictures_at(
+            arrays["indices"][rows],
+            to_uint8(float_side.images[rows], task.rounding),
+            to_uint8(sampled.images[rows], task.rounding),
+        )
         grid = f"{stem}.png"
         shown = slice(0, _GRID_IMAGES)
         save_pair_grid(
@@ -349,6 +357,7 @@ def _entry(
             to_uint8(sampled.images[shown], task.rounding),
             labels=("float", model.precision),
         )
+    np.savez(task.out / sidecar, allow_pickle=False, **arrays)
     return ModelEntry(
         name=model.name,
         label=f"{model.weights} {model.precision}",
@@ -413,8 +422,18 @@ def _report(
             latency_ms=float_side.latency_ms,
             seconds_per_image=float_side.seconds / n,
             prc=prc,
+            weights=model.weights,
         ),
         gate=tolerances,
         models=list(entries),
         environment=environment(),
+        options=_options(task),
     )
+
+
+def _options(task: Assessment) -> Options:
+    given = {name: getattr(task, name) for name in Options.model_fields}
+    for name in ("data", "reference", "features"):
+        if given[name] is not None:
+            given[name] = Path(given[name]).name
+    return Options(**given)

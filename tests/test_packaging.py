@@ -106,7 +106,7 @@ def test_the_wheel_holds_every_module_and_no_bare_one(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"flatq", f"flatq-{version_in_source()}.dist-info"}
 
 
-def test_the_wheel_holds_networks_presets_and_the_type_marker(wheel: Path) -> None:
+def test_the_wheel_holds_networks_presets_templates_and_the_type_marker(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     networks = sorted((ROOT / "flatq" / "evaluate" / "nets").glob("*.onnx"))
     assert networks
@@ -117,6 +117,10 @@ def test_the_wheel_holds_networks_presets_and_the_type_marker(wheel: Path) -> No
     assert presets
     for preset in presets:
         assert f"flatq/train/presets/{preset.name}" in names
+    templates = sorted((ROOT / "flatq" / "report" / "html" / "templates").iterdir())
+    assert templates
+    for template in templates:
+        assert f"flatq/report/html/templates/{template.name}" in names
     assert "flatq/py.typed" in names
 
 

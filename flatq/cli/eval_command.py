@@ -220,7 +220,8 @@ def command(
             from flatq.report.planning import plan_text
 
             typer.echo(plan_text(report, out, max_drift, max_drift_rel))
-        typer.echo(str(out / "report.md"))
+        for page in ("report.md", "report.html"):
+            typer.echo(str(out / page))
         verdicts = [entry.verdict for entry in report.models if entry.verdict is not None]
         print_verdicts(report, verdicts)
         if report.gate is not None:

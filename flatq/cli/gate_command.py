@@ -60,6 +60,7 @@ def command(
     on_inconclusive: OnInconclusive = "error",
     junit: Junit = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the verdicts as Markdown.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report's page with these verdicts.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")] = False,
 ) -> None:
     """Judge a report without sampling again: exit 0 pass, 1 fail, 4 inconclusive.
@@ -67,8 +68,10 @@ def command(
     In a GitHub workflow the verdicts are also added to the step's summary.
     """
     from flatq.evaluate.judge import Tolerances
+    from flatq.report.html.page import write_html
+    from flatq.report.html.shown import Source
     from flatq.report.model import read_report
-    from flatq.report.regate import growth, regate, with_confidence
+    from flatq.report.regate import growth, regate, with_confidence, with_verdicts
     from flatq.report.result import gate_result
 
     code_for = worst_code(on_inconclusive)
@@ -105,6 +108,9 @@ def command(
         notes=notes,
     )
     publish(result, junit=junit, markdown=markdown)
+    if html is not None:
+        judged = with_verdicts(loaded, verdicts, tolerances)
+        write_html([Source(judged, folder, result.against, tuple(notes))], html)
     if as_json:
         typer.echo(result.model_dump_json(indent=2))
     else:

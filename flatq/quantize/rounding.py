@@ -78,7 +78,7 @@ def quantize_checkpoint(
     digest = graph_digest(graph)
     untouched = None if rounding.plain else _copy(graph)
     prepared = _observing(graph, recipe, decisions)
-    # The observed graph is the float model: sampling with it draws the inputs and sees the ranges in one pass.
+    # It is the float model still: sampling with it draws the inputs and sees the ranges in one pass.
     with TorchRuntime(prepared, labelled=model.classes is not None, threads=threads) as runtime:
         inputs = collect_inputs(
             runtime, checkpoint.process, calibration, model.image_shape, classes=model.classes, progress=drawn

@@ -1,7 +1,7 @@
 """What report.json holds, and reading and writing a report's folder.
 
-The page is made in `flatq.report.markdown`, pictures in `flatq.report.grids`; a stored report is decided on
-again in `flatq.report.regate`. The numbers come from `flatq.evaluate`.
+The pages are made in `flatq.report.markdown` and `flatq.report.html`, pictures in `flatq.report.grids`; a
+stored report is decided on again in `flatq.report.regate`. The numbers come from `flatq.evaluate`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from flatq.evaluate.ladder import Ladder
 from flatq.evaluate.looks import Looks
 from flatq.evaluate.prc import PrecisionRecall
 from flatq.files import replacing
+from flatq.report.html.page import render_html
+from flatq.report.html.shown import Source
 from flatq.report.markdown import render_markdown
 from flatq.verify import Audit
 
@@ -34,6 +36,7 @@ __all__ = [
     "Environment",
     "Extractor",
     "ModelEntry",
+    "Options",
     "ReferenceEntry",
     "Report",
     "read_report",
@@ -76,7 +79,8 @@ class ReferenceEntry(_Part):
 
 
 class Baseline(_Part):
-    """The float model. runtime: its identity. latency_ms, seconds_per_image, prc: as in `ModelEntry`."""
+    """The float model. weights: raw, ema or swa; they stand in the name, too. runtime: its identity.
+    latency_ms, seconds_per_image, prc: as in `ModelEntry`."""
 
     name: str
     digest: str
@@ -86,6 +90,7 @@ class Baseline(_Part):
     latency_ms: float | None = None
     seconds_per_image: float | None = None
     prc: PrecisionRecall | None = None
+    weights: str | None = None
 
 
 class ModelEntry(_Part):
@@ -129,10 +134,27 @@ class Environment(_Part):
     cpu: str
 
 
+class Options(_Part):
+    """Options of `flatq eval` that stand nowhere else in the report, as they were given; None where one was
+    left out. Of a file only its name is kept."""
+
+    batch_size: int | None = None
+    data: str | None = None
+    reference: str | None = None
+    features: str | None = None
+    runtime: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    hint: str | None = None
+    baseline_runtime: str | None = None
+    resize: str | None = None
+    confidence: float | None = None
+
+
 class Report(_Part):
     """All of report.json. plan: the fields of the `SamplePlan`. labels: which label an image got, in words;
     None for a network without classes. n: the number of pairs; a model that was decided on earlier has fewer.
-    gate: what the verdicts rest on, if there are any."""
+    gate: what the verdicts rest on, if there are any. options: None in reports that are older than they."""
 
     format: Literal["flatq-report"] = "flatq-report"
     version: Literal[1] = 1
@@ -149,6 +171,7 @@ class Report(_Part):
     models: list[ModelEntry]
     gate: Tolerances | None = None
     environment: Environment
+    options: Options | None = None
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
@@ -199,7 +222,9 @@ def read_report(path: str | os.PathLike[str]) -> Report:
 
 
 def write_report(report: Report, folder: str | os.PathLike[str]) -> Path:
-    """Writes report.md and report.json into `folder` (made where absent), each atomically.
+    """Writes report.md, report.html and report.json into `folder` (made where absent), each atomically.
+
+    The HTML page holds what the sidecars in the folder hold, so these have to be there before.
 
     Returns:
         The path of report.json.
@@ -211,6 +236,7 @@ def write_report(report: Report, folder: str | os.PathLike[str]) -> Path:
     try:
         target.mkdir(parents=True, exist_ok=True)
         _write(target / "report.md", render_markdown(report))
+        _write(target / "report.html", render_html([Source(report, target)]))
         _write(target / "report.json", report.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise DataError(

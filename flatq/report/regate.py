@@ -125,13 +125,13 @@ def growth(
     return Growth(differences, verdicts, notes)
 
 
-def with_verdicts(report: Report, verdicts: list[Verdict]) -> Report:
-    """A copy of the report that holds these verdicts, one for each model."""
+def with_verdicts(report: Report, verdicts: list[Verdict], gate: Tolerances | None = None) -> Report:
+    """A copy of the report that holds these verdicts, one for each model, and what they rest on."""
     models = [
         entry.model_copy(update={"verdict": verdict})
         for entry, verdict in zip(report.models, verdicts, strict=True)
     ]
-    return report.model_copy(update={"models": models})
+    return report.model_copy(update={"models": models, "gate": gate or report.gate})
 
 
 def _unpaired(report: Report, earlier: Report) -> str | None:

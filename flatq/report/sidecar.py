@@ -1,14 +1,15 @@
 """Reading what `flatq eval` keeps of each image beside a report: indices and influence values.
 
-Written by `flatq.assess`; features stay in the file.
+Written by `flatq.assess`; features stay in the file, and images are `flatq.report.pictures`'s.
 """
 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,11 @@ from flatq.errors import DataError
 from flatq.evaluate.difference import Measured
 from flatq.evaluate.judge import Influences
 from flatq.evaluate.moments import F64, standard_error_of_mean
-from flatq.report.model import ModelEntry
 
-__all__ = ["Sidecar", "measured", "read_sidecar"]
+if TYPE_CHECKING:
+    from flatq.report.model import ModelEntry
+
+__all__ = ["Sidecar", "measured", "read_arrays", "read_sidecar"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,33 +49,43 @@ def read_sidecar(entry: ModelEntry, folder: Path) -> Sidecar | None:
     if entry.sidecar is None or entry.drift is None or not (folder / entry.sidecar).is_file():
         return None
     file = folder / entry.sidecar
-    try:
-        with file.open("rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            kept = {
-                key: archive[key]
-                for key in ("indices", "influence_float", "influence_quantized", "clusters")
-                if key in archive.files
-            }
-        indices = kept["indices"]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"the sidecar {file} cannot be read",
-            expected="the npz that `flatq eval` wrote",
-            got=" ".join(str(error).split()),
-            next_step="evaluate again",
-        ) from error
+    kept = read_arrays(file, ("indices", "influence_float", "influence_quantized", "clusters"))
+    if "indices" not in kept:
+        raise _unreadable(file, "no indices")
     sidecar = Sidecar(
-        indices, kept.get("influence_float"), kept.get("influence_quantized"), kept.get("clusters")
+        kept["indices"], kept.get("influence_float"), kept.get("influence_quantized"), kept.get("clusters")
     )
     if not _fits(entry, sidecar):
         raise DataError(
             f"the sidecar {file} is not of the report's samples",
             expected=f"{entry.drift.n} images whose influence values give the report's standard error",
-            got=f"{indices.size} images",
+            got=f"{sidecar.indices.size} images",
             next_step="keep the report's folder together, or evaluate again",
         )
     return sidecar
+
+
+def read_arrays(file: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of these names in an npz, as far as they are there.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        with file.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            return {key: archive[key] for key in keys if key in archive.files}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise _unreadable(file, " ".join(str(error).split())) from error
+
+
+def _unreadable(file: Path, why: str) -> DataError:
+    return DataError(
+        f"the sidecar {file} cannot be read",
+        expected="the npz that `flatq eval` wrote",
+        got=why,
+        next_step="evaluate again",
+    )
 
 
 def measured(entry: ModelEntry, sidecar: Sidecar | None) -> Measured | None:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from flatq.verify.results import Audit, AuditEntry, Parity
 
-__all__ = ["audit_markdown", "audit_summary", "audit_table", "parity_summary"]
+__all__ = [
+    "KernelGroup",
+    "audit_markdown",
+    "audit_summary",
+    "audit_table",
+    "integer_groups",
+    "parity_summary",
+]
 
 _HEAD = ("layer", "kind", "MACs", "kernel", "precision", "stored", "reason if float")
 
@@ -78,18 +87,34 @@ def _where(audit: Audit) -> str:
     return f"from {audit.source}: {identity}"
 
 
+@dataclass(frozen=True)
+class KernelGroup:
+    """Layers that the same kernels run in integers. stored: width of their weights in words, or empty."""
+
+    kernels: tuple[str, ...]
+    precision: str
+    stored: str
+    layers: int
+    macs: int
+
+
+def integer_groups(audit: Audit) -> list[KernelGroup]:
+    """What runs in integers, by kernel, in order of first execution."""
+    groups: dict[tuple[tuple[str, ...], str, str], list[AuditEntry]] = {}
+    for entry in audit.entries:
+        if entry.integer:
+            cells = _cells(entry)
+            groups.setdefault((entry.kernels, cells[4], cells[5]), []).append(entry)
+    return [KernelGroup(*key, len(found), sum(e.macs for e in found)) for key, found in groups.items()]
+
+
 def audit_markdown(audit: Audit) -> str:
     """The summary and the table, folded to what differs: the float candidates in full, the rest by kernel."""
     lines = [f"{audit_summary(audit)}.", "", f"{_where(audit)[0].upper()}{_where(audit)[1:]}.", ""]
     lines += ["| kernel | precision | stored | layers | MACs |", "|---|---|---|---:|---:|"]
-    groups: dict[tuple[str, str, str], list[AuditEntry]] = {}
-    for entry in audit.entries:
-        if entry.integer:
-            cells = _cells(entry)
-            groups.setdefault((cells[3], cells[4], cells[5]), []).append(entry)
-    for key, entries in groups.items():
-        total = sum(entry.macs for entry in entries)
-        lines.append(f"| {' | '.join(_escaped(cell) for cell in key)} | {len(entries)} | {total:,} |")
+    for group in integer_groups(audit):
+        key = (" + ".join(group.kernels) or "none", group.precision, group.stored)
+        lines.append(f"| {' | '.join(map(_escaped, key))} | {group.layers} | {group.macs:,} |")
     if audit.fallbacks:
         lines += ["", "| float | MACs | kernel | precision | reason |", "|---|---:|---|---|---|"]
     for entry in audit.fallbacks:

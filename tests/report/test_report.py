@@ -96,7 +96,7 @@ def test_roundtrip_is_exact(tmp_path: Path) -> None:
     assert again == report == read_report(file.parent)
     assert isinstance(again.models[0].drift, Drift)
     assert regate(again, Tolerances(0.1)) == regate(report, Tolerances(0.1))
-    assert sorted(path.name for path in file.parent.iterdir()) == ["report.json", "report.md"]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["report.html", "report.json", "report.md"]
     json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 

@@ -87,7 +87,7 @@ class WeightRounding(_Frozen):
         names = {
             "rtn": "round to nearest",
             "gptq": "GPTQ",
-            "adaround": "AdaRound, block by block, from GPTQ's codes",
+            "adaround": "AdaRound by blocks, from GPTQ's codes",
         }
         corrected = "biases corrected" if self.bias_correction else "biases as they were"
         return f"{names[self.method]}, {corrected}"
