@@ -35,11 +35,11 @@ def audit_deployment(
         UsageError: the deployment is another artifact's.
     """
     deployment, path = read_deployment(folder)
-    recipe = artifact.manifest.recipe.name
-    if deployment.precision != recipe:
+    precision = artifact.manifest.precision
+    if deployment.precision != precision:
         raise UsageError(
             f"{folder} was not exported from this artifact",
-            expected=f"the recipe {recipe}",
+            expected=f"the recipe {precision}",
             got=deployment.precision,
             next_step="name the artifact that it was exported from",
         )

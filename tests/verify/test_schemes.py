@@ -1,4 +1,4 @@
-"""Every width, granularity and split shortcuts: layer by layer as in torch, and integer kernels."""
+"""Every width, granularity and split shortcuts, by gptq: layer by layer as in torch, and integer kernels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from networks import checkpoint
 from flatq.calib.inputs import CalibrationPlan
 from flatq.deployment import Target
 from flatq.export import export_artifact
+from flatq.quantize.methods import WeightRounding
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import QuantRecipe, recipe_for_bits
 from flatq.verify.recorded import verify_deployment
@@ -32,8 +33,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Deployments:
     folder = tmp_path_factory.mktemp("schemes")
     network = checkpoint("digits", folder)
     few = CalibrationPlan(images=2, steps=2)
+    rounding = WeightRounding(method="gptq", bias_correction=True)
     artifacts = {
-        name: quantize_checkpoint(network, recipe, calibration=few, threads=1)
+        name: quantize_checkpoint(network, recipe, calibration=few, threads=1, rounding=rounding)
         for name, recipe in RECIPES.items()
     }
     return Deployments(artifacts, folder)
