@@ -18,6 +18,7 @@ from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ModelError
 from flatq.quantize.artifact import Artifact, Manifest
+from flatq.quantize.low_rank import planned_branches, split_branches
 from flatq.quantize.methods import WeightRounding
 from flatq.quantize.methods.walk import refine
 from flatq.quantize.quantizer import FlatqQuantizer
@@ -77,6 +78,7 @@ def quantize_checkpoint(
         )
         graph = trace(network, model)
         split_shortcuts(graph, planned_splits(graph, recipe))
+        branches = split_branches(graph, planned_branches(graph, recipe))
         layers = find_layers(graph)
         decisions = plan(recipe, [layer.candidate for layer in layers])
         digest = graph_digest(graph)
@@ -96,7 +98,7 @@ def quantize_checkpoint(
             name: value.detach().cpu()
             for name, value in network.state_dict().items()
             if name.removesuffix(".weight") not in planned | whole.keys()
-        }
+        } | branches
         notes: dict[str, str] = {}
         if untouched is not None:
             refined = refine(
