@@ -100,10 +100,10 @@ def _branches(decisions: list[Decision]) -> str:
     if not parts:
         return ""
     added, macs = sum(prod(d.shape) for d in parts), sum(d.macs for d in parts)
+    share, slower = added / sum(prod(d.shape) for d in layers), macs / sum(d.macs for d in layers)
     return (
-        f"float branches beside {len(parts) // 2} of {len(layers)} layers: {added:,} parameters and {macs:,} MACs "
-        f"in float, {added / sum(prod(d.shape) for d in layers):.1%} and {macs / sum(d.macs for d in layers):.1%} "
-        "of what the layers have"
+        f"float branches beside {len(parts) // 2} of {len(layers)} layers: {added:,} parameters and {macs:,} "
+        f"MACs in float, {share:.1%} and {slower:.1%} of what the layers have"
     )
 
 
