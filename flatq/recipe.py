@@ -108,6 +108,8 @@ class QuantRecipe(_Frozen):
             quantized.
         low_rank: rank of the float branch beside every layer whose weight and input have less than 8 bits
             (Li et al. 2024, SVDQuant); 0 for none.
+        equalize: alpha of SmoothQuant's equalization across channels (Xiao et al. 2023), where outliers
+            dominate and the factors fold exactly; None leaves it out.
     """
 
     name: str
@@ -118,6 +120,7 @@ class QuantRecipe(_Frozen):
     weight_range: WeightRange = "minmax"
     split_shortcuts: bool = False
     low_rank: int = Field(default=0, ge=0)
+    equalize: float | None = Field(default=None, ge=0, le=1)
 
 
 class Candidate(_Frozen):
@@ -222,6 +225,7 @@ def recipe_for_bits(
     weight_range: WeightRange = "minmax",
     split_shortcuts: bool = False,
     low_rank: int = 0,
+    equalize: float | None = None,
 ) -> QuantRecipe:
     """One scheme for every convolution and linear layer; attention's products stay float.
 
@@ -230,7 +234,8 @@ def recipe_for_bits(
         activation_bits: width of the activations; 32 leaves them in float.
         granularity: of the weights.
         symmetric: activations with zero point 0 for every target.
-        edges, activation_range, percentile, weight_range, split_shortcuts, low_rank: as in `QuantRecipe`.
+        edges, activation_range, percentile, weight_range, split_shortcuts, low_rank, equalize: as in
+            `QuantRecipe`.
 
     Returns:
         A recipe named by its widths, as `w4a8`, and by what else is not as the presets have it.
@@ -252,6 +257,8 @@ def recipe_for_bits(
             )
     if not 50 < percentile <= 100:
         raise UsageError("--percentile is not valid", expected="above 50, at most 100", got=f"{percentile:g}")
+    if equalize is not None and not 0 <= equalize <= 1:
+        raise UsageError("--equalize is not valid", expected="an alpha of 0 to 1", got=f"{equalize:g}")
     if low_rank < 0:
         raise UsageError("--low-rank is not valid", expected="a rank, or 0 for no branch", got=str(low_rank))
     if low_rank and max(bits, activation_bits) >= 8:
@@ -270,6 +277,7 @@ def recipe_for_bits(
         f"w{weight_range}": weight_range != "minmax",
         "split": split_shortcuts and not floats,
         f"lr{low_rank}": low_rank > 0,
+        "eq": equalize is not None and not floats,
     }
     base = f"w{bits}" if floats else f"w{bits}a{activation_bits}"
     name = "-".join([base, *(word for word, varies in variations.items() if varies)])
@@ -294,6 +302,7 @@ def recipe_for_bits(
         weight_range=weight_range,
         split_shortcuts=split_shortcuts and not floats,
         low_rank=low_rank,
+        equalize=None if floats else equalize,
     )
 
 

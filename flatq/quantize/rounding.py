@@ -18,6 +18,7 @@ from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ModelError
 from flatq.quantize.artifact import Artifact, Manifest
+from flatq.quantize.equalize import equalize
 from flatq.quantize.low_rank import planned_branches, split_branches
 from flatq.quantize.methods import WeightRounding
 from flatq.quantize.methods.walk import refine
@@ -77,10 +78,19 @@ def quantize_checkpoint(
             runtime, checkpoint.process, calibration, model.image_shape, classes=model.classes, progress=drawn
         )
         graph = trace(network, model)
+        equalized: dict[str, str] = {}
+        if recipe.equalize is not None:
+            equalized = equalize(network, graph, inputs, recipe.equalize)
+            graph = trace(network, model)
         split_shortcuts(graph, planned_splits(graph, recipe))
         branches = split_branches(graph, planned_branches(graph, recipe))
         layers = find_layers(graph)
-        decisions = plan(recipe, [layer.candidate for layer in layers])
+        decisions = [
+            d.model_copy(update={"reason": f"{d.reason}; {equalized[d.node]}"})
+            if d.node in equalized and d.port == "input"
+            else d
+            for d in plan(recipe, [layer.candidate for layer in layers])
+        ]
         digest = graph_digest(graph)
         untouched = None if rounding.plain else _copy(graph)
         prepared = _observed(graph, recipe, decisions, inputs, progress)
