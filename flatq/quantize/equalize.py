@@ -2,8 +2,8 @@
 
 Xiao et al. 2023, "SmoothQuant": s_j = max|X_j|^alpha / max|W_j|^(1 - alpha); the input's channel j is divided
 by s_j, the weights' column j multiplied by it. A U-Net has one kind of place for that without a nonlinearity
-between: what query, key and value of an attention read is a group normalization's output, whose own weight and
-bias are divided. Behind a SiLU nothing can be folded.
+between: what an attention's query, key and value read is a group normalization's output, whose own weight
+and bias are divided. Behind a SiLU nothing can be folded.
 """
 
 from __future__ import annotations
