@@ -47,7 +47,7 @@ def equalize(
         Layer -> what was done, or why nothing was, for every layer that reads a group normalization alone.
     """
     groups = _groups(graph)
-    done = {}
+    done: dict[str, str] = {}
     for (norm, layers), largest in zip(groups.items(), _largest(graph, groups, inputs), strict=True):
         ratio = float(largest.max() / largest.median().clamp_min(torch.finfo(torch.float32).tiny))
         said = f"its largest channel is {ratio:.3g} times the median one"
@@ -106,7 +106,7 @@ def _largest(
             execute(nodes, values)
         for norm, layers in groups.items():
             now = values[norm].abs().transpose(0, 1).flatten(1).amax(1)
-            read = values[layers[0].node.args[0]].abs().flatten(0, -2).amax(0)
+            read = values[layers[0].node.all_input_nodes[0]].abs().flatten(0, -2).amax(0)
             assert torch.equal(now, read), f"{_stem(norm)}: the layers do not read its channels"
             found[norm] = torch.maximum(found[norm], now) if norm in found else now
     return [found[norm] for norm in groups]
