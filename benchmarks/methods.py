@@ -52,8 +52,10 @@ METHODS: dict[str, list[str]] = {
     "gptq, act mse": ["--method", "gptq", "--act-range", "mse"],
     "gptq, act mse, split": ["--method", "gptq", "--act-range", "mse", "--split-shortcuts"],
     "adaround": ["--method", "adaround"],
+    "rtn, act mse, rank 16": ["--act-range", "mse", "--low-rank", "16"],
+    "gptq, act mse, rank 16": ["--method", "gptq", "--act-range", "mse", "--low-rank", "16"],
 }
-"""Each adds to the scheme's options."""
+"""Each adds to the scheme's options. A float branch of some rank is for w4a4 alone."""
 
 
 def _quantize(checkpoint: Path, folder: Path, options: list[str], common: list[str], target: str) -> float:
@@ -204,6 +206,8 @@ def main() -> None:
     variants = {}
     for scheme, bits in schemes.items():
         for method, more in methods.items():
+            if "--low-rank" in more and scheme != "w4a4":
+                continue
             folder = options.work / f"{scheme}.{method.replace(', ', '+').replace(' ', '-')}"
             variants[folder] = {
                 "scheme": scheme,

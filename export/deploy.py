@@ -62,7 +62,8 @@ def export_artifact(
     artifact = read_artifact(folder)
     manifest = artifact.manifest
     lowered = lower(artifact, target)
-    model = to_onnx(lowered.graph, manifest.model, lowered.layers.values())
+    floats = [f"{d.node}.weight" for d in manifest.decisions if d.port == "weight" and d.scheme is None]
+    model = to_onnx(lowered.graph, manifest.model, [*lowered.layers.values(), *floats])
     names = weight_initializers(model, lowered.layers)
     bits = {d.node: d.scheme.bits for d in manifest.decisions if d.port == "weight" and d.scheme}
     provenance = {

@@ -32,7 +32,8 @@ def to_onnx(graph: fx.GraphModule, config: ModelConfig, codes: Collection[str] =
 
     Args:
         codes: names of the tensors in the graph's state that hold a layer's integers, as the values of
-            `Lowered.layers`. Each stays an initializer of its own, also where two hold the same numbers.
+            `Lowered.layers`, or its weight where that is float. Each stays an initializer of its own, also
+            where two hold the same numbers.
 
     Raises:
         ModelError: the exporter refuses the graph, or onnx's checker the model.

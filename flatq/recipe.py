@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from math import prod
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,6 +28,9 @@ __all__ = [
     "Rule",
     "Scheme",
     "WeightRange",
+    "branch_names",
+    "branch_of",
+    "branch_rank",
     "half_name",
     "plan",
     "recipe_for_bits",
@@ -102,6 +106,10 @@ class QuantRecipe(_Frozen):
         split_shortcuts: a convolution that reads two concatenated tensors becomes one for each, with ranges
             and weight scales of their own (Li et al. 2023, Q-Diffusion, section 4.2), where its input is
             quantized.
+        low_rank: rank of the float branch beside every layer whose weight and input have less than 8 bits
+            (Li et al. 2024, SVDQuant); 0 for none.
+        equalize: alpha of SmoothQuant's equalization across channels (Xiao et al. 2023), where outliers
+            dominate and the factors fold exactly; None leaves it out.
     """
 
     name: str
@@ -111,6 +119,8 @@ class QuantRecipe(_Frozen):
     percentile: float = Field(default=99.99, gt=50, le=100)
     weight_range: WeightRange = "minmax"
     split_shortcuts: bool = False
+    low_rank: int = Field(default=0, ge=0)
+    equalize: float | None = Field(default=None, ge=0, le=1)
 
 
 class Candidate(_Frozen):
@@ -168,6 +178,41 @@ def whole_name(node: str, group: int = 0) -> str:
     return node.removesuffix(f".half{group}")
 
 
+def branch_names(node: str) -> tuple[str, str]:
+    """Names of the two layers that the float branch beside a layer is made of."""
+    return f"{node}.low_rank.down", f"{node}.low_rank.up"
+
+
+def branch_of(node: str) -> str | None:
+    """The layer beside which a layer is part of the float branch; None for any other."""
+    owner, mark, _ = node.rpartition(".low_rank.")
+    return owner if mark else None
+
+
+def branch_rank(
+    recipe: QuantRecipe, shape: Sequence[int], weight: Scheme | None, activation: Scheme | None
+) -> tuple[int, str]:
+    """Rank of the float branch beside a layer, 0 for none, and why, where it is not the one asked for.
+
+    The layer has out x columns multiplications at each place, the branch rank x (out + columns).
+
+    Args:
+        shape: of the weight, as in `Candidate`.
+        weight, activation: the layer's schemes.
+    """
+    if not recipe.low_rank or weight is None or activation is None:
+        return 0, ""
+    if max(weight.bits, activation.bits) >= 8:
+        return 0, "no float branch: its weight or its input has 8 bits"
+    out, columns = shape[0], prod(shape[1:])
+    most = out * columns // (out + columns)
+    if most == 0:
+        return 0, "no float branch: one of rank 1 would multiply more than the layer does"
+    if most < recipe.low_rank:
+        return most, f"not {recipe.low_rank}, which would multiply more than the layer does"
+    return recipe.low_rank, ""
+
+
 def recipe_for_bits(
     bits: int,
     activation_bits: int = 8,
@@ -179,6 +224,8 @@ def recipe_for_bits(
     percentile: float = 99.99,
     weight_range: WeightRange = "minmax",
     split_shortcuts: bool = False,
+    low_rank: int = 0,
+    equalize: float | None = None,
 ) -> QuantRecipe:
     """One scheme for every convolution and linear layer; attention's products stay float.
 
@@ -187,13 +234,14 @@ def recipe_for_bits(
         activation_bits: width of the activations; 32 leaves them in float.
         granularity: of the weights.
         symmetric: activations with zero point 0 for every target.
-        edges, activation_range, percentile, weight_range, split_shortcuts: as in `QuantRecipe`.
+        edges, activation_range, percentile, weight_range, split_shortcuts, low_rank, equalize: as in
+            `QuantRecipe`.
 
     Returns:
         A recipe named by its widths, as `w4a8`, and by what else is not as the presets have it.
 
     Raises:
-        UsageError: a width, or another value, that is not offered.
+        UsageError: a width, or another value, that is not offered; a branch that no layer would get.
     """
     for what, value, offered in (
         ("--bits", bits, WEIGHT_BITS),
@@ -209,6 +257,17 @@ def recipe_for_bits(
             )
     if not 50 < percentile <= 100:
         raise UsageError("--percentile is not valid", expected="above 50, at most 100", got=f"{percentile:g}")
+    if equalize is not None and not 0 <= equalize <= 1:
+        raise UsageError("--equalize is not valid", expected="an alpha of 0 to 1", got=f"{equalize:g}")
+    if low_rank < 0:
+        raise UsageError("--low-rank is not valid", expected="a rank, or 0 for no branch", got=str(low_rank))
+    if low_rank and max(bits, activation_bits) >= 8:
+        raise UsageError(
+            "--low-rank has no layer to put a float branch beside",
+            expected="weights and activations of less than 8 bits",
+            got=f"--bits {bits}, --act-bits {activation_bits}",
+            next_step="leave --low-rank out, or take --bits 4 --act-bits 4",
+        )
     floats = activation_bits == 32
     variations = {
         "tensor": granularity == "per_tensor",
@@ -217,6 +276,8 @@ def recipe_for_bits(
         activation_range: activation_range != "minmax" and not floats,
         f"w{weight_range}": weight_range != "minmax",
         "split": split_shortcuts and not floats,
+        f"lr{low_rank}": low_rank > 0,
+        "eq": equalize is not None and not floats,
     }
     base = f"w{bits}" if floats else f"w{bits}a{activation_bits}"
     name = "-".join([base, *(word for word, varies in variations.items() if varies)])
@@ -240,6 +301,8 @@ def recipe_for_bits(
         percentile=percentile,
         weight_range=weight_range,
         split_shortcuts=split_shortcuts and not floats,
+        low_rank=low_rank,
+        equalize=None if floats else equalize,
     )
 
 
@@ -262,10 +325,10 @@ def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]
         For each layer its weight, input and output, for each attention its products, in the order of the
         candidates. A layer whose activations are quantized but whose weight is not has no integer kernel
         anywhere, so that combination is not planned. A rule that matches a split convolution speaks of both
-        its halves.
+        its halves. The layers of a float branch are float.
     """
     decisions = []
-    convolutions = [candidate.node for candidate in candidates if candidate.kind == "conv2d"]
+    convolutions = [c.node for c in candidates if c.kind == "conv2d" and branch_of(c.node) is None]
     edges = {convolutions[i]: word for i, word in ((0, "first"), (-1, "last")) if convolutions}
     for candidate in candidates:
         name = whole_name(candidate.node, candidate.group)
@@ -286,6 +349,12 @@ def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]
                     f"the {edges[candidate.node]} convolution has 8 bits where the rest has fewer: few "
                     "multiplications, much error (--edges same leaves it like the rest)"
                 )
+        if (owner := branch_of(candidate.node)) is not None:
+            weight, activation = None, None
+            reason = f"part of the float branch beside {owner}, which takes the largest part of its weight"
+        rank, why = branch_rank(recipe, candidate.shape, weight, activation)
+        words = (f"beside a float branch of rank {rank}" if rank else "", why)
+        reason = "; ".join([reason, ", ".join(word for word in words if word)]).removesuffix("; ")
         ports: dict[Port, Scheme | None] = {"weight": weight, "input": activation, "output": activation}
         if candidate.kind == "attention":
             ports = {"products": None}

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from flatq.errors import UsageError
-from flatq.recipe import PRESETS, Candidate, QuantRecipe, Rule, Scheme, half_name, plan, recipe_for_bits
+from flatq.recipe import (
+    PRESETS,
+    Candidate,
+    QuantRecipe,
+    Rule,
+    Scheme,
+    branch_names,
+    branch_of,
+    half_name,
+    plan,
+    recipe_for_bits,
+)
 
 LAYERS = [
     Candidate(node="embed", kind="linear", shape=(8, 4), macs=32),
@@ -80,6 +91,39 @@ def test_names_tell_recipes_apart() -> None:
     everything = recipe_for_bits(4, 4, activation_range="mse", weight_range="mse", split_shortcuts=True)
     assert everything.name == "w4a4-mse-wmse-split"
     assert recipe_for_bits(8, 32, symmetric=True, split_shortcuts=True, activation_range="mse").name == "w8"
+    assert recipe_for_bits(4, 4, split_shortcuts=True, low_rank=16).name == "w4a4-split-lr16"
+
+
+def test_a_float_branch_stands_beside_layers_of_few_bits_and_costs_no_more_than_they_do() -> None:
+    recipe = recipe_for_bits(4, 4, low_rank=16)
+    down, up = branch_names("middle")
+    candidates = [
+        Candidate(node="first", kind="conv2d", shape=(32, 3, 3, 3)),
+        Candidate(node="middle", kind="conv2d", shape=(32, 32, 3, 3)),
+        Candidate(node=down, kind="conv2d", shape=(16, 32, 3, 3)),
+        Candidate(node=up, kind="conv2d", shape=(32, 16, 1, 1)),
+        Candidate(node="thin", kind="linear", shape=(24, 24)),
+        Candidate(node="row", kind="linear", shape=(1, 24)),
+        Candidate(node="last", kind="conv2d", shape=(3, 32, 3, 3)),
+    ]
+    decisions = {d.node: d for d in plan(recipe, candidates) if d.port == "input"}
+    bits = {name: decision.scheme and decision.scheme.bits for name, decision in decisions.items()}
+    assert bits == {"first": 8, "middle": 4, down: None, up: None, "thin": 4, "row": 4, "last": 8}
+    assert decisions["middle"].reason.endswith("; beside a float branch of rank 16")
+    assert "part of the float branch beside middle" in decisions[down].reason
+    assert "has 8 bits" in decisions["last"].reason
+    # 12 x (24 + 24) multiplications, as many as the layer's own 24 x 24.
+    assert "rank 12, not 16, which would multiply more" in decisions["thin"].reason
+    assert "no float branch: one of rank 1 would multiply more" in decisions["row"].reason
+    assert (branch_of(down), branch_of(up), branch_of("middle")) == ("middle", "middle", None)
+
+
+@pytest.mark.parametrize(("bits", "activation_bits"), [(8, 4), (4, 8), (4, 32)])
+def test_a_branch_that_no_layer_gets_is_refused(bits: int, activation_bits: int) -> None:
+    with pytest.raises(UsageError, match="no layer to put a float branch beside"):
+        recipe_for_bits(bits, activation_bits, low_rank=16)
+    with pytest.raises(UsageError, match="--low-rank is not valid"):
+        recipe_for_bits(4, 4, low_rank=-1)
 
 
 @pytest.mark.parametrize("arguments", [(1,), (9,), (8, 3), (8, 16)])

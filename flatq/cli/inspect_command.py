@@ -11,6 +11,7 @@ import typer
 from flatq.cli.common import one_artifact
 
 if TYPE_CHECKING:
+    from flatq.recipe import Decision
     from flatq.verify import Audit, Parity
 
 __all__ = ["command"]
@@ -87,9 +88,28 @@ def _print_fields(content: dict[str, Any], indent: str = "") -> None:
             typer.echo(f"{indent}{key}: {value}")
 
 
+def _branches(decisions: list[Decision]) -> str:
+    """What float branches of low rank add, in a line; empty where there are none."""
+    from math import prod
+
+    from flatq.recipe import branch_of
+
+    weights = [d for d in decisions if d.port == "weight"]
+    parts = [d for d in weights if branch_of(d.node) is not None]
+    layers = [d for d in weights if branch_of(d.node) is None]
+    if not parts:
+        return ""
+    added, macs = sum(prod(d.shape) for d in parts), sum(d.macs for d in parts)
+    share, slower = added / sum(prod(d.shape) for d in layers), macs / sum(d.macs for d in layers)
+    return (
+        f"float branches beside {len(parts) // 2} of {len(layers)} layers: {added:,} parameters and {macs:,} "
+        f"MACs in float, {share:.1%} and {slower:.1%} of what the layers have"
+    )
+
+
 def _print_decisions(content: dict[str, Any]) -> None:
     from flatq.quantize.methods import WeightRounding
-    from flatq.recipe import Scheme
+    from flatq.recipe import Decision, Scheme
 
     parent, calibration = content["parent"], content["calibration"]
     chains, timesteps, seed = (calibration[key] for key in ("images", "steps", "seed"))
@@ -98,6 +118,8 @@ def _print_decisions(content: dict[str, Any]) -> None:
     typer.echo(f"rounding: {WeightRounding(**content['rounding']).describe()}")
     for name, why in content["rounding_notes"].items():
         typer.echo(f"  {name}: {why}")
+    if branches := _branches([Decision(**d) for d in content["decisions"]]):
+        typer.echo(branches)
     typer.echo("")
     rows = [("layer", "kind", "port", "MACs", "as", "reason")]
     for d in content["decisions"]:

@@ -48,6 +48,16 @@ def command(
             help="A convolution of two joined tensors as one for each, with scales of its own.",
         ),
     ] = False,
+    low_rank: Annotated[
+        int,
+        typer.Option(help="Rank of a float branch beside each layer of less than 8 bits; 0 for none."),
+    ] = 0,
+    equalize: Annotated[
+        float | None,
+        typer.Option(
+            metavar="ALPHA", help="Bring outlying channels to size where that folds exactly; such as 0.5."
+        ),
+    ] = None,
     weights: Weights = None,
     calib_images: Annotated[int, typer.Option(help="Sampling chains to calibrate on.")] = 32,
     calib_steps: Annotated[int, typer.Option(help="Timesteps along each chain.")] = 20,
@@ -89,6 +99,8 @@ def command(
         percentile=percentile,
         weight_range=cast("WeightRange", weight_range),
         split_shortcuts=split_shortcuts,
+        low_rank=low_rank,
+        equalize=equalize,
     )
 
     from flatq.calib import CalibrationPlan

@@ -27,11 +27,12 @@ from flatq.errors import ArtifactError
 from flatq.network import build_network
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.bias import round_biases
+from flatq.quantize.low_rank import add_branches, branched
 from flatq.quantize.quantizer import FlatqQuantizer, Qparams, activation_qparams, code_range, fixed_spec
 from flatq.quantize.rounding import weight_codes
 from flatq.quantize.shortcuts import split_shortcuts, whole_weights
 from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
-from flatq.recipe import Decision
+from flatq.recipe import Decision, branch_names
 
 __all__ = ["TARGETS", "Lowered", "Placement", "lower"]
 
@@ -121,16 +122,22 @@ def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, l
     for name, parts in halves.items():
         state[f"{name}.weight"] = torch.cat([state.pop(f"{part}.weight") for part in parts], dim=1)
     try:
+        factors = {
+            name: (state.pop(f"{down}.weight"), state.pop(f"{up}.weight"))
+            for name in branched(artifact.manifest.decisions)
+            for down, up in [branch_names(name)]
+        }
         network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
+    except (KeyError, RuntimeError) as error:
         raise ArtifactError(
             "the artifact's tensors do not fit its configuration",
-            expected="every parameter of the network, once",
+            expected="every parameter of the network, and of its float branches, once",
             got=" ".join(str(error).split())[:200],
             next_step="quantize again",
         ) from error
     graph = trace(network.eval(), config)
     split_shortcuts(graph, halves)
+    add_branches(graph, factors)
     digest = graph_digest(graph)
     if digest != artifact.manifest.graph_digest:
         made_with = ", ".join(f"{k} {v}" for k, v in artifact.manifest.versions.items())

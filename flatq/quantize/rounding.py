@@ -6,7 +6,8 @@ Round to nearest on min-max ranges. The codes are read out of the graph that tor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 from torch import fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from flatq.calib.inputs import CalibrationPlan, collect_inputs
+from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ModelError
 from flatq.quantize.artifact import Artifact, Manifest
+from flatq.quantize.equalize import equalize
+from flatq.quantize.low_rank import planned_branches, split_branches
 from flatq.quantize.methods import WeightRounding
 from flatq.quantize.methods.walk import refine
 from flatq.quantize.quantizer import FlatqQuantizer
@@ -25,6 +28,7 @@ from flatq.quantize.ranges import RangeObserver, activation_spec, weight_spec
 from flatq.quantize.shortcuts import planned_splits, split_shortcuts, whole_weights
 from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, stored_value, trace
 from flatq.recipe import Decision, QuantRecipe, plan
+from flatq.runtime.base import default_threads
 from flatq.runtime.torch import TorchRuntime
 
 __all__ = ["package_versions", "quantize_checkpoint", "weight_codes"]
@@ -62,27 +66,46 @@ def quantize_checkpoint(
     chosen = checkpoint.choose(average)
     network = checkpoint.network(chosen)
     model = checkpoint.model
-    total = calibration.images * calibration.steps
-    done = 0
 
-    def drawn(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress("calibrating", done, total)
+    def collect(module: torch.nn.Module, stage: str) -> CalibrationSet:
+        done = 0
+
+        def drawn(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress(stage, done, calibration.images * calibration.steps)
+
+        with TorchRuntime(module, labelled=model.classes is not None, threads=threads) as runtime:
+            return collect_inputs(
+                runtime,
+                checkpoint.process,
+                calibration,
+                model.image_shape,
+                classes=model.classes,
+                progress=drawn,
+            )
 
     graph = trace(network, model)
+    equalized: dict[str, str] = {}
+    if recipe.equalize is not None:
+        equalized = equalize(network, graph, collect(network, "looking for outliers"), recipe.equalize)
+        graph = trace(network, model)
     split_shortcuts(graph, planned_splits(graph, recipe))
+    branches = split_branches(graph, planned_branches(graph, recipe))
     layers = find_layers(graph)
-    decisions = plan(recipe, [layer.candidate for layer in layers])
+    decisions = [
+        d.model_copy(update={"reason": f"{d.reason}; {equalized[d.node]}"})
+        if d.node in equalized and d.port == "input"
+        else d
+        for d in plan(recipe, [layer.candidate for layer in layers])
+    ]
     digest = graph_digest(graph)
     untouched = None if rounding.plain else _copy(graph)
     prepared = _observing(graph, recipe, decisions)
     # It is the float model still: sampling with it draws the inputs and sees the ranges in one pass.
-    with TorchRuntime(prepared, labelled=model.classes is not None, threads=threads) as runtime:
-        inputs = collect_inputs(
-            runtime, checkpoint.process, calibration, model.image_shape, classes=model.classes, progress=drawn
-        )
+    inputs = collect(prepared, "calibrating")
+    with _threads(threads):
         ranges = _ranges(prepared, layers, decisions)
         with quiet():
             converted = convert_pt2e(prepared)
@@ -97,7 +120,7 @@ def quantize_checkpoint(
             name: value.detach().cpu()
             for name, value in network.state_dict().items()
             if name.removesuffix(".weight") not in planned | whole.keys()
-        }
+        } | branches
         notes: dict[str, str] = {}
         if untouched is not None:
             refined = refine(
@@ -133,6 +156,16 @@ def quantize_checkpoint(
         versions=package_versions(),
     )
     return Artifact(manifest, codes, scales, rest, ranges)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or default_threads())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _copy(graph: fx.GraphModule) -> fx.GraphModule:

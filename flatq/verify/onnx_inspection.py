@@ -184,8 +184,9 @@ def _bits(data_type: int) -> int:
 
 
 def _fingerprint(value: NDArray[Any]) -> str:
-    """Of the numbers in any order."""
+    """Of the numbers in any order but zeros, with which ONNX Runtime fills channels up to whole blocks."""
     flat = value.reshape(-1)
+    flat = flat[flat != 0]
     flat = np.sort(flat.astype(np.int8 if flat.dtype.kind in "iu" or flat.dtype.kind == "V" else np.float32))
     return hashlib.sha256(flat.dtype.str.encode() + flat.tobytes()).hexdigest()
 

@@ -22,6 +22,7 @@ from flatq.recipe import QuantRecipe, recipe_for_bits
 RECIPES = [
     recipe_for_bits(8),
     recipe_for_bits(4, 4, activation_range="mse", weight_range="mse", split_shortcuts=True),
+    recipe_for_bits(4, 4, edges="same", split_shortcuts=True, low_rank=64),
     recipe_for_bits(2, 8, granularity="per_tensor", symmetric=True, activation_range="percentile"),
 ]
 

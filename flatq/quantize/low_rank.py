@@ -1,0 +1,150 @@
+"""A float branch of low rank beside a layer of few bits: W = (W - L2 L1) + L2 L1.
+
+After Li et al. 2024, "SVDQuant: Absorbing Outliers by Low-Rank Components for 4-Bit Diffusion Models": the
+layer keeps the residual W - L2 L1 and stays an integer kernel; the branch reads the layer's input in float,
+before any quantizer, and its result is added behind whatever quantizer a target places at the layer's output.
+So nothing comes between a kernel and its Q/DQ nodes. In float nothing changes but the order of a sum.
+
+The factors are the plain singular value decomposition. They need no calibration: weighted by the inputs'
+second moment they measured worse, by that of the inputs' rounding error no better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from flatq.errors import ModelError
+from flatq.quantize.trace import find_layers
+from flatq.recipe import Decision, QuantRecipe, branch_names, branch_of, branch_rank, plan
+
+__all__ = ["Factors", "add_branches", "branched", "factor", "planned_branches", "split_branches"]
+
+Factors = tuple[torch.Tensor, torch.Tensor]
+"""L1 and L2, float32, as weights of the branch's two layers: [rank, in, kh, kw] and [out, rank, 1, 1], or
+[rank, in] and [out, rank]."""
+
+_aten = torch.ops.aten
+
+
+def planned_branches(graph: fx.GraphModule, recipe: QuantRecipe) -> dict[str, int]:
+    """The layers of a traced graph that get a branch by the recipe -> its rank.
+
+    Raises:
+        ModelError: one is a convolution in groups.
+    """
+    if not recipe.low_rank:
+        return {}
+    layers = find_layers(graph)
+    schemes = {(d.node, d.port): d.scheme for d in plan(recipe, [layer.candidate for layer in layers])}
+    ranks = {}
+    for layer in layers:
+        name, shape = layer.candidate.node, layer.candidate.shape
+        rank, _ = branch_rank(recipe, shape, schemes.get((name, "weight")), schemes.get((name, "input")))
+        if not rank:
+            continue
+        if layer.candidate.kind == "conv2d" and layer.node.args[0].meta["val"].shape[1] != shape[1]:  # type: ignore[union-attr]
+            raise ModelError(
+                f"{name} is a convolution in groups, beside which no branch is offered",
+                expected="a convolution that reads all channels",
+                got=f"a weight of shape {list(shape)}",
+                next_step="leave --low-rank out",
+            )
+        ranks[name] = rank
+    return ranks
+
+
+def branched(decisions: Iterable[Decision]) -> list[str]:
+    """Names of the layers that have a branch, in order of execution."""
+    owners = (branch_of(decision.node) for decision in decisions)
+    return list(dict.fromkeys(owner for owner in owners if owner is not None))
+
+
+def factor(weight: torch.Tensor, rank: int) -> Factors:
+    """The product of this rank that is nearest to a weight (Eckart, Young 1936), its scale shared evenly.
+
+    Args:
+        weight: float32, [out, in, kh, kw] or [out, in].
+        rank: at least 1; one above that of the weight gives factors with zeros in them.
+    """
+    matrix = weight.detach().double().flatten(1)
+    rank = min(rank, *matrix.shape)
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    root = s[:rank].sqrt()
+    ones = [1] * (weight.ndim - 2)
+    first = (root[:, None] * vt[:rank]).reshape(rank, *weight.shape[1:])
+    second = (u[:, :rank] * root).reshape(len(weight), rank, *ones)
+    return first.float().contiguous(), second.float().contiguous()
+
+
+def split_branches(graph: fx.GraphModule, ranks: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """Give layers of a traced graph a branch and leave them the residual, in place.
+
+    Returns:
+        The branches' weights by their parameters' names.
+    """
+    factors = {}
+    for name, rank in ranks.items():
+        module = graph.get_submodule(name)
+        weight: Any = module.weight
+        first, second = factors[name] = factor(weight, rank)
+        product = second.double().flatten(1) @ first.double().flatten(1)
+        rest = weight.detach().double() - product.reshape(weight.shape)
+        # A parameter of its own: the traced one is the network's.
+        module.weight = nn.Parameter(rest.float(), requires_grad=False)
+    add_branches(graph, factors)
+    return {
+        f"{part}.weight": value
+        for name, pair in factors.items()
+        for part, value in zip(branch_names(name), pair, strict=True)
+    }
+
+
+def add_branches(graph: fx.GraphModule, factors: Mapping[str, Factors]) -> None:
+    """Add to each named layer's output what its branch makes of the layer's input, in place."""
+    for layer in find_layers(graph):
+        pair = factors.get(layer.candidate.node)
+        if pair is not None:
+            _add(graph, layer.candidate.node, layer.node, pair)
+    graph.graph.lint()
+    graph.recompile()
+
+
+def _add(graph: fx.GraphModule, name: str, node: fx.Node, factors: Factors) -> None:
+    value: torch.Tensor = node.meta["val"]
+    axis = 1 if factors[0].ndim == 4 else value.ndim - 1
+    inner = value.new_empty([*value.shape[:axis], len(factors[0]), *value.shape[axis + 1 :]])
+    second = _aten.conv2d.default if factors[1].ndim == 4 else _aten.linear.default
+
+    def call(target: Any, arguments: tuple[Any, ...], like: torch.Tensor) -> fx.Node:
+        made = graph.graph.call_function(target, arguments, node.kwargs if target is node.target else {})
+        made.meta = {**node.meta, "val": like}
+        made.meta.pop("tensor_meta", None)
+        return made
+
+    with graph.graph.inserting_after(node):
+        total = call(_aten.add.Tensor, (node, node), value)
+    node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+    with graph.graph.inserting_before(total):
+        held = _held(graph, name, node, factors)
+        down = call(node.target, (node.args[0], held[0], None, *node.args[3:]), inner)
+        up = call(second, (down, held[1]), value)
+    total.args = (node, up)
+
+
+def _held(graph: fx.GraphModule, name: str, node: fx.Node, factors: Factors) -> list[fx.Node]:
+    """Register a branch's weights beside the layer's; the nodes that read them."""
+    graph.get_submodule(name).add_module("low_rank", branch := nn.Module())
+    value: torch.Tensor = node.meta["val"]
+    nodes = []
+    for part, weight in zip(branch_names(name), factors, strict=True):
+        branch.add_module(part.rpartition(".")[2], module := nn.Module())
+        module.weight = nn.Parameter(weight, requires_grad=False)
+        held = graph.graph.get_attr(f"{part}.weight")
+        held.meta = {**node.meta, "val": value.new_empty(weight.shape)}
+        held.meta.pop("tensor_meta", None)
+        nodes.append(held)
+    return nodes
