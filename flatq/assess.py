@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from flatq.assessment import Assessment
 from flatq.backends import target_of
 from flatq.errors import ArtifactError, DataError, UsageError
 from flatq.evaluate.cache import Note, ReferenceCache, cache_folder
@@ -23,7 +23,7 @@ from flatq.evaluate.prc import PrecisionRecall
 from flatq.evaluate.reference import load_reference
 from flatq.evaluate.samples import SampleCache
 from flatq.evaluate.team import ExtractorChoice, Team
-from flatq.images import Resize, load_images, to_uint8
+from flatq.images import load_images, to_uint8
 from flatq.models import Model, kind_of, open_model, parent_weights
 from flatq.report.environment import environment
 from flatq.report.grids import save_pair_grid
@@ -39,7 +39,7 @@ from flatq.report.model import (
 from flatq.report.pictures import kept_rows, pictures_at
 from flatq.rungs import Rungs, check_ladder
 from flatq.runtime.base import default_threads
-from flatq.sampler import SamplePlan, check_labels
+from flatq.sampler import check_labels
 
 __all__ = ["Assessment", "assess"]
 
@@ -47,65 +47,6 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is sampled, images times steps done, total)."""
 
 _GRID_IMAGES = 32
-
-
-@dataclass(frozen=True)
-class Assessment:
-    """What to evaluate and how.
-
-    Attributes:
-        models: artifacts, deployments or checkpoints.
-        baseline: the float checkpoint they are compared with.
-        data: images that the distances are taken to, as `flatq.images.load_images` names them; None with
-            `reference`.
-        out: folder of the report.
-        plan: how images are drawn.
-        images: how many, from index `first`.
-        features: an ONNX feature network, "inception", or None for the bundled one.
-        runtime: of the models; None takes each kind's default.
-        device, precision, hint: of the models, as `flatq.backends.Settings`.
-        baseline_runtime: of the baseline, torch by default.
-        average: weights of the baseline; None takes those that the models were made from.
-        max_drift, max_drift_rel, min_samples: the gate's, as `flatq.evaluate.judge.Tolerances`; without a
-            tolerance there is no verdict.
-        max_samples: go on drawing up to so many images until the gate has decided; None draws `images`.
-        looks: at how many sizes the gate looks then, each at its share of 1 - confidence.
-        ladder: sample the middle rungs too, and say where the drift comes from.
-        reference: a file of statistics that the distances are taken to, in place of `data`.
-        inception_weights, features_device: of the Inception network, as `open_extractor`.
-        cache: whether the features of `data`, and all samples with theirs, are kept for the next time.
-        resize: how images of `data` get to the model's size; without it, others are refused.
-    """
-
-    models: tuple[Path, ...]
-    baseline: Path
-    data: str | None
-    out: Path
-    plan: SamplePlan = field(default_factory=SamplePlan)
-    images: int = 1000
-    first: int = 0
-    batch_size: int = 64
-    features: str | None = None
-    runtime: str | None = None
-    device: str | None = None
-    precision: str | None = None
-    hint: str | None = None
-    baseline_runtime: str | None = None
-    average: str | None = None
-    threads: int | None = None
-    rounding: Literal["round", "truncate"] = "round"
-    confidence: float = 0.95
-    max_drift: float | None = None
-    max_drift_rel: float | None = None
-    min_samples: int | None = None
-    max_samples: int | None = None
-    looks: int = 4
-    ladder: bool = False
-    reference: Path | None = None
-    inception_weights: Path | None = None
-    features_device: str = "cpu"
-    cache: bool = True
-    resize: Resize | None = None
 
 
 def assess(

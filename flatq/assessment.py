@@ -1,0 +1,71 @@
+"""What an evaluation is asked for. Pure data; `flatq.assess` does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from flatq.images import Resize
+from flatq.sampler import SamplePlan
+
+__all__ = ["Assessment"]
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What to evaluate and how.
+
+    Attributes:
+        models: artifacts, deployments or checkpoints.
+        baseline: the float checkpoint they are compared with.
+        data: images that the distances are taken to, as `flatq.images.load_images` names them; None with
+            `reference`.
+        out: folder of the report.
+        plan: how images are drawn.
+        images: how many, from index `first`.
+        features: an ONNX feature network, "inception", or None for the bundled one.
+        runtime: of the models; None takes each kind's default.
+        device, precision, hint: of the models, as `flatq.backends.Settings`.
+        baseline_runtime: of the baseline, torch by default.
+        average: weights of the baseline; None takes those that the models were made from.
+        max_drift, max_drift_rel, min_samples: the gate's, as `flatq.evaluate.judge.Tolerances`; without a
+            tolerance there is no verdict.
+        max_samples: go on drawing up to so many images until the gate has decided; None draws `images`.
+        looks: at how many sizes the gate looks then, each at its share of 1 - confidence.
+        ladder: sample the middle rungs too, and say where the drift comes from.
+        reference: a file of statistics that the distances are taken to, in place of `data`.
+        inception_weights, features_device: of the Inception network, as `open_extractor`.
+        cache: whether the features of `data`, and all samples with theirs, are kept for the next time.
+        resize: how images of `data` get to the model's size; without it, others are refused.
+    """
+
+    models: tuple[Path, ...]
+    baseline: Path
+    data: str | None
+    out: Path
+    plan: SamplePlan = field(default_factory=SamplePlan)
+    images: int = 1000
+    first: int = 0
+    batch_size: int = 64
+    features: str | None = None
+    runtime: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    hint: str | None = None
+    baseline_runtime: str | None = None
+    average: str | None = None
+    threads: int | None = None
+    rounding: Literal["round", "truncate"] = "round"
+    confidence: float = 0.95
+    max_drift: float | None = None
+    max_drift_rel: float | None = None
+    min_samples: int | None = None
+    max_samples: int | None = None
+    looks: int = 4
+    ladder: bool = False
+    reference: Path | None = None
+    inception_weights: Path | None = None
+    features_device: str = "cpu"
+    cache: bool = True
+    resize: Resize | None = None
