@@ -52,6 +52,7 @@ METHODS: dict[str, list[str]] = {
     "gptq, act mse": ["--method", "gptq", "--act-range", "mse"],
     "gptq, act mse, split": ["--method", "gptq", "--act-range", "mse", "--split-shortcuts"],
     "adaround": ["--method", "adaround"],
+    "adaround, act mse": ["--method", "adaround", "--act-range", "mse"],
     "rtn, act mse, rank 16": ["--act-range", "mse", "--low-rank", "16"],
     "gptq, act mse, rank 16": ["--method", "gptq", "--act-range", "mse", "--low-rank", "16"],
 }
