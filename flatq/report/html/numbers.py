@@ -132,7 +132,7 @@ def _measures() -> list[_Measure]:
         (
             "Images",
             "Pairs compared; below it images for each direction of the features (below 2.5 there is no "
-            "interval, from 10 on none is widened).",
+            "interval).",
             _images,
             lambda report: Cell(f"{report.n:,}"),
         ),
