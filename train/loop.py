@@ -14,6 +14,7 @@ import torch
 from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.errors import ModelError, UsageError
 from flatq.network import build_network
+from flatq.runtime.torch import torch_threads
 from flatq.train.averages import Averages
 from flatq.train.batches import Batch, Batches, read_images
 from flatq.train.config import TrainConfig, model_config_for
@@ -70,7 +71,11 @@ def train(
             nothing is left where there was none before.
     """
     _check_folder(run_folder, resume)
-    with open_workers(config.device) as workers, _threads(config.threads), _own_randomness(workers.device):
+    with (
+        open_workers(config.device) as workers,
+        torch_threads(config.threads),
+        _own_randomness(workers.device),
+    ):
         trainer = Trainer(config, run_folder, workers)
         if resume and (run_folder / STATE_FILE).exists():
             trainer.load_state(read_state(run_folder))
@@ -368,17 +373,6 @@ def _check_folder(folder: Path, resume: bool) -> None:
                 got=str(folder / name),
                 next_step="choose another folder, resume this run with --resume, or delete it first",
             )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        if count is not None:
-            torch.set_num_threads(count)
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

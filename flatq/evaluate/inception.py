@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from flatq.errors import DataError, MissingRuntimeError, UsageError
 from flatq.evaluate.extractor import Progress, check_finite, check_pixels
+from flatq.runtime.torch import torch_threads
 
 if TYPE_CHECKING:
     import torch
@@ -102,21 +103,17 @@ class InceptionNet:
         check_pixels(pixels, self.name, self.image_shape, batch_size, threads)
         features = np.empty((len(pixels), DIM), np.float64)
         device = torch.device(self.device)
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            with (
-                torch.inference_mode(),
-                torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-            ):
-                for start in range(0, len(pixels), batch_size):
-                    batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch_size]))
-                    rgb = batch.to(device).expand(-1, 3, -1, -1)
-                    features[start : start + len(batch)] = self.module(rgb)[0].cpu().numpy()
-                    if progress is not None:
-                        progress(start + len(batch), len(pixels))
-        finally:
-            torch.set_num_threads(before)
+        with (
+            torch_threads(threads),
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        ):
+            for start in range(0, len(pixels), batch_size):
+                batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch_size]))
+                rgb = batch.to(device).expand(-1, 3, -1, -1)
+                features[start : start + len(batch)] = self.module(rgb)[0].cpu().numpy()
+                if progress is not None:
+                    progress(start + len(batch), len(pixels))
         check_finite(features, self.name)
         return features
 

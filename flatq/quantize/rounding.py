@@ -6,8 +6,7 @@ Round to nearest on min-max ranges. The codes are read out of the graph that tor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -29,7 +28,7 @@ from flatq.quantize.shortcuts import planned_splits, split_shortcuts, whole_weig
 from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, stored_value, trace
 from flatq.recipe import Decision, QuantRecipe, plan
 from flatq.runtime.base import default_threads
-from flatq.runtime.torch import TorchRuntime
+from flatq.runtime.torch import TorchRuntime, torch_threads
 
 __all__ = ["package_versions", "quantize_checkpoint", "weight_codes"]
 
@@ -105,7 +104,7 @@ def quantize_checkpoint(
     prepared = _observing(graph, recipe, decisions)
     # It is the float model still: sampling with it draws the inputs and sees the ranges in one pass.
     inputs = collect(prepared, "calibrating")
-    with _threads(threads):
+    with torch_threads(threads or default_threads()):
         ranges = _ranges(prepared, layers, decisions)
         with quiet():
             converted = convert_pt2e(prepared)
@@ -156,16 +155,6 @@ def quantize_checkpoint(
         versions=package_versions(),
     )
     return Artifact(manifest, codes, scales, rest, ranges)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or default_threads())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _copy(graph: fx.GraphModule) -> fx.GraphModule:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +16,21 @@ from flatq.runtime.base import UNCONDITIONED, Condition, check_inputs, default_t
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TorchRuntime"]
+__all__ = ["TorchRuntime", "torch_threads"]
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """torch's intra-op threads, for the time of the block; None leaves them as they are."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class TorchRuntime:
