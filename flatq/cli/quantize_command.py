@@ -30,11 +30,14 @@ def command(
     ] = False,
     edges: Annotated[
         str,
-        typer.Option(help="Bits of the first and last convolution where the rest has fewer: 8 or same."),
-    ] = "8",
+        typer.Option(
+            help="First and last convolution: float (8-bit weights, image in and prediction out in float), "
+            "8 (8 bits on all sides) or same (as the rest)."
+        ),
+    ] = "float",
     act_range: Annotated[
         str, typer.Option(help="Which range activations' scales cover: minmax, percentile or mse.")
-    ] = "minmax",
+    ] = "mse",
     percentile: Annotated[
         float, typer.Option(help="With --act-range percentile: of the values that stay below, and above.")
     ] = 99.99,
@@ -64,8 +67,12 @@ def command(
     seed: Annotated[int, typer.Option(help="Of the calibration noise.")] = 0,
     guidance: Guidance = 1.0,
     method: Annotated[
-        str, typer.Option(help="How weights are rounded: rtn (to nearest), gptq or adaround (learned).")
-    ] = "rtn",
+        str | None,
+        typer.Option(
+            help="How weights are rounded: rtn (to nearest; the default at 8 bits), gptq (the default below) "
+            "or adaround (learned)."
+        ),
+    ] = None,
     bias_correction: Annotated[
         bool, typer.Option(help="Add each layer's mean output error on the calibration inputs to its bias.")
     ] = False,
@@ -83,7 +90,7 @@ def command(
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the artifact.")] = None,
 ) -> None:
-    """Quantize a checkpoint into a target-neutral artifact (CKPT.w4a8, CKPT.w4a8-gptq)."""
+    """Quantize a checkpoint into a target-neutral artifact (CKPT.w4a8, CKPT.w4a8-adaround)."""
     from pydantic import ValidationError
 
     from flatq.errors import UsageError
@@ -106,6 +113,7 @@ def command(
     from flatq.calib import CalibrationPlan
     from flatq.checkpoint import load_checkpoint
     from flatq.quantize.artifact import write_artifact
+    from flatq.quantize.methods import usual_method
     from flatq.quantize.rounding import quantize_checkpoint
 
     try:
@@ -117,7 +125,7 @@ def command(
             got=f"{calib_images}, {calib_steps}, {seed}, {guidance}",
         ) from error
     rounding = _rounding(
-        {"method": method, "bias_correction": bias_correction, "samples": samples},
+        {"method": method or usual_method(bits), "bias_correction": bias_correction, "samples": samples},
         {"damping": damping, "act_order": act_order},
         {"iterations": iterations, "batch": learning_batch},
     )
@@ -126,7 +134,8 @@ def command(
     activations = "float" if act_bits == 32 else f"{act_bits}-bit"
     note(f"weights at {bits} bits, activations {activations} (recipe {recipe.name})")
     note(rounding.describe())
-    folder = out or checkpoint.with_name(f"{checkpoint.stem}.{recipe.name}{rounding.suffix}")
+    suffix = rounding.suffix_beside(usual_method(bits))
+    folder = out or checkpoint.with_name(f"{checkpoint.stem}.{recipe.name}{suffix}")
     with progress_bar() as bar:
         artifact = quantize_checkpoint(
             loaded,
