@@ -7,8 +7,11 @@ and formats of its own only, with scales that it chooses itself.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from flatq.errors import ModelError
 from flatq.quantize.methods.options import Gptq
 
 __all__ = ["Hessian", "gptq_codes", "output_error"]
@@ -26,7 +29,10 @@ class Hessian:
 
     def add(self, rows: torch.Tensor) -> None:
         """Rows of inputs, float32 [n, columns]."""
-        self.value += 2 * (rows.T @ rows).double()
+        # Sums of squares beyond 2^80 come near the end of float32; a power of two changes no digit.
+        unit = 2.0 ** max(0, math.frexp(float(rows.abs().amax()))[1] - 40)
+        scaled = rows / unit if unit > 1 else rows
+        self.value += 2 * unit**2 * (scaled.T @ scaled).double()
 
 
 def output_error(difference: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
@@ -57,7 +63,17 @@ def gptq_codes(
         scale: float, positive, broadcasts to the weight.
         hessian: float64 [columns, columns], symmetric, positive semidefinite of any rank.
         low, high: smallest and largest code.
+
+    Raises:
+        ModelError: the Hessian is not finite.
     """
+    if not bool(hessian.isfinite().all()):
+        raise ModelError(
+            "GPTQ cannot work on inputs that are not finite",
+            expected="finite activations",
+            got="NaN or infinity during calibration",
+            next_step="check the checkpoint with `flatq sample` first",
+        )
     options = options or Gptq()
     exact = weight.double()
     steps = scale.double().expand_as(weight)
