@@ -248,7 +248,7 @@ def recipe_for_bits(
     for what, value, offered in (
         ("--bits", bits, WEIGHT_BITS),
         ("--act-bits", activation_bits, ACTIVATION_BITS),
-        ("the granularity of weights", granularity, get_args(Granularity)),
+        ("--granularity", granularity, get_args(Granularity)),
         ("--edges", edges, get_args(Edges)),
         ("--act-range", activation_range, get_args(ActivationRange)),
         ("--weight-range", weight_range, get_args(WeightRange)),

@@ -12,8 +12,11 @@ column by column; here the float weight that does so best is found first, and th
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from flatq.errors import ModelError
 from flatq.quantize.methods.options import Gptq
 
 __all__ = ["Moments", "compensated", "gptq_codes", "output_error"]
@@ -36,9 +39,12 @@ class Moments:
 
     def add(self, rows: torch.Tensor, exact: torch.Tensor | None = None) -> None:
         """Rows of X^T and, where they differ, of X'^T; float32 [n, columns]."""
-        self.hessian += 2 * (rows.T @ rows).double()
+        # Sums of squares beyond 2^80 come near the end of float32; a power of two changes no digit.
+        unit = 2.0 ** max(0, math.frexp(float(rows.abs().amax()))[1] - 40)
+        scaled = rows / unit if unit > 1 else rows
+        self.hessian += 2 * unit**2 * (scaled.T @ scaled).double()
         if exact is not None:
-            self.cross += 2 * ((exact - rows).T @ rows).double()
+            self.cross += 2 * unit**2 * (((exact - rows) / unit).T @ scaled).double()
 
 
 def compensated(weight: torch.Tensor, moments: Moments, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,8 +56,12 @@ def compensated(weight: torch.Tensor, moments: Moments, ridge: float) -> tuple[t
 
     Returns:
         V and 2 (X X^T + r), float64 [out, columns] and [columns, columns]. Without inputs, W and zeros.
+
+    Raises:
+        ModelError: the inputs were not finite.
     """
     exact, hessian = weight.double(), moments.hessian
+    _check_finite(hessian, moments.cross)
     mean = float(hessian.diagonal().mean())
     if not mean > 0:
         return exact, hessian
@@ -87,7 +97,11 @@ def gptq_codes(
         scale: float, positive, broadcasts to the weight.
         hessian: float64 [columns, columns], symmetric, positive semidefinite of any rank.
         low, high: smallest and largest code.
+
+    Raises:
+        ModelError: the Hessian is not finite.
     """
+    _check_finite(hessian)
     options = options or Gptq()
     exact = weight.double()
     steps = scale.double().expand_as(weight)
@@ -98,6 +112,16 @@ def gptq_codes(
     chosen = _round_columns(exact[:, order], steps[:, order], factor, low, high, options.block)[:, back]
     error, plain = (output_error(codes * steps - exact, hessian) for codes in (chosen, nearest))
     return torch.where((error < plain)[:, None], chosen, nearest).to(torch.int8)
+
+
+def _check_finite(*moments: torch.Tensor) -> None:
+    if not all(bool(moment.isfinite().all()) for moment in moments):
+        raise ModelError(
+            "GPTQ cannot work on inputs that are not finite",
+            expected="finite activations",
+            got="NaN or infinity during calibration",
+            next_step="check the checkpoint with `flatq sample` first",
+        )
 
 
 def _ordered(hessian: torch.Tensor, options: Gptq) -> tuple[torch.Tensor, torch.Tensor]:

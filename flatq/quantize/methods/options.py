@@ -36,8 +36,8 @@ class Gptq(_Frozen):
         block: columns between two updates of all the columns that follow; changes the speed, not the result.
     """
 
-    damping: float = Field(default=0.01, gt=0)
-    ridge: float | None = Field(default=0.3, gt=0)
+    damping: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    ridge: float | None = Field(default=0.3, gt=0, allow_inf_nan=False)
     act_order: bool = True
     block: int = Field(default=128, gt=0)
 

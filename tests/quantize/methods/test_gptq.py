@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from flatq.errors import ModelError
 from flatq.quantize.methods.gptq import Moments, compensated, gptq_codes, output_error
 from flatq.quantize.methods.options import Gptq
 
@@ -106,7 +107,9 @@ def test_a_scale_for_each_column_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("act_order", [False, True])
-@pytest.mark.parametrize("case", ["nothing", "constant", "rank 2", "huge", "tiny", "dead columns"])
+@pytest.mark.parametrize(
+    "case", ["nothing", "constant", "rank 2", "huge", "past float32", "tiny", "dead columns"]
+)
 def test_degenerate_inputs_give_codes_within_the_width(case: str, act_order: bool) -> None:
     weight, scale, inputs = _problem(4, 12, 30)
     weight[1] = 0
@@ -116,6 +119,7 @@ def test_degenerate_inputs_give_codes_within_the_width(case: str, act_order: boo
         "constant": torch.ones(30, 12),
         "rank 2": inputs[:2],
         "huge": inputs * 1e15,
+        "past float32": inputs * 2.0**100,  # as squares
         "tiny": inputs * 1e-15,
         "dead columns": inputs * (torch.arange(12) % 3 > 0),
     }
@@ -124,6 +128,10 @@ def test_degenerate_inputs_give_codes_within_the_width(case: str, act_order: boo
     assert codes.dtype == torch.int8
     assert LOW <= int(codes.min()) <= int(codes.max()) <= HIGH
     assert not bool(codes[1].any())
+    if case == "past float32":
+        assert torch.equal(
+            codes, gptq_codes(weight, scale, _hessian(inputs), LOW, HIGH, Gptq(act_order=act_order))
+        )
     if case == "nothing":
         assert torch.equal(codes, _nearest(weight, scale))
     if case == "dead columns":
@@ -155,3 +163,14 @@ def test_equal_inputs_leave_nothing_to_compensate(scale: float) -> None:
     found, hessian = compensated(weight, moments, 0.1)
     assert torch.equal(found, weight.double())
     assert bool(hessian.isfinite().all())
+
+
+def test_inputs_that_are_not_finite_are_an_error_and_no_endless_search() -> None:
+    weight, scale, inputs = _problem(4, 12, 30)
+    inputs[3, 2] = torch.inf
+    with pytest.raises(ModelError, match="not finite"):
+        gptq_codes(weight, scale, _hessian(inputs), LOW, HIGH)
+    moments = Moments(12)
+    moments.add(inputs, inputs)
+    with pytest.raises(ModelError, match="not finite"):
+        compensated(weight, moments, 0.1)
