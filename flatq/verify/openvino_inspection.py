@@ -49,8 +49,9 @@ def inspect_openvino(path: Path, artifact: Artifact, lowered: Lowered, threads: 
     found: dict[str, Found] = {}
     unmatched = []
     for kernel in kernels:
-        # Where a bias is zero OpenVINO drops it, and names the kernel after the scale behind the product.
-        held = {name.removesuffix("/DequantizationMultiply") for name in kernel.names}
+        # Where a bias is zero OpenVINO drops it, and may name the kernel after the scale behind the product.
+        behind = "/DequantizationMultiply" if kernel.kind in _PRODUCTS else ""
+        held = {name.removesuffix(behind) for name in kernel.names}
         owners = {names[name] for name in held if name in names}
         if not owners and kernel.kind in _PRODUCTS:
             unmatched.append(f"{kernel.describe()} {kernel.names[0] if kernel.names else ''}".strip())
