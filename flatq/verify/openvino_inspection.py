@@ -49,7 +49,10 @@ def inspect_openvino(path: Path, artifact: Artifact, lowered: Lowered, threads: 
     found: dict[str, Found] = {}
     unmatched = []
     for kernel in kernels:
-        owners = {names[name] for name in kernel.names if name in names}
+        # Where a bias is zero OpenVINO drops it, and may name the kernel after the scale behind the product.
+        behind = "/DequantizationMultiply" if kernel.kind in _PRODUCTS else ""
+        held = {name.removesuffix(behind) for name in kernel.names}
+        owners = {names[name] for name in held if name in names}
         if not owners and kernel.kind in _PRODUCTS:
             unmatched.append(f"{kernel.describe()} {kernel.names[0] if kernel.names else ''}".strip())
         for owner in owners:
