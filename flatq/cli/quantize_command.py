@@ -22,6 +22,10 @@ def command(
         int, typer.Option(help="Width of the weights, 2 to 8; 7 for CPUs without VNNI, on which 8 saturate.")
     ] = 8,
     act_bits: Annotated[int, typer.Option(help="Width of the activations, 4 to 8, or 32 for float.")] = 8,
+    attention_bits: Annotated[
+        int,
+        typer.Option(help="Width of the factors of attention's two products, 4 to 8, or 32 for float."),
+    ] = 32,
     granularity: Annotated[
         str, typer.Option(help="Of the weights' scales: per-channel or per-tensor.")
     ] = "per-channel",
@@ -101,6 +105,7 @@ def command(
         split_shortcuts=split_shortcuts,
         low_rank=low_rank,
         equalize=equalize,
+        attention_bits=attention_bits,
     )
 
     from flatq.calib import CalibrationPlan

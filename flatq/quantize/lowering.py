@@ -14,7 +14,7 @@ activations may have a zero point. The graph comes from torchao's `convert_pt2e`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from flatq.deployment import Target
 from flatq.errors import ArtifactError
 from flatq.network import build_network
 from flatq.quantize.artifact import Artifact
+from flatq.quantize.attention import quantized_attentions, write_out
 from flatq.quantize.bias import round_biases
 from flatq.quantize.low_rank import add_branches, branched
 from flatq.quantize.quantizer import FlatqQuantizer, Qparams, activation_qparams, code_range, fixed_spec
@@ -35,6 +36,8 @@ from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
 from flatq.recipe import Decision, branch_names
 
 __all__ = ["TARGETS", "Lowered", "Placement", "lower"]
+
+_SECOND_FACTORS = ("key", "value")
 
 _quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
 
@@ -70,10 +73,12 @@ class Lowered:
     Attributes:
         graph: `(x, t, label) -> output` with Q/DQ nodes; runs in torch as it is.
         layers: name of each planned layer -> name of its weight's codes in the graph's state.
+        products: name of each attention with quantized products -> names of the nodes of the two.
     """
 
     graph: fx.GraphModule
     layers: dict[str, str]
+    products: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def lower(artifact: Artifact, target: Target) -> Lowered:
@@ -100,7 +105,8 @@ def lower(artifact: Artifact, target: Target) -> Lowered:
             update={"symmetric": decision.scheme.symmetric or placement.symmetric}
         )
         qparams = activation_qparams(low_value, high_value, scheme)
-        return fixed_spec(qparams.unsigned() if placement.unsigned else qparams)
+        unsigned = placement.unsigned and decision.port not in _SECOND_FACTORS
+        return fixed_spec(qparams.unsigned() if unsigned else qparams)
 
     with quiet():
         prepared = prepare_pt2e(graph, FlatqQuantizer(list(manifest.decisions), spec))
@@ -108,7 +114,12 @@ def lower(artifact: Artifact, target: Target) -> Lowered:
     _clamp_narrow(converted)
     if placement.outputs:
         round_biases(converted)
-    return Lowered(converted, _check_codes(converted, layers, artifact))
+    products = {
+        layer.candidate.node: (layer.scores.name, layer.node.name)
+        for layer in layers
+        if layer.scores is not None
+    }
+    return Lowered(converted, _check_codes(converted, layers, artifact), products)
 
 
 def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, list[Layer]]:
@@ -138,6 +149,7 @@ def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, l
     graph = trace(network.eval(), config)
     split_shortcuts(graph, halves)
     add_branches(graph, factors)
+    write_out(graph, quantized_attentions(artifact.manifest.decisions))
     digest = graph_digest(graph)
     if digest != artifact.manifest.graph_digest:
         made_with = ", ".join(f"{k} {v}" for k, v in artifact.manifest.versions.items())

@@ -15,9 +15,9 @@ import numpy as np
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.openvino import OpenVinoRuntime, import_openvino
-from flatq.verify.inspection import Found, Inspection, attention_of
+from flatq.verify.inspection import Found, Inspection
 from flatq.verify.openvino_kernels import Kernel, kernels_of
-from flatq.verify.openvino_pieces import floats_behind, is_product, product_of, weight_constants
+from flatq.verify.openvino_pieces import attention_products, floats_behind, product_of, weight_constants
 
 __all__ = ["inspect_openvino"]
 
@@ -86,33 +86,9 @@ def _names(model: Any, artifact: Artifact, lowered: Lowered) -> tuple[dict[str, 
         # A weight alone in few bits is multiplied by an operator that is named after what follows.
         names.update((operator.get_friendly_name(), layer) for operator in floats_behind(product))
     attentions = [d.node for d in artifact.manifest.decisions if d.kind == "attention"]
-    for operator in model.get_ordered_ops():
-        name = operator.get_friendly_name()
-        if is_product(operator) and name not in products:
-            owner = attention_of(_ancestors(operator, products), attentions)
-            if owner is not None:
-                products[name] = names[name] = owner
+    for attention, operators in attention_products(model, products, attentions).items():
+        names.update((operator.get_friendly_name(), attention) for operator in operators)
     return names, stored_bits
-
-
-def _ancestors(operator: Any, products: dict[str, str]) -> set[str]:
-    """The candidates whose outputs an operator reads, with no other candidate between."""
-    read: set[str] = set()
-    seen: set[str] = set()
-    waiting = [operator]
-    while waiting:
-        current = waiting.pop()
-        for value in current.inputs():
-            source = value.get_source_output().get_node()
-            name = source.get_friendly_name()
-            if name in seen:
-                continue
-            seen.add(name)
-            if name in products:
-                read.add(products[name])
-            else:
-                waiting.append(source)
-    return read
 
 
 def _found(kernel: Kernel) -> Found:

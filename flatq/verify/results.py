@@ -229,7 +229,7 @@ class Audit(_Part):
 
     @property
     def integer_share(self) -> float:
-        """Share of the multiply-accumulates that run in integers; attention's products count as float."""
+        """Share of the multiply-accumulates that run in integers; of an attention, both products or none."""
         integer = sum(entry.macs for entry in self.entries if entry.integer)
         return integer / self.macs if self.macs else 0.0
 
