@@ -35,7 +35,6 @@ __all__ = [
     "branch_rank",
     "half_name",
     "plan",
-    "product_names",
     "recipe_for_bits",
     "whole_name",
 ]
@@ -199,11 +198,6 @@ def branch_of(node: str) -> str | None:
     return owner if mark else None
 
 
-def product_names(node: str) -> tuple[str, str]:
-    """Names of an attention's two products: of queries and keys, and of the softmax's weights and values."""
-    return f"{node}.scores", f"{node}.attended"
-
-
 def branch_rank(
     recipe: QuantRecipe, shape: Sequence[int], weight: Scheme | None, activation: Scheme | None
 ) -> tuple[int, str]:
@@ -252,9 +246,8 @@ def recipe_for_bits(
         symmetric: activations with zero point 0 for every target.
         edges, activation_range, percentile, weight_range, split_shortcuts, low_rank, equalize: as in
             `QuantRecipe`.
-        attention_bits: width of the factors of attention's two products; 32 leaves them in float. Queries,
-            keys and values have the zero point 0 everywhere: OpenVINO's integer products want it of the
-            second factor, TensorRT of both.
+        attention_bits: width of the factors of attention's products; 32 leaves them in float. Queries, keys
+            and values are symmetric: OpenVINO wants it of a second factor, TensorRT of both.
 
     Returns:
         A recipe named by its widths, as `w4a8`, and by what else is not as the presets have it.

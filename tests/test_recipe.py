@@ -16,7 +16,6 @@ from flatq.recipe import (
     branch_of,
     half_name,
     plan,
-    product_names,
     recipe_for_bits,
 )
 
@@ -162,10 +161,6 @@ def test_attention_alone_keeps_what_ranges_are_asked_for() -> None:
     assert recipe.equalize is None
     with pytest.raises(UsageError, match="--attention-bits is not valid"):
         recipe_for_bits(8, attention_bits=3)
-
-
-def test_the_products_of_an_attention_have_names() -> None:
-    assert product_names("a.0") == ("a.0.scores", "a.0.attended")
 
 
 @pytest.mark.parametrize("arguments", [(1,), (9,), (8, 3), (8, 16)])

@@ -129,7 +129,8 @@ def command(
     loaded = load_checkpoint(checkpoint)
     chosen = say_weights(loaded, weights)
     activations = "float" if act_bits == 32 else f"{act_bits}-bit"
-    note(f"weights at {bits} bits, activations {activations} (recipe {recipe.name})")
+    attends = "" if attention_bits == 32 else f", attention's products {attention_bits}-bit"
+    note(f"weights at {bits} bits, activations {activations}{attends} (recipe {recipe.name})")
     note(rounding.describe())
     folder = out or checkpoint.with_name(f"{checkpoint.stem}.{recipe.name}{rounding.suffix}")
     with progress_bar() as bar:

@@ -5,7 +5,8 @@ activations may have a zero point. The graph comes from torchao's `convert_pt2e`
 
 - onnxruntime: inputs, weights and outputs, affine uint8. Its CPU kernels write integers, and without the Q/DQ
   behind a convolution it runs in float. With int8 activations version 1.32 refuses a graph that it rewrote
-  itself ("output_dtype INT8 does not match y_zero_point type UINT8").
+  itself ("output_dtype INT8 does not match y_zero_point type UINT8"). The products of attention need no Q/DQ
+  behind them; an int8 factor it would turn into uint8 itself.
 - openvino: inputs and weights, affine. Its kernels write floats; Q/DQ at the output is one more pass.
 - tensorrt: inputs and weights, symmetric int8. Its parser refuses a zero point other than 0.
 - generic: inputs and weights, affine: what the ONNX standard says, and nothing that a runtime would have to
@@ -36,8 +37,6 @@ from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
 from flatq.recipe import Decision, branch_names
 
 __all__ = ["TARGETS", "Lowered", "Placement", "lower"]
-
-_SECOND_FACTORS = ("key", "value")
 
 _quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
 
@@ -105,8 +104,7 @@ def lower(artifact: Artifact, target: Target) -> Lowered:
             update={"symmetric": decision.scheme.symmetric or placement.symmetric}
         )
         qparams = activation_qparams(low_value, high_value, scheme)
-        unsigned = placement.unsigned and decision.port not in _SECOND_FACTORS
-        return fixed_spec(qparams.unsigned() if unsigned else qparams)
+        return fixed_spec(qparams.unsigned() if placement.unsigned else qparams)
 
     with quiet():
         prepared = prepare_pt2e(graph, FlatqQuantizer(list(manifest.decisions), spec))

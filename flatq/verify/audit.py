@@ -92,7 +92,7 @@ def audit_from(inspection: Inspection, artifact: Artifact, deployment: Deploymen
 
 def _entry(ports: dict[str, Decision], found: Found | None, stored_bits: int | None) -> AuditEntry:
     first = next(iter(ports.values()))
-    integer = found is not None and found.integer
+    integer = found is not None and found.integer and (first.kind != "attention" or found.products > 1)
     return AuditEntry(
         layer=first.node,
         kind=first.kind,
@@ -114,4 +114,6 @@ def _reason(ports: dict[str, Decision], found: Found | None) -> str:
         return first.reason
     if first.kind != "attention" and ports["input"].scheme is None:
         return f"only its weight is quantized, so that it is multiplied in {found.precision}"
+    if first.kind == "attention" and found.products < 2:
+        return "only one of its two products is in the runtime's account of itself"
     return found.remark or "the runtime does not say why"

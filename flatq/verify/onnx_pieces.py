@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from flatq.errors import ModelError
 from flatq.quantize.lowering import Lowered
-from flatq.recipe import product_names
 from flatq.runtime.onnxruntime import cpu_options, import_onnxruntime
 from flatq.verify.onnx_cut import OnnxGraph, attention_products, cut_layer, cut_product, weight_names
 from flatq.verify.onnx_kernels import is_integer
 from flatq.verify.pieces import Ran
-from flatq.verify.reference import AnyReference, Reference
+from flatq.verify.reference import AnyReference, Reference, product_names
 
 __all__ = ["OnnxRuntimePieces"]
 

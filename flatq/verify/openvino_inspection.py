@@ -49,11 +49,11 @@ def inspect_openvino(path: Path, artifact: Artifact, lowered: Lowered, threads: 
     found: dict[str, Found] = {}
     unmatched = []
     for kernel in kernels:
-        owners = {names[name] for name in kernel.names if name in names}
+        owners = Counter(names[name] for name in kernel.names if name in names)
         if not owners and kernel.kind in _PRODUCTS:
             unmatched.append(f"{kernel.describe()} {kernel.names[0] if kernel.names else ''}".strip())
-        for owner in owners:
-            entry = _found(kernel)
+        for owner, products in owners.items():
+            entry = _found(kernel, products)
             found[owner] = found[owner].joined(entry) if owner in found else entry
     source = "OpenVINO's runtime model after a run"
     operators = Counter(kernel.kind for kernel in kernels)
@@ -91,6 +91,6 @@ def _names(model: Any, artifact: Artifact, lowered: Lowered) -> tuple[dict[str, 
     return names, stored_bits
 
 
-def _found(kernel: Kernel) -> Found:
+def _found(kernel: Kernel, products: int) -> Found:
     remark = None if kernel.is_integer else f"OpenVINO runs it as {kernel.describe()}"
-    return Found((kernel.describe(),), kernel.precision, kernel.is_integer, remark)
+    return Found((kernel.describe(),), kernel.precision, kernel.is_integer, remark, products)

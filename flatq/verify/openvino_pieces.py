@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from flatq.errors import ModelError
 from flatq.quantize.lowering import Lowered
-from flatq.recipe import product_names
 from flatq.runtime.openvino import SETTINGS, import_openvino
 from flatq.verify.inspection import attention_of
 from flatq.verify.openvino_kernels import kernels_of
 from flatq.verify.pieces import Ran
-from flatq.verify.reference import AnyReference, Quantizer, Reference
+from flatq.verify.reference import AnyReference, Quantizer, Reference, product_names
 
 __all__ = ["OpenVinoPieces", "attention_products", "floats_behind", "product_of", "weight_constants"]
 

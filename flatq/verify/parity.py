@@ -21,11 +21,17 @@ from flatq.deployment import read_deployment
 from flatq.errors import ModelError, UsageError
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered, lower
-from flatq.recipe import Kind, product_names
+from flatq.recipe import Kind
 from flatq.runtime.base import Condition, default_threads
 from flatq.runtime.torch import TorchRuntime
 from flatq.verify.pieces import Pieces, open_pieces
-from flatq.verify.reference import AnyReference, ProductReference, capture_sources, find_references
+from flatq.verify.reference import (
+    AnyReference,
+    ProductReference,
+    capture_sources,
+    find_references,
+    product_names,
+)
 from flatq.verify.results import EndToEnd, LayerParity, Parity
 
 __all__ = ["VerifyInputs", "sqnr_db", "verify_parity"]

@@ -18,7 +18,6 @@ from torch import fx
 from flatq.errors import ModelError
 from flatq.quantize.lowering import Lowered
 from flatq.quantize.trace import stored_value
-from flatq.recipe import product_names
 
 __all__ = [
     "UNIT_ROUNDOFF",
@@ -30,6 +29,7 @@ __all__ = [
     "Result",
     "capture_sources",
     "find_references",
+    "product_names",
 ]
 
 _aten = torch.ops.aten
@@ -152,7 +152,7 @@ class ProductReference:
     """A product of two computed tensors of the lowered graph: of an attention, one of its two.
 
     Attributes:
-        layer: its name, one of `flatq.recipe.product_names`.
+        layer: its name, one of `product_names`.
         sources: the nodes whose tensors it reads, before any quantizers: [..., n, k] and [..., k, m].
         node: the node that multiplies.
         inputs: the factors' quantizers.
@@ -188,6 +188,11 @@ class ProductReference:
 
 
 AnyReference = Reference | ProductReference
+
+
+def product_names(attention: str) -> tuple[str, str]:
+    """Names of an attention's two products: of queries and keys, and of the softmax's weights and values."""
+    return f"{attention}.scores", f"{attention}.attended"
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,14 @@ from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812
 
 from flatq.calib.inputs import CalibrationPlan
-from flatq.checkpoint import Checkpoint
+from flatq.checkpoint import Checkpoint, ModelConfig, save_checkpoint
+from flatq.network import build_network
+from flatq.process import ProcessConfig
 from flatq.quantize.artifact import Artifact, read_artifact, write_artifact
-from flatq.quantize.attention import planned_attentions, write_out
+from flatq.quantize.attention import planned_attentions, quantized_attentions, write_out
 from flatq.quantize.lowering import Lowered, lower
 from flatq.quantize.methods import WeightRounding
+from flatq.quantize.methods.layer import quant_products
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.quantize.trace import find_layers, graph_digest, trace
 from flatq.recipe import ATTENTION_PORTS, PRESETS, plan, recipe_for_bits
@@ -28,7 +31,7 @@ ATTENTION = "unet.mid_block.attentions.0"
 
 
 def _quantized(checkpoint: Checkpoint, method: str = "rtn", **options: Any) -> Artifact:
-    recipe = recipe_for_bits(8, **{"attention_bits": 8, **options})
+    recipe = recipe_for_bits(**{"bits": 8, "attention_bits": 8, **options})
     rounding = WeightRounding.model_validate({"method": method, "adaround": {"iterations": 3}})
     return quantize_checkpoint(checkpoint, recipe, calibration=CALIBRATION, threads=1, rounding=rounding)
 
@@ -192,10 +195,99 @@ def test_the_lowered_products_are_the_formula(bits: int, target: Any, tiny: Chec
         # A value on the edge of two codes may go either way.
         assert float((error < 1e-5 * step).double().mean()) > 0.999, port
         assert len(np.unique(values[quantize.name].numpy())) <= 2**bits
-        zero_point = int(quantize.args[2])
-        assert zero_point == (128 if target == "onnxruntime" and port == "query" and bits == 8 else 0) or (
-            target == "onnxruntime" and bits == 4 and zero_point == 8
+        middle = 2 ** (bits - 1) if target == "onnxruntime" and port != "probabilities" else 0
+        assert int(quantize.args[2]) == middle
+
+
+def test_the_methods_see_what_quantized_products_yield(tiny: Checkpoint) -> None:
+    """Layers in front of the first attention are rounded as ever, what reads it for what it yields now."""
+    first = "unet.down_blocks.1.attentions.0"
+    for method in ("rtn", "gptq"):
+        coarse, exact = (
+            _quantized(tiny, method, bits=4, attention_bits=bits, activation_bits=32) for bits in (4, 32)
         )
+        same = {name: torch.equal(codes, exact.codes[name]) for name, codes in coarse.codes.items()}
+        assert same[f"{first}.to_v"]
+        assert same[f"{first}.to_out.0"] == (method == "rtn")
+
+
+def test_what_stands_in_for_a_product_is_the_formula(tiny: Checkpoint) -> None:
+    artifact = _quantized(tiny)
+    graph = trace(tiny.network(), tiny.model)
+    write_out(graph, quantized_attentions(artifact.manifest.decisions))
+    layers = find_layers(graph)
+    found = quant_products(layers, artifact.manifest.decisions, artifact.ranges)
+    assert len(found) == 8
+    (layer,) = (layer for layer in layers if layer.candidate.node == ATTENTION)
+    assert layer.scores is not None
+    generator = torch.Generator().manual_seed(0)
+    steps = {}
+    for port in ATTENTION_PORTS:
+        low, high = artifact.ranges[f"{ATTENTION}.{port}"][0].double().tolist()
+        steps[port] = high / 255 if port == "probabilities" else max(-low, high) / 127
+    for node, (one, other), shape in (
+        (layer.scores, ("query", "key"), (2, 4, 5, 8)),
+        (layer.node, ("probabilities", "value"), (2, 4, 8, 8)),
+    ):
+        bottom = 0 if one == "probabilities" else -128
+        # Codes and beyond: multiples of a step, so that none is on an edge.
+        a, b = (torch.randint(-300, 300, s, generator=generator).double() for s in (shape, (2, 4, 8, 6)))
+        result = found[node]((a * steps[one]).float(), (b * steps[other]).float())
+        top = 255 if one == "probabilities" else 127
+        exact = (a.clamp(bottom, top) @ b.clamp(-128, 127)) * steps[one] * steps[other]
+        torch.testing.assert_close(result.double(), exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
+
+
+@pytest.fixture(scope="module")
+def lone(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """2 x 2 images, so that the middle block attends to one token; the first attention's keys are zero."""
+    config = ModelConfig(
+        image_size=2,
+        image_channels=1,
+        out_channels=1,
+        unet={
+            "block_out_channels": [8, 16],
+            "layers_per_block": 1,
+            "down_block_types": ["AttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "UpBlock2D"],
+            "attention_head_dim": 4,
+            "norm_num_groups": 4,
+            "attn_norm_num_groups": 4,
+        },
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weights = build_network(config).unet.state_dict()
+    for name in ("weight", "bias"):
+        weights[f"down_blocks.0.attentions.0.to_k.{name}"].zero_()
+    saved = Checkpoint(config, ProcessConfig(schedule="cosine"), {"raw": weights}, {"method": "none"})
+    return save_checkpoint(saved, tmp_path_factory.mktemp("lone") / "lone.pt")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_constant_keys_and_one_token_give_numbers(bits: int, lone: Checkpoint, tmp_path: Path) -> None:
+    from flatq.export import export_artifact
+    from flatq.models import open_model
+
+    artifact = _quantized(lone, attention_bits=bits, activation_range="mse")
+    assert all(bool(value.isfinite().all()) for value in artifact.ranges.values())
+    lowered = lower(artifact, "onnxruntime")
+    generator = torch.Generator().manual_seed(0)
+    x, t = torch.randn(3, 1, 2, 2, generator=generator), torch.tensor([0, 500, 999])
+    values = _values(lowered, (x, t))
+    nodes = {node.name: node for node in lowered.graph.graph.nodes}
+    uniform, single = (
+        nodes[lowered.products[name][1]]
+        for name in ("unet.down_blocks.0.attentions.0", "unet.mid_block.attentions.0")
+    )
+    step = 0.25 / (2**bits - 1)
+    assert torch.allclose(values[uniform.args[0].name], torch.tensor(0.25), atol=step)
+    # The only weight is 1, and its own code: the value itself comes out.
+    torch.testing.assert_close(values[single.name], values[single.args[1].name], rtol=1e-6, atol=0)
+    write_artifact(artifact, tmp_path / "a")
+    export_artifact(tmp_path / "a", "onnxruntime", tmp_path / "a" / "onnxruntime")
+    with open_model(tmp_path / "a", threads=1).runtime as runtime:
+        assert np.isfinite(runtime(x.numpy(), t.numpy())).all()
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq", "adaround"])
