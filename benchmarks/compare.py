@@ -56,14 +56,20 @@ _HELD_OUT_SEED = 1
 
 
 def _files(
-    checkpoint: Any, plan: CalibrationPlan, folder: Path, threads: int, *, attention_bits: int, peers: bool
+    checkpoint: Any,
+    plan: CalibrationPlan,
+    folder: Path,
+    threads: int,
+    *,
+    attention_bits: list[int],
+    peers: bool,
 ) -> tuple[dict[str, dict[str, Path]], dict[str, Any]]:
     """runtime -> contender -> model file; and what is to be known of the making."""
     drawn = draw(checkpoint, plan, threads)
     calibration = feeds(drawn)
     recipes = {OURS: PRESETS["w8a8"]}
-    if attention_bits != 32:
-        recipe = recipe_for_bits(8, attention_bits=attention_bits)
+    for bits in attention_bits:
+        recipe = recipe_for_bits(8, attention_bits=bits)
         recipes[f"flatq {recipe.name}"] = recipe
     for name, recipe in recipes.items():
         artifact = quantize_checkpoint(checkpoint, recipe, calibration=plan, threads=threads)
@@ -194,7 +200,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--images", type=int, default=4, help="calibration chains")
     parser.add_argument("--steps", type=int, default=8, help="timesteps of each")
-    parser.add_argument("--attention-bits", type=int, default=32, help="also attention's products, quantized")
+    parser.add_argument(
+        "--attention-bits", type=int, nargs="+", default=[], help="also with attention's products quantized"
+    )
     parser.add_argument("--ours", action="store_true", help="leave the runtimes' own quantizers out")
     parser.add_argument("-o", "--out", type=Path, default=Path("compare.json"))
     options = parser.parse_args()

@@ -310,8 +310,8 @@ def recipe_for_bits(
                 activation=Scheme(bits=attention_bits, symmetric=symmetric) if attends else None,
                 reason=f"recipe {name} quantizes the factors of attention's products"
                 if attends
-                else "attention products stay float: integer softmax and products cost CPU runtimes "
-                "more time than they save",
+                else "attention products stay float: CPU runtimes gain no time by integers there "
+                "(--attention-bits quantizes them)",
             ),
         ),
         edges=edges,
