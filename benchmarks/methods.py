@@ -40,21 +40,28 @@ SCHEMES: dict[str, list[str]] = {
     "w4a4": ["--bits", "4", "--act-bits", "4"],
 }
 
+PLAIN = ["--method", "rtn", "--act-range", "minmax", "--edges", "8"]
+RTN, GPTQ, ADAROUND = (["--method", method] for method in ("rtn", "gptq", "adaround"))
+
 METHODS: dict[str, list[str]] = {
-    "rtn": [],
-    "rtn, edges same": ["--edges", "same"],
-    "rtn, bias": ["--bias-correction"],
-    "rtn, weight mse": ["--weight-range", "mse"],
-    "rtn, act percentile": ["--act-range", "percentile"],
-    "rtn, act mse": ["--act-range", "mse"],
-    "rtn, split": ["--split-shortcuts"],
-    "gptq": ["--method", "gptq"],
-    "gptq, act mse": ["--method", "gptq", "--act-range", "mse"],
-    "gptq, act mse, split": ["--method", "gptq", "--act-range", "mse", "--split-shortcuts"],
-    "adaround": ["--method", "adaround"],
-    "adaround, act mse": ["--method", "adaround", "--act-range", "mse"],
-    "rtn, act mse, rank 16": ["--act-range", "mse", "--low-rank", "16"],
-    "gptq, act mse, rank 16": ["--method", "gptq", "--act-range", "mse", "--low-rank", "16"],
+    "plain min-max": PLAIN,
+    "plain min-max, edges float": [*RTN, "--act-range", "minmax"],
+    "rtn, edges 8": [*RTN, "--edges", "8"],
+    "rtn, edges same": [*RTN, "--edges", "same"],
+    "rtn": RTN,
+    "rtn, act percentile": [*RTN, "--act-range", "percentile"],
+    "rtn, weight mse": [*RTN, "--weight-range", "mse"],
+    "rtn, bias": [*RTN, "--bias-correction"],
+    "rtn, split": [*RTN, "--split-shortcuts"],
+    "gptq": GPTQ,
+    "gptq, act minmax": [*GPTQ, "--act-range", "minmax"],
+    "gptq, weight mse": [*GPTQ, "--weight-range", "mse"],
+    "gptq, bias": [*GPTQ, "--bias-correction"],
+    "gptq, split": [*GPTQ, "--split-shortcuts"],
+    "adaround": ADAROUND,
+    "adaround, bias": [*ADAROUND, "--bias-correction"],
+    "rtn, rank 16": [*RTN, "--low-rank", "16"],
+    "gptq, rank 16": [*GPTQ, "--low-rank", "16"],
 }
 """Each adds to the scheme's options. A float branch of some rank is for w4a4 alone."""
 
@@ -83,7 +90,7 @@ def _peers(options: argparse.Namespace) -> dict[Path, dict[str, Any]]:
     from flatq.export import export_checkpoint
 
     checkpoint = load_checkpoint(options.checkpoint)
-    plan = CalibrationPlan(images=options.calib_images)
+    plan = CalibrationPlan(images=options.calib_images, seed=options.calib_seed)
     calibration = feeds(draw(checkpoint, plan, options.threads, options.weights))
     openvino = options.runtime == "openvino"
     if openvino and (missing := without_nncf()):
@@ -189,6 +196,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=1000, help="images sampled from each model")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps")
     parser.add_argument("--calib-images", type=int, default=32)
+    parser.add_argument("--calib-seed", type=int, default=0)
     parser.add_argument("--runtime", default="onnxruntime", choices=("onnxruntime", "openvino"))
     parser.add_argument("--threads", type=int)
     parser.add_argument("--work", type=Path, default=Path("methods-work"))
@@ -202,6 +210,7 @@ def main() -> None:
 
     schemes, methods = _chosen(options.schemes, SCHEMES), _chosen(options.methods, METHODS)
     common = ["--weights", options.weights, "--calib-images", str(options.calib_images)]
+    common += ["--seed", str(options.calib_seed)]
     common += [] if options.threads is None else ["--threads", str(options.threads)]
     options.work.mkdir(parents=True, exist_ok=True)
     variants = {}

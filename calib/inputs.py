@@ -41,7 +41,7 @@ class CalibrationPlan(BaseModel):
     images: int = Field(default=32, gt=0)
     steps: int = Field(default=20, gt=0)
     seed: int = Field(default=0, ge=0)
-    guidance: float = Field(default=1.0, ge=0)
+    guidance: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ what TensorRT's strongly typed networks ask for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -73,13 +73,13 @@ class _Half:
     def _is_float(self, name: str) -> bool:
         return self.types.get(name) == TensorProto.FLOAT
 
-    def _halve(self, node: onnx.NodeProto, scales: set[str]) -> None:
+    def _halve(self, node: onnx.NodeProto, scales: Mapping[str, NDArray[np.bool_]]) -> None:
         exempt = _FLOAT32_INPUTS.get(node.op_type, ())
         for index, name in enumerate(node.input):
             if index in exempt or not self._is_float(name):
                 continue
             if name in self.constants:
-                node.input[index] = self._constant(name, is_scale=name in scales)
+                node.input[index] = self._constant(name, scales.get(name))
             elif name in self.wide:
                 node.input[index] = self._cast(name)
         for attribute in node.attribute:
@@ -88,12 +88,17 @@ class _Half:
             elif attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
                 attribute.t.CopyFrom(self._narrow(attribute.t, node.output[0]))
 
-    def _constant(self, name: str, *, is_scale: bool) -> str:
+    def _constant(self, name: str, scaling: NDArray[np.bool_] | None) -> str:
         if name not in self.half_names:
             self.half_names[name] = f"{name}.{self.floats}"
-            narrow = self._narrow(self.constants[name], self.half_names[name])
-            if is_scale:
-                self._check_scale(name, numpy_helper.to_array(narrow).astype(np.float64))
+            wide = self.constants[name]
+            if scaling is not None:
+                # What scales nothing but zeros may be too small or too large for the type: one does as well.
+                told = np.where(scaling, numpy_helper.to_array(wide), np.float32(1))
+                wide = numpy_helper.from_array(told, name)
+            narrow = self._narrow(wide, self.half_names[name])
+            if scaling is not None:
+                self._check_scale(wide, narrow)
             self.model.graph.initializer.append(narrow)
         return self.half_names[name]
 
@@ -110,16 +115,13 @@ class _Half:
             )
         return numpy_helper.from_array(narrow, name)
 
-    def _check_scale(self, name: str, narrow: NDArray[np.float64]) -> None:
-        wide = numpy_helper.to_array(self.constants[name]).astype(np.float64)
-        # The scale of a channel whose codes are all 0 is the smallest float32, and scales nothing.
-        told = wide > 2 * float(np.finfo(np.float32).tiny)
-        error = np.abs(narrow - wide)[told] / wide[told]
-        if (error.size and error.max() > _LARGEST_SCALE_ERROR) or (narrow.ndim == 0 and narrow == 0):
+    def _check_scale(self, tensor: onnx.TensorProto, half: onnx.TensorProto) -> None:
+        wide, narrow = (numpy_helper.to_array(value).astype(np.float64) for value in (tensor, half))
+        if (np.abs(narrow - wide) > _LARGEST_SCALE_ERROR * wide).any():
             raise ModelError(
                 f"a scale of the integers cannot be told in {self.floats}",
                 expected="scales that keep 8 bits",
-                got=f"{wide.min():g} in {name}",
+                got=f"{wide.min():g} in {tensor.name}",
                 next_step="export with --float fp32",
             )
 
@@ -147,8 +149,24 @@ class _Half:
             helper.make_node("Cast", [narrow], [name], name=f"{name}.cast", to=TensorProto.FLOAT)
         )
 
-    def _scales(self, nodes: Iterable[onnx.NodeProto]) -> set[str]:
-        return {n.input[1] for n in nodes if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    def _scales(self, nodes: Iterable[onnx.NodeProto]) -> dict[str, NDArray[np.bool_]]:
+        """Every scale -> where it scales something: not where all codes of a channel are 0."""
+        found: dict[str, NDArray[np.bool_]] = {}
+        for node in nodes:
+            if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+                continue
+            scaling = np.array(True)
+            if (codes := self.constants.get(node.input[0])) is not None:
+                values = numpy_helper.to_array(codes).astype(np.int64)
+                axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+                one = not self.constants[node.input[1]].dims
+                scaling = (
+                    values.any()
+                    if one
+                    else np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1).any(1)
+                )
+            found[node.input[1]] = found.get(node.input[1], np.array(False)) | scaling
+        return found
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:

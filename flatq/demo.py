@@ -22,6 +22,7 @@ from flatq.images import to_uint8
 from flatq.models import open_model
 from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.quantize.lowering import Lowered
+from flatq.quantize.methods import WeightRounding, usual_method
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS
 from flatq.report.grids import save_labelled_rows
@@ -36,7 +37,8 @@ Progress = Callable[[str, int, int], None]
 
 _METHODS = ("adm", "sam")
 _AVERAGES = ("raw", "ema")
-_RECIPES = ("w8a8", "w4a8")
+_RECIPES = {"w8a8": 8, "w4a8": 4}
+"""Recipe -> width of its weights."""
 _PLAN = SamplePlan(steps=20)
 _SHOWN = 16
 
@@ -131,7 +133,12 @@ def _deploy(
     progress(what, 0, 2)
     calibration = CalibrationPlan(images=16)
     artifact = quantize_checkpoint(
-        checkpoint, PRESETS[recipe], average=average, calibration=calibration, threads=threads
+        checkpoint,
+        PRESETS[recipe],
+        average=average,
+        calibration=calibration,
+        threads=threads,
+        rounding=WeightRounding(method=usual_method(_RECIPES[recipe])),
     )
     write_artifact(artifact, folder)
     progress(what, 1, 2)

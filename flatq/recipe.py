@@ -48,7 +48,7 @@ ATTENTION_PORTS: tuple[Port, ...] = ("query", "key", "probabilities", "value")
 ActivationRange = Literal["minmax", "percentile", "mse"]
 WeightRange = Literal["minmax", "mse"]
 Granularity = Literal["per_tensor", "per_channel"]
-Edges = Literal["8", "same"]
+Edges = Literal["float", "8", "same"]
 
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 ACTIVATION_BITS = (4, 5, 6, 7, 8, 32)
@@ -103,8 +103,10 @@ class QuantRecipe(_Frozen):
     """An ordered list of rules; the first that matches a candidate decides it. And how ranges are found.
 
     Attributes:
-        edges: "8" gives the first and the last convolution 8 bits where the rest has fewer (weights of 7 bits
-            stay 7); "same" treats them as the rest.
+        edges: the first and the last convolution. "8" gives them 8 bits where the rest has fewer (weights of
+            7 bits stay 7). "float" does so, too, and rounds neither the image that the first one reads nor
+            what either yields: at low noise a rounded image looks like one with more noise, and noise is
+            what the network predicts. "same" treats them as the rest.
         activation_range: which range of the values that calibration sees a scale covers: all of them, all but
             the outermost on either side, or the one with the least squared error.
         percentile: of the values that a `percentile` range leaves below its upper end, and above its lower.
@@ -120,8 +122,8 @@ class QuantRecipe(_Frozen):
 
     name: str
     rules: tuple[Rule, ...]
-    edges: Edges = "8"
-    activation_range: ActivationRange = "minmax"
+    edges: Edges = "float"
+    activation_range: ActivationRange = "mse"
     percentile: float = Field(default=99.99, gt=50, le=100)
     weight_range: WeightRange = "minmax"
     split_shortcuts: bool = False
@@ -228,8 +230,8 @@ def recipe_for_bits(
     *,
     granularity: Granularity = "per_channel",
     symmetric: bool = False,
-    edges: Edges = "8",
-    activation_range: ActivationRange = "minmax",
+    edges: Edges = "float",
+    activation_range: ActivationRange = "mse",
     percentile: float = 99.99,
     weight_range: WeightRange = "minmax",
     split_shortcuts: bool = False,
@@ -259,7 +261,7 @@ def recipe_for_bits(
         ("--bits", bits, WEIGHT_BITS),
         ("--act-bits", activation_bits, ACTIVATION_BITS),
         ("--attention-bits", attention_bits, ACTIVATION_BITS),
-        ("the granularity of weights", granularity, get_args(Granularity)),
+        ("--granularity", granularity, get_args(Granularity)),
         ("--edges", edges, get_args(Edges)),
         ("--act-range", activation_range, get_args(ActivationRange)),
         ("--weight-range", weight_range, get_args(WeightRange)),
@@ -287,8 +289,9 @@ def recipe_for_bits(
         f"att{attention_bits}": attends,
         "tensor": granularity == "per_tensor",
         "sym": symmetric and ranged,
-        "same": edges == "same" and (bits < _EDGES_FROM or activation_bits < 8),
-        activation_range: activation_range != "minmax" and ranged,
+        "same": edges == "same" and not (floats and bits >= _EDGES_FROM),
+        "edges8": edges == "8" and not floats,
+        activation_range: activation_range != "mse" and ranged,
         f"w{weight_range}": weight_range != "minmax",
         "split": split_shortcuts and not floats,
         f"lr{low_rank}": low_rank > 0,
@@ -347,7 +350,7 @@ def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]
     """
     decisions = []
     convolutions = [c.node for c in candidates if c.kind == "conv2d" and branch_of(c.node) is None]
-    edges = {convolutions[i]: word for i, word in ((0, "first"), (-1, "last")) if convolutions}
+    first, last = (convolutions[0], convolutions[-1]) if convolutions else ("", "")
     for candidate in candidates:
         name = whole_name(candidate.node, candidate.group)
         rule = next(
@@ -359,13 +362,13 @@ def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]
         activation = rule.activation if rule and weight else None
         if name != candidate.node:
             reason += f"; half {candidate.group} of a shortcut that reads two concatenated tensors"
-        if candidate.node in edges and recipe.edges == "8" and weight:
+        if candidate.node in (first, last) and recipe.edges != "same" and weight:
             given = (weight, activation)
             weight, activation = _widened(weight, _EDGES_FROM), activation and _widened(activation, 8)
             if (weight, activation) != given:
                 reason = (
-                    f"the {edges[candidate.node]} convolution has 8 bits where the rest has fewer: few "
-                    "multiplications, much error (--edges same leaves it like the rest)"
+                    f"the {'first' if candidate.node == first else 'last'} convolution has 8 bits where the "
+                    "rest has fewer: few multiplications, much error (--edges same leaves it like the rest)"
                 )
         if (owner := branch_of(candidate.node)) is not None:
             weight, activation = None, None
@@ -380,8 +383,32 @@ def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]
         for port, scheme in ports.items():
             # What leaves a layer is stored at 8 bits: the width is the consumer's to narrow, at its input.
             stored = scheme.model_copy(update={"bits": 8}) if scheme and port == "output" else scheme
-            decisions.append(Decision(**about, port=port, scheme=stored, reason=reason))
+            why_float = ""
+            if stored and recipe.edges == "float":
+                why_float = _float_edge(port, candidate.node == first, candidate.node == last)
+            decisions.append(
+                Decision(
+                    **about,
+                    port=port,
+                    scheme=None if why_float else stored,
+                    reason=why_float or reason,
+                )
+            )
     return decisions
+
+
+def _float_edge(port: Port, first: bool, last: bool) -> str:
+    """Why a port of the first or the last convolution stays float; empty where it does not."""
+    if first and port == "input":
+        return (
+            "the image reaches the network in float: at low noise its rounding looks like the noise that is "
+            "to be predicted (--edges 8 rounds it)"
+        )
+    if first and port == "output":
+        return "a convolution of a float image yields float"
+    if last and port == "output":
+        return "what the network predicts is not rounded (--edges 8 rounds it)"
+    return ""
 
 
 def _attention_ports(

@@ -57,20 +57,34 @@ def test_presets_are_named_by_their_widths() -> None:
 def test_the_first_and_the_last_convolution_have_8_bits(
     bits: int, activation_bits: int, edge: tuple[int | None, ...], rest: tuple[int | None, ...]
 ) -> None:
-    found = _widths(recipe_for_bits(bits, activation_bits))
+    found = _widths(recipe_for_bits(bits, activation_bits, edges="8"))
     assert found["first"] == found["last"] == edge
     assert all(found[node] == rest for node in found if node not in ("first", "last", "attention"))
     same = _widths(recipe_for_bits(bits, activation_bits, edges="same"))
     assert all(same[node] == rest for node in same if node != "attention")
+    image = _widths(recipe_for_bits(bits, activation_bits))
+    assert image == found | {"first": (edge[0], None, None), "last": (*edge[:2], None)}
+
+
+def test_the_plan_says_why_the_image_and_the_prediction_are_not_rounded() -> None:
+    reasons = {(d.node, d.port): d.reason for d in plan(PRESETS["w8a8"], LAYERS) if d.scheme is None}
+    assert "at low noise its rounding looks like the noise" in reasons["first", "input"]
+    assert "what the network predicts is not rounded" in reasons["last", "output"]
+    assert set(reasons) == {
+        ("first", "input"),
+        ("first", "output"),
+        ("attention", "products"),
+        ("last", "output"),
+    }
 
 
 def test_the_plan_says_why_an_edge_is_wider() -> None:
-    reasons = {d.node: d.reason for d in plan(PRESETS["w4a8"], LAYERS)}
+    reasons = {d.node: d.reason for d in plan(PRESETS["w4a8"], LAYERS) if d.port == "weight"}
     assert "the first convolution has 8 bits" in reasons["first"]
     assert "the last convolution has 8 bits" in reasons["last"]
     assert "recipe w4a8" in reasons["middle"]
     assert "half 1" in reasons["shortcut.half1"]
-    assert all("has 8 bits" not in d.reason for d in plan(PRESETS["w8a8"], LAYERS))
+    assert all("has 8 bits" not in d.reason for d in plan(PRESETS["w8a8"], LAYERS) if d.port == "weight")
 
 
 def test_a_rule_speaks_of_both_halves_and_ranges_stand_together() -> None:
@@ -88,10 +102,12 @@ def test_a_rule_speaks_of_both_halves_and_ranges_stand_together() -> None:
 def test_names_tell_recipes_apart() -> None:
     assert recipe_for_bits(3, 6, granularity="per_tensor", symmetric=True).name == "w3a6-tensor-sym"
     assert recipe_for_bits(4, edges="same").name == "w4a8-same"
-    assert recipe_for_bits(8, edges="same").name == "w8a8"
-    everything = recipe_for_bits(4, 4, activation_range="mse", weight_range="mse", split_shortcuts=True)
-    assert everything.name == "w4a4-mse-wmse-split"
-    assert recipe_for_bits(8, 32, symmetric=True, split_shortcuts=True, activation_range="mse").name == "w8"
+    assert recipe_for_bits(8, edges="same").name == "w8a8-same"
+    assert recipe_for_bits(8, edges="8").name == "w8a8-edges8"
+    assert [recipe_for_bits(4, 32, edges=edges).name for edges in ("8", "same")] == ["w4", "w4-same"]
+    everything = recipe_for_bits(4, 4, activation_range="minmax", weight_range="mse", split_shortcuts=True)
+    assert everything.name == "w4a4-minmax-wmse-split"
+    assert recipe_for_bits(8, 32, edges="same", split_shortcuts=True, activation_range="minmax").name == "w8"
     assert recipe_for_bits(4, 4, split_shortcuts=True, low_rank=16).name == "w4a4-split-lr16"
 
 
@@ -109,10 +125,10 @@ def test_a_float_branch_stands_beside_layers_of_few_bits_and_costs_no_more_than_
     ]
     decisions = {d.node: d for d in plan(recipe, candidates) if d.port == "input"}
     bits = {name: decision.scheme and decision.scheme.bits for name, decision in decisions.items()}
-    assert bits == {"first": 8, "middle": 4, down: None, up: None, "thin": 4, "row": 4, "last": 8}
+    assert bits == {"first": None, "middle": 4, down: None, up: None, "thin": 4, "row": 4, "last": 8}
     assert decisions["middle"].reason.endswith("; beside a float branch of rank 16")
     assert "part of the float branch beside middle" in decisions[down].reason
-    assert "has 8 bits" in decisions["last"].reason
+    assert "last convolution has 8 bits" in decisions["last"].reason
     # 12 x (24 + 24) multiplications, as many as the layer's own 24 x 24.
     assert "rank 12, not 16, which would multiply more" in decisions["thin"].reason
     assert "no float branch: one of rank 1 would multiply more" in decisions["row"].reason
@@ -155,9 +171,9 @@ def test_attention_is_float_by_default_and_where_something_stands_in_the_way() -
 
 
 def test_attention_alone_keeps_what_ranges_are_asked_for() -> None:
-    recipe = recipe_for_bits(8, 32, attention_bits=8, activation_range="mse", equalize=0.5)
-    assert recipe.name == "w8-att8-mse"
-    assert recipe.activation_range == "mse"
+    recipe = recipe_for_bits(8, 32, attention_bits=8, activation_range="minmax", equalize=0.5)
+    assert recipe.name == "w8-att8-minmax"
+    assert recipe.activation_range == "minmax"
     assert recipe.equalize is None
     with pytest.raises(UsageError, match="--attention-bits is not valid"):
         recipe_for_bits(8, attention_bits=3)

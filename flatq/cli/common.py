@@ -83,7 +83,7 @@ Cache = Annotated[
     typer.Option("--cache/--no-cache", help="Keep the reference's features in FLATQ_CACHE (~/.cache/flatq)."),
 ]
 BatchSize = Annotated[int, typer.Option(help="Images at a time.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")]
 Runtime = Annotated[
     str | None,
     typer.Option(help="torch, onnxruntime, openvino or tensorrt; each model has a default."),

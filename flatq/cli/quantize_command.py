@@ -10,6 +10,7 @@ import typer
 from flatq.cli.common import Guidance, Threads, Weights, note, progress_bar, say_weights
 
 if TYPE_CHECKING:
+    from flatq.quantize.artifact import Manifest
     from flatq.quantize.methods import WeightRounding
     from flatq.recipe import ActivationRange, Edges, Granularity, WeightRange
 
@@ -21,7 +22,13 @@ def command(
     bits: Annotated[
         int, typer.Option(help="Width of the weights, 2 to 8; 7 for CPUs without VNNI, on which 8 saturate.")
     ] = 8,
-    act_bits: Annotated[int, typer.Option(help="Width of the activations, 4 to 8, or 32 for float.")] = 8,
+    act_bits: Annotated[
+        int,
+        typer.Option(
+            help="Width of the activations, 4 to 8; 32 leaves them in float, and what is said of their "
+            "integers, --split-shortcuts and --equalize without effect."
+        ),
+    ] = 8,
     attention_bits: Annotated[
         int,
         typer.Option(help="Width of the factors of attention's two products, 4 to 8, or 32 for float."),
@@ -34,13 +41,20 @@ def command(
     ] = False,
     edges: Annotated[
         str,
-        typer.Option(help="Bits of the first and last convolution where the rest has fewer: 8 or same."),
-    ] = "8",
+        typer.Option(
+            help="First and last convolution: float (8-bit weights, image in and prediction out in float), "
+            "8 (8 bits on all sides) or same (as the rest)."
+        ),
+    ] = "float",
     act_range: Annotated[
         str, typer.Option(help="Which range activations' scales cover: minmax, percentile or mse.")
-    ] = "minmax",
+    ] = "mse",
     percentile: Annotated[
-        float, typer.Option(help="With --act-range percentile: of the values that stay below, and above.")
+        float,
+        typer.Option(
+            help="With --act-range percentile: how many of 100 values lie below the range's upper end, and "
+            "above its lower."
+        ),
     ] = 99.99,
     weight_range: Annotated[str, typer.Option(help="Which range weights' scales cover: minmax or mse.")] = (
         "minmax"
@@ -49,35 +63,45 @@ def command(
         bool,
         typer.Option(
             "--split-shortcuts/--no-split-shortcuts",
-            help="A convolution of two joined tensors as one for each, with scales of its own.",
+            help="A convolution that reads two joined tensors becomes one for each, with scales of its own.",
         ),
     ] = False,
     low_rank: Annotated[
         int,
-        typer.Option(help="Rank of a float branch beside each layer of less than 8 bits; 0 for none."),
+        typer.Option(
+            help="Rank of a float branch beside each layer whose weights and activations both have less than "
+            "8 bits; 0 for none."
+        ),
     ] = 0,
     equalize: Annotated[
         float | None,
         typer.Option(
-            metavar="ALPHA", help="Bring outlying channels to size where that folds exactly; such as 0.5."
+            metavar="ALPHA",
+            help="Even out outlying channels in front of attention, exactly; of their size the weights take "
+            "ALPHA, 0 to 1, such as 0.5.",
         ),
     ] = None,
     weights: Weights = None,
     calib_images: Annotated[int, typer.Option(help="Sampling chains to calibrate on.")] = 32,
     calib_steps: Annotated[int, typer.Option(help="Timesteps along each chain.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of the calibration noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the calibration noise, and of what a method draws.")] = 0,
     guidance: Guidance = 1.0,
     method: Annotated[
-        str, typer.Option(help="How weights are rounded: rtn (to nearest), gptq or adaround (learned).")
-    ] = "rtn",
+        str | None,
+        typer.Option(
+            help="How weights are rounded: rtn (to nearest; the default at 8 bits), gptq (the default below) "
+            "or adaround (learned)."
+        ),
+    ] = None,
     bias_correction: Annotated[
         bool, typer.Option(help="Add each layer's mean output error on the calibration inputs to its bias.")
     ] = False,
     samples: Annotated[
-        int, typer.Option(help="Calibration inputs that the method and the correction look at.")
+        int, typer.Option(help="Calibration inputs that gptq, adaround and --bias-correction look at.")
     ] = 256,
     damping: Annotated[
-        float, typer.Option(help="Of gptq, as a share of the Hessian's mean diagonal.")
+        float,
+        typer.Option(help="Of gptq, with which adaround begins: as a share of the Hessian's mean diagonal."),
     ] = 0.01,
     act_order: Annotated[
         bool, typer.Option(help="Of gptq: columns that read the largest inputs first.")
@@ -87,7 +111,10 @@ def command(
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the artifact.")] = None,
 ) -> None:
-    """Quantize a checkpoint into a target-neutral artifact (CKPT.w4a8, CKPT.w4a8-gptq)."""
+    """Quantize a checkpoint into a target-neutral artifact (CKPT.w4a8, CKPT.w4a8-adaround).
+
+    Settings of a method or a range that is not asked for have no effect.
+    """
     from pydantic import ValidationError
 
     from flatq.errors import UsageError
@@ -110,7 +137,8 @@ def command(
 
     from flatq.calib import CalibrationPlan
     from flatq.checkpoint import load_checkpoint
-    from flatq.quantize.artifact import write_artifact
+    from flatq.quantize.artifact import check_free, write_artifact
+    from flatq.quantize.methods import usual_method
     from flatq.quantize.rounding import quantize_checkpoint
 
     try:
@@ -122,17 +150,19 @@ def command(
             got=f"{calib_images}, {calib_steps}, {seed}, {guidance}",
         ) from error
     rounding = _rounding(
-        {"method": method, "bias_correction": bias_correction, "samples": samples},
+        {"method": method or usual_method(bits), "bias_correction": bias_correction, "samples": samples},
         {"damping": damping, "act_order": act_order},
         {"iterations": iterations, "batch": learning_batch},
     )
+    suffix = rounding.suffix_beside(usual_method(bits))
+    folder = out or checkpoint.with_name(f"{checkpoint.stem}.{recipe.name}{suffix}")
+    check_free(folder)
     loaded = load_checkpoint(checkpoint)
     chosen = say_weights(loaded, weights)
     activations = "float" if act_bits == 32 else f"{act_bits}-bit"
     attends = "" if attention_bits == 32 else f", attention's products {attention_bits}-bit"
     note(f"weights at {bits} bits, activations {activations}{attends} (recipe {recipe.name})")
     note(rounding.describe())
-    folder = out or checkpoint.with_name(f"{checkpoint.stem}.{recipe.name}{rounding.suffix}")
     with progress_bar() as bar:
         artifact = quantize_checkpoint(
             loaded,
@@ -144,8 +174,23 @@ def command(
             rounding=rounding,
         )
         manifest = write_artifact(artifact, folder)
-    note(f"{len(manifest.planned)} layers quantized; `flatq inspect {folder}` shows every decision")
+    note(f"{_done(manifest)}; `flatq inspect {folder}` shows every decision")
     typer.echo(str(folder))
+
+
+def _done(manifest: Manifest) -> str:
+    """How many layers were quantized, and how many each further option that was asked for has touched."""
+    from flatq.recipe import branch_of, half_name
+
+    recipe, inputs = manifest.recipe, [d for d in manifest.decisions if d.port == "input"]
+    words = [f"{len(manifest.planned)} layers quantized"]
+    if recipe.split_shortcuts:
+        words.append(f"{sum(d.node.endswith(half_name('', 0)) for d in inputs)} convolutions split")
+    if recipe.low_rank:
+        words.append(f"{len({branch_of(d.node) for d in inputs} - {None})} float branches")
+    if recipe.equalize is not None:
+        words.append(f"{sum('; channels equalized' in d.reason for d in inputs)} with channels equalized")
+    return ", ".join(words)
 
 
 def _rounding(general: dict[str, Any], gptq: dict[str, Any], adaround: dict[str, Any]) -> WeightRounding:

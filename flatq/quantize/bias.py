@@ -4,6 +4,9 @@ ONNX Runtime's QLinearConv and QGemm take the bias as int32 in steps of input sc
 a float bias to that while they load. At 4 bits such a step is near an output code, so the rounding shows.
 Done here, in the lowered graph, it is part of what the torch graph computes, and the kernels add nothing to
 it.
+
+A bias has to fit an int32 in those steps. That of a channel whose weights training left at 1e-10 does not, so
+quantizing gives such weights coarser steps.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torchao.quantization.pt2e  # noqa: F401  (defines the operators below)
 from torch import fx
 
 from flatq.quantize.trace import stored_value
 
-__all__ = ["round_biases"]
+__all__ = ["room_for_bias", "round_biases"]
 
 _aten = torch.ops.aten
 _decomposed = torch.ops.quantized_decomposed
@@ -24,6 +28,31 @@ _DEQUANTIZE = (_decomposed.dequantize_per_tensor.default, _decomposed.dequantize
 
 _BITS = 20
 """Bits of a bias whose channel has no weights, and so no scale of its own."""
+_MOST_BITS = 28
+"""Bits of any bias: an int32 has room for the sum of products beside it, and for what a correction adds."""
+
+
+def room_for_bias(
+    codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, input_scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of a weight at which its bias has at most `_MOST_BITS` bits in steps of the sum.
+
+    Where it has more, the channel's scale is raised. The weights then lose up to half a new step, which moves
+    the output by at most 255 / 2^29 of the bias for each of them. The step is also kept a normal float32.
+
+    Args:
+        codes: int8 [out, ...].
+        scale: float32 [out] or [].
+        bias: float32 [out]; None counts as zeros.
+    """
+    least = torch.full((len(codes),), 2 * torch.finfo(torch.float32).tiny / input_scale, dtype=torch.float64)
+    if bias is not None:
+        least = torch.maximum(least, bias.double().abs() / (2.0**_MOST_BITS * input_scale))
+    raised = torch.maximum(scale.double(), least if scale.ndim else least.amax())
+    raised = raised.clamp_max(torch.finfo(torch.float32).max).to(scale.dtype)
+    ratio = scale.double() / raised.double()
+    columns = ratio.reshape(-1, *[1] * (codes.ndim - 1)) if scale.ndim else ratio
+    return (codes.double() * columns).round().to(codes.dtype), raised
 
 
 def round_biases(graph: fx.GraphModule) -> None:
@@ -54,8 +83,8 @@ def round_biases(graph: fx.GraphModule) -> None:
                 scale[empty] = (bias[empty].abs() / (2.0**_BITS * input_scale)).to(scale.dtype)
             else:
                 scale = torch.tensor(float(weight.args[1]))
-            step = scale.float() * input_scale
-            bias.copy_((bias.double() / step.double()).round() * step.double())
+            step = scale.double() * input_scale
+            bias.copy_((bias.double() / step).round() * step)
 
 
 def _tensor(graph: fx.GraphModule, node: Any) -> torch.Tensor:

@@ -19,11 +19,12 @@ from flatq.checkpoint import Checkpoint
 from flatq.errors import ModelError
 from flatq.quantize.artifact import Artifact, Manifest
 from flatq.quantize.attention import planned_attentions, write_out
+from flatq.quantize.bias import room_for_bias
 from flatq.quantize.equalize import equalize
 from flatq.quantize.low_rank import planned_branches, split_branches
 from flatq.quantize.methods import WeightRounding
 from flatq.quantize.methods.walk import refine
-from flatq.quantize.quantizer import FlatqQuantizer
+from flatq.quantize.quantizer import FlatqQuantizer, activation_qparams
 from flatq.quantize.ranges import RangeObserver, activation_spec, weight_spec
 from flatq.quantize.shortcuts import planned_splits, split_shortcuts, whole_weights
 from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, stored_value, trace
@@ -118,6 +119,7 @@ def quantize_checkpoint(
             name = layer.candidate.node
             if name in planned:
                 codes[name], scales[name] = weight_codes(converted, layer.node.name)
+        _make_room(network, layers, decisions, codes, scales, ranges)
         whole = whole_weights(decisions)
         rest = {
             name: value.detach().cpu()
@@ -211,6 +213,28 @@ def _ranges(
                 )
             groups.setdefault(decision.range_name, {})[decision.group] = found
     return {name: torch.cat([rows[i] for i in range(len(rows))]) for name, rows in groups.items()}
+
+
+def _make_room(
+    network: torch.nn.Module,
+    layers: list[Layer],
+    decisions: list[Decision],
+    codes: dict[str, torch.Tensor],
+    scales: dict[str, torch.Tensor],
+    ranges: dict[str, torch.Tensor],
+) -> None:
+    """Let the biases of layers with integer inputs fit their kernels, in place; see `room_for_bias`."""
+    inputs = {d.node: d for d in decisions if d.port == "input" and d.scheme is not None}
+    for layer in layers:
+        name, decision = layer.candidate.node, inputs.get(layer.candidate.node)
+        if decision is None:
+            continue
+        assert decision.scheme is not None
+        low, high = ranges[decision.range_name][decision.group].tolist()
+        step = float(activation_qparams(low, high, decision.scheme).scale)
+        stored = layer.node.args[2] if len(layer.node.args) > 2 else None
+        bias = network.get_parameter(str(stored.target)).detach() if isinstance(stored, fx.Node) else None
+        codes[name], scales[name] = room_for_bias(codes[name], scales[name], bias, step)
 
 
 def weight_codes(converted: fx.GraphModule, node_name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -159,6 +159,8 @@ class _Weights:
         value = graph.constant(name)
         if value is None or value.ndim < 2:
             return set()
+        if node.op_type not in PRODUCTS and not value.any():
+            return set()  # zeros, which a normalization's shift holds as well as a layer
         if node.op_type == "MatMulNBits":
             value = _unpacked(node, value)
         elif value.dtype == np.uint8:

@@ -44,6 +44,8 @@ another multiplies by its reciprocal, and both are right."""
 UNIT_ROUNDOFF = 2.0**-24
 """Of float32."""
 
+_SMALLEST = 2.0**-126
+"""What float32 holds below it is a denormal, which some runtimes flush to zero."""
 
 Quantum = Literal["code", "accumulator", "rounding"]
 
@@ -115,11 +117,11 @@ class Reference:
             quantum = torch.tensor(self.output.scale, dtype=torch.float64)
             return Result((codes - self.output.zero_point) * self.output.scale, "code", quantum, quantum / 2)
         if self.input is not None and integer:
-            rounding = 8 * roundoff * (exact.abs() + bias.abs())
+            rounding = (8 * roundoff * (exact.abs() + bias.abs())).clamp_min(_SMALLEST)
             quantum = torch.maximum(step.expand_as(exact), rounding)
             return Result(exact, "accumulator", quantum, rounding)
         magnitude = self._multiply(factor.abs(), weight.abs()) * step + bias.abs()
-        rounding = 16 * roundoff * magnitude
+        rounding = (16 * roundoff * magnitude).clamp_min(_SMALLEST)
         return Result(exact, "rounding", rounding, rounding)
 
     @property

@@ -44,6 +44,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("quantize", "CKPT", "--calib-images", "0"),
         ("quantize", "CKPT", "--method", "best"),
         ("quantize", "CKPT", "--method", "adaround", "--iterations", "0"),
+        ("quantize", "CKPT", "--method", "gptq", "--damping", "inf"),
+        ("quantize", "CKPT", "--guidance", "inf"),
+        ("quantize", "CKPT", "--guidance", "2"),
+        ("quantize", "CKPT", "--calib-steps", "1001"),
+        ("quantize", "CKPT", "--seed", str(2**64)),
+        ("quantize", "CKPT", "--threads", "-1"),
+        ("quantize", "CKPT", "--equalize", "nan"),
         ("quantize", "CKPT", "--weights", "swa"),
         ("quantize", "nothing.pt"),
         ("quantize",),
@@ -119,6 +126,13 @@ def test_weights_that_are_not_finite_exit_2(cli: Cli, digits: Path, tmp_path: Pa
     assert cli("sample", tmp_path / "nan.pt", "-n", 1, "-o", tmp_path / "a.npz") == 2
     assert cli("export", tmp_path / "nan.pt", "--onnx") == 2
     assert [p.name for p in tmp_path.iterdir()] == ["nan.pt"]
+
+
+def test_a_folder_that_is_taken_is_refused_before_the_work(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    assert cli("quantize", tmp_path / "not_even_looked_at.pt", "-o", tmp_path / "taken") == 2
+    assert "already exists" in cli.err
 
 
 def test_a_damaged_checkpoint_exits_2(cli: Cli, digits: Path, tmp_path: Path) -> None:

@@ -132,6 +132,13 @@ def test_a_scale_that_fp16_cannot_tell_is_refused() -> None:
         halve_floats(_scaled(scale, [1, 2]), "bf16")
 
 
+@pytest.mark.parametrize("scale", [1e-38, 1e-9, 1e5])
+def test_a_scale_of_zeros_is_never_too_small_or_too_large(scale: float) -> None:
+    half = halve_floats(_scaled(scale, [0, 0]), "fp16")
+    (kept,) = (numpy_helper.to_array(i) for i in half.graph.initializer if i.name == "scale.fp16")
+    assert float(kept) > 0
+
+
 @pytest.mark.parametrize(
     ("target", "floats", "quantized"),
     [

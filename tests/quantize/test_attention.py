@@ -31,7 +31,7 @@ ATTENTION = "unet.mid_block.attentions.0"
 
 
 def _quantized(checkpoint: Checkpoint, method: str = "rtn", **options: Any) -> Artifact:
-    recipe = recipe_for_bits(**{"bits": 8, "attention_bits": 8, **options})
+    recipe = recipe_for_bits(**{"bits": 8, "attention_bits": 8, "activation_range": "minmax", **options})
     rounding = WeightRounding.model_validate({"method": method, "adaround": {"iterations": 3}})
     return quantize_checkpoint(checkpoint, recipe, calibration=CALIBRATION, threads=1, rounding=rounding)
 

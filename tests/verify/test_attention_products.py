@@ -31,9 +31,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Deployments:
     folder = tmp_path_factory.mktemp("attention")
     few = CalibrationPlan(images=2, steps=2)
     recipes = {
-        "rgb32": recipe_for_bits(8, attention_bits=8),
-        "rgb32-4": recipe_for_bits(4, 4, attention_bits=4, activation_range="mse"),
-        "imported64": recipe_for_bits(8, attention_bits=8, symmetric=True),
+        "rgb32": recipe_for_bits(8, attention_bits=8, edges="8"),
+        "rgb32-4": recipe_for_bits(4, 4, attention_bits=4, edges="8"),
+        "imported64": recipe_for_bits(8, attention_bits=8, edges="8", symmetric=True),
     }
     artifacts = {
         name: quantize_checkpoint(

@@ -94,7 +94,7 @@ def reconstruct(
     targets = [_outputs(block, values, outputs, {}) for values in exact]
     codes = [layer.codes for layer in block.layers]
     given = _error(block, quantized, targets, outputs)
-    if not given > 0:
+    if not 0 < given < float("inf"):  # nothing to learn, or an error beyond float32
         return Outcome(given, given)
     soft = [SoftRounding(layer) for layer in block.layers]
     _learn(block, soft, exact, quantized, targets, outputs, given, options, generator, step)

@@ -3,30 +3,70 @@
 Frantar, Ashkboos, Hoefler, Alistarh 2022, "GPTQ: Accurate Post-Training Quantization for Generative
 Pre-trained Transformers", algorithm 1. torchao's own (`torchao.prototype.gptq`) knows linear layers on CUDA
 and formats of its own only, with scales that it chooses itself.
+
+Algorithm 1 takes the inputs of the quantized layer for those of the float one. Li, Yin, Lee, Xiao, Panda
+2025, "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", holds the layer to what the
+float one makes of the float inputs, so that it makes up for what was rounded before it. Their update works
+column by column; here the float weight that does so best is found first, and then rounded: `compensated`.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from flatq.errors import ModelError
 from flatq.quantize.methods.options import Gptq
 
-__all__ = ["Hessian", "gptq_codes", "output_error"]
+__all__ = ["Moments", "compensated", "gptq_codes", "output_error"]
 
 
-class Hessian:
-    """H = 2 X X^T of a layer's squared output error, streamed: the rows of X^T need not be kept.
+class Moments:
+    """Of the inputs X of a quantized layer and X' of the float one, streamed: their rows need not be kept.
 
     Args:
         columns: of the weight as a matrix.
+
+    Attributes:
+        hessian: 2 X X^T, of the layer's squared output error; float64 [columns, columns].
+        cross: 2 (X' - X) X^T, float64 [columns, columns].
     """
 
     def __init__(self, columns: int) -> None:
-        self.value = torch.zeros(columns, columns, dtype=torch.float64)
+        self.hessian = torch.zeros(columns, columns, dtype=torch.float64)
+        self.cross = torch.zeros(columns, columns, dtype=torch.float64)
 
-    def add(self, rows: torch.Tensor) -> None:
-        """Rows of inputs, float32 [n, columns]."""
-        self.value += 2 * (rows.T @ rows).double()
+    def add(self, rows: torch.Tensor, exact: torch.Tensor | None = None) -> None:
+        """Rows of X^T and, where they differ, of X'^T; float32 [n, columns]."""
+        # Sums of squares beyond 2^80 come near the end of float32; a power of two changes no digit.
+        unit = 2.0 ** max(0, math.frexp(float(rows.abs().amax()))[1] - 40)
+        scaled = rows / unit if unit > 1 else rows
+        self.hessian += 2 * unit**2 * (scaled.T @ scaled).double()
+        if exact is not None:
+            self.cross += 2 * unit**2 * (((exact - rows) / unit).T @ scaled).double()
+
+
+def compensated(weight: torch.Tensor, moments: Moments, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weight V of least |V X - W X'|^2 + r |V - W|^2, and the Hessian of that as a function of V.
+
+    Args:
+        weight: W, float [out, columns].
+        ridge: r, as a share of the mean of the Hessian's diagonal.
+
+    Returns:
+        V and 2 (X X^T + r), float64 [out, columns] and [columns, columns]. Without inputs, W and zeros.
+
+    Raises:
+        ModelError: the inputs were not finite.
+    """
+    exact, hessian = weight.double(), moments.hessian
+    _check_finite(hessian, moments.cross)
+    mean = float(hessian.diagonal().mean())
+    if not mean > 0:
+        return exact, hessian
+    kept = hessian + ridge * mean * torch.eye(len(hessian), dtype=torch.float64)
+    return exact + torch.linalg.solve(kept, moments.cross.T @ exact.T).T, kept
 
 
 def output_error(difference: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
@@ -57,7 +97,11 @@ def gptq_codes(
         scale: float, positive, broadcasts to the weight.
         hessian: float64 [columns, columns], symmetric, positive semidefinite of any rank.
         low, high: smallest and largest code.
+
+    Raises:
+        ModelError: the Hessian is not finite.
     """
+    _check_finite(hessian)
     options = options or Gptq()
     exact = weight.double()
     steps = scale.double().expand_as(weight)
@@ -68,6 +112,16 @@ def gptq_codes(
     chosen = _round_columns(exact[:, order], steps[:, order], factor, low, high, options.block)[:, back]
     error, plain = (output_error(codes * steps - exact, hessian) for codes in (chosen, nearest))
     return torch.where((error < plain)[:, None], chosen, nearest).to(torch.int8)
+
+
+def _check_finite(*moments: torch.Tensor) -> None:
+    if not all(bool(moment.isfinite().all()) for moment in moments):
+        raise ModelError(
+            "GPTQ cannot work on inputs that are not finite",
+            expected="finite activations",
+            got="NaN or infinity during calibration",
+            next_step="check the checkpoint with `flatq sample` first",
+        )
 
 
 def _ordered(hessian: torch.Tensor, options: Gptq) -> tuple[torch.Tensor, torch.Tensor]:

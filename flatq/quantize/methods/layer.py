@@ -63,15 +63,16 @@ class QuantLayer:
         """The layer's output with its codes; stands in for the operator in a `Stream`."""
         return self.compute(self.codes.float() * self.scale, args)
 
-    def rows(self, source: torch.Tensor) -> torch.Tensor:
+    def rows(self, source: torch.Tensor, *, quantize: bool = True) -> torch.Tensor:
         """What the weight, as a matrix [out, columns], is multiplied with: float32 [n, columns].
 
-        A convolution's input is unfolded, one row for each place of the kernel.
+        A convolution's input is unfolded, one row for each place of the kernel. Without `quantize` it is what
+        the float layer multiplies with.
 
         Raises:
             ModelError: a convolution in groups.
         """
-        source = self.quantize_input(source)
+        source = self.quantize_input(source) if quantize else source
         if self.weight.ndim == 2:
             return source.reshape(-1, self.weight.shape[1])
         if source.shape[1] != self.weight.shape[1]:
@@ -79,7 +80,7 @@ class QuantLayer:
                 f"{self.name} is a convolution in groups, which this method does not know",
                 expected="a convolution that reads all channels",
                 got=f"{source.shape[1]} channels in, weight {list(self.weight.shape)}",
-                next_step="take --method rtn or adaround",
+                next_step="take --method rtn",
             )
         kernel, (stride, padding, dilation) = self.weight.shape[2:], self._geometry()
         if isinstance(padding, str):

@@ -6,10 +6,19 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["METHODS", "AdaRound", "Gptq", "Method", "WeightRounding"]
+__all__ = ["METHODS", "AdaRound", "Gptq", "Method", "WeightRounding", "usual_method"]
 
 Method = Literal["rtn", "gptq", "adaround"]
 METHODS: tuple[str, ...] = get_args(Method)
+
+
+def usual_method(bits: int) -> Method:
+    """What `flatq quantize` takes where no method is named: 8 bits lose nothing that a method would win back.
+
+    Args:
+        bits: width of the weights.
+    """
+    return "rtn" if bits >= 8 else "gptq"
 
 
 class _Frozen(BaseModel):
@@ -21,11 +30,14 @@ class Gptq(_Frozen):
 
     Attributes:
         damping: added to the Hessian's diagonal, as a share of its mean.
+        ridge: keeps the weight that makes up for earlier rounding close to the layer's own, as a share of the
+            Hessian's mean diagonal; None rounds the layer's own.
         act_order: columns with the largest Hessian first, in place of the order in the weight.
         block: columns between two updates of all the columns that follow; changes the speed, not the result.
     """
 
-    damping: float = Field(default=0.01, gt=0)
+    damping: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    ridge: float | None = Field(default=0.3, gt=0, allow_inf_nan=False)
     act_order: bool = True
     block: int = Field(default=128, gt=0)
 
@@ -79,7 +91,11 @@ class WeightRounding(_Frozen):
     @property
     def suffix(self) -> str:
         """What follows a recipe's name, such as `-gptq+bias`; empty for plain rounding to nearest."""
-        method = "" if self.method == "rtn" else f"-{self.method}"
+        return self.suffix_beside("rtn")
+
+    def suffix_beside(self, usual: Method) -> str:
+        """The same where another method goes without saying."""
+        method = "" if self.method == usual else f"-{self.method}"
         return method + ("+bias" if self.bias_correction else "")
 
     def describe(self) -> str:

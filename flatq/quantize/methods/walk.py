@@ -16,7 +16,7 @@ from torch import fx
 from flatq.calib.inputs import CalibrationSet
 from flatq.quantize.methods.adaround import reconstruct
 from flatq.quantize.methods.blocks import Block, blocks, pieces
-from flatq.quantize.methods.gptq import Hessian, gptq_codes
+from flatq.quantize.methods.gptq import Moments, compensated, gptq_codes
 from flatq.quantize.methods.layer import QuantLayer, quant_layers, quant_products
 from flatq.quantize.methods.options import WeightRounding
 from flatq.quantize.methods.stream import Stream
@@ -77,7 +77,8 @@ def refine(
     learning, total = rounding.method == "adaround", len(planned)
     drawn = batches(inputs, rounding.samples, rounding.adaround.batch, generator)
     quantized = Stream(graph, drawn)
-    exact = Stream(graph, drawn) if learning or rounding.bias_correction else None
+    compensating = rounding.method == "gptq" and rounding.gptq.ridge is not None
+    exact = Stream(graph, drawn) if learning or compensating or rounding.bias_correction else None
     notes: dict[str, str] = {}
     biases: dict[str, torch.Tensor] = {}
     done = 0
@@ -112,15 +113,19 @@ def _pass(
     notes: dict[str, str],
 ) -> None:
     """Both streams go through a piece, which ends in its layer if it has one."""
-    if exact is not None:
-        exact.advance(piece.nodes)
     if not piece.layers:
+        if exact is not None:
+            exact.advance(piece.nodes)
         quantized.advance(piece.nodes, piece.products)
         return
     (layer,) = piece.layers
     quantized.advance(piece.nodes[:-1], piece.products)
+    if exact is not None:
+        exact.advance(piece.nodes[:-1])
     if rounding.method == "gptq":
-        _gptq(layer, quantized, rounding)
+        _gptq(layer, exact, quantized, rounding)
+    if exact is not None:
+        exact.advance([layer.node])
     quantized.advance([layer.node], {layer.node: layer.forward})
     if not rounding.bias_correction:
         return
@@ -137,13 +142,16 @@ def _pass(
         values[layer.node] = values[layer.node] + _as_channels(layer, shift)
 
 
-def _gptq(layer: QuantLayer, quantized: Stream, rounding: WeightRounding) -> None:
-    hessian = Hessian(layer.weight[0].numel())
-    for values in quantized.batches:
-        hessian.add(layer.rows(values[layer.node.all_input_nodes[0]]))
-    matrix = layer.weight.flatten(1)
+def _gptq(layer: QuantLayer, exact: Stream | None, quantized: Stream, rounding: WeightRounding) -> None:
+    ridge, matrix = rounding.gptq.ridge, layer.weight.flatten(1)
+    moments, source = Moments(matrix.shape[1]), layer.node.all_input_nodes[0]
+    for i, values in enumerate(quantized.batches):
+        given = None if ridge is None or exact is None else exact.batches[i][source]
+        float_rows = None if given is None else layer.rows(given, quantize=False)
+        moments.add(layer.rows(values[source]), float_rows)
+    target, hessian = (matrix, moments.hessian) if ridge is None else compensated(matrix, moments, ridge)
     steps = layer.scale.expand_as(layer.weight).flatten(1)
-    found = gptq_codes(matrix, steps, hessian.value, layer.low, layer.high, rounding.gptq)
+    found = gptq_codes(target, steps, hessian, layer.low, layer.high, rounding.gptq)
     layer.codes = found.reshape(layer.weight.shape)
 
 

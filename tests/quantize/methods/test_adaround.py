@@ -84,7 +84,7 @@ def test_codes_that_do_not_help_are_not_taken(monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(layer.codes, before)
 
 
-@pytest.mark.parametrize("case", ["zero weight", "zero input", "one value"])
+@pytest.mark.parametrize("case", ["zero weight", "zero input", "one value", "past float32"])
 def test_degenerate_blocks_stay_finite(case: str) -> None:
     weight, scale, inputs = _random()
     weight[2], scale[2] = 0, torch.finfo(torch.float32).tiny
@@ -94,10 +94,11 @@ def test_degenerate_blocks_stay_finite(case: str) -> None:
         "zero weight": inputs,
         "zero input": torch.zeros_like(inputs),
         "one value": inputs[:1].expand(64, 8),
+        "past float32": inputs * 1e30,  # as squares
     }[case].contiguous()
     outcome, codes = _learn(weight, scale, inputs)
     assert not bool(codes[2].any())
     assert outcome.learned <= outcome.given
     if case != "one value":
-        assert outcome.given == 0
+        assert outcome.given == (float("inf") if case == "past float32" else 0)
         assert torch.equal(codes, (weight / scale).round().clamp(-8, 7).to(torch.int8))

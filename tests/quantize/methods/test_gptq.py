@@ -7,7 +7,8 @@ import itertools
 import pytest
 import torch
 
-from flatq.quantize.methods.gptq import Hessian, gptq_codes, output_error
+from flatq.errors import ModelError
+from flatq.quantize.methods.gptq import Moments, compensated, gptq_codes, output_error
 from flatq.quantize.methods.options import Gptq
 
 LOW, HIGH = -8, 7
@@ -30,10 +31,10 @@ def _problem(
 
 
 def _hessian(inputs: torch.Tensor) -> torch.Tensor:
-    hessian = Hessian(inputs.shape[1])
+    moments = Moments(inputs.shape[1])
     for part in inputs.split(7):
-        hessian.add(part)
-    return hessian.value
+        moments.add(part)
+    return moments.hessian
 
 
 def test_the_hessian_is_that_of_the_squared_error() -> None:
@@ -106,7 +107,9 @@ def test_a_scale_for_each_column_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("act_order", [False, True])
-@pytest.mark.parametrize("case", ["nothing", "constant", "rank 2", "huge", "tiny", "dead columns"])
+@pytest.mark.parametrize(
+    "case", ["nothing", "constant", "rank 2", "huge", "past float32", "tiny", "dead columns"]
+)
 def test_degenerate_inputs_give_codes_within_the_width(case: str, act_order: bool) -> None:
     weight, scale, inputs = _problem(4, 12, 30)
     weight[1] = 0
@@ -116,6 +119,7 @@ def test_degenerate_inputs_give_codes_within_the_width(case: str, act_order: boo
         "constant": torch.ones(30, 12),
         "rank 2": inputs[:2],
         "huge": inputs * 1e15,
+        "past float32": inputs * 2.0**100,  # as squares
         "tiny": inputs * 1e-15,
         "dead columns": inputs * (torch.arange(12) % 3 > 0),
     }
@@ -124,8 +128,49 @@ def test_degenerate_inputs_give_codes_within_the_width(case: str, act_order: boo
     assert codes.dtype == torch.int8
     assert LOW <= int(codes.min()) <= int(codes.max()) <= HIGH
     assert not bool(codes[1].any())
+    if case == "past float32":
+        assert torch.equal(
+            codes, gptq_codes(weight, scale, _hessian(inputs), LOW, HIGH, Gptq(act_order=act_order))
+        )
     if case == "nothing":
         assert torch.equal(codes, _nearest(weight, scale))
     if case == "dead columns":
         dead = torch.arange(12) % 3 == 0
         assert torch.equal(codes[:, dead], _nearest(weight, scale)[:, dead])
+
+
+def test_compensation_is_the_least_squares_solution_that_stays_close_to_the_weight() -> None:
+    weight, _, exact = _problem(4, 6, 50)
+    inputs = exact + 0.3 * torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    moments = Moments(6)
+    for rows, given in zip(inputs.split(7), exact.split(7), strict=True):
+        moments.add(rows, given)
+    found, hessian = compensated(weight, moments, 0.1)
+    share = 0.1 * float(moments.hessian.diagonal().mean()) / 2
+    # The ridge as further rows: as many inputs as columns, at which V is to do what W does.
+    more = share**0.5 * torch.eye(6, dtype=torch.float64)
+    rows = torch.cat([inputs.double(), more])
+    wanted = torch.cat([exact.double() @ weight.double().T, more @ weight.double().T])
+    torch.testing.assert_close(found, torch.linalg.lstsq(rows, wanted).solution.T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(hessian, 2 * rows.T @ rows, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-15, 1e15])
+def test_equal_inputs_leave_nothing_to_compensate(scale: float) -> None:
+    weight, _, inputs = _problem(4, 6, 50)
+    moments = Moments(6)
+    moments.add(scale * inputs, scale * inputs)
+    found, hessian = compensated(weight, moments, 0.1)
+    assert torch.equal(found, weight.double())
+    assert bool(hessian.isfinite().all())
+
+
+def test_inputs_that_are_not_finite_are_an_error_and_no_endless_search() -> None:
+    weight, scale, inputs = _problem(4, 12, 30)
+    inputs[3, 2] = torch.inf
+    with pytest.raises(ModelError, match="not finite"):
+        gptq_codes(weight, scale, _hessian(inputs), LOW, HIGH)
+    moments = Moments(12)
+    moments.add(inputs, inputs)
+    with pytest.raises(ModelError, match="not finite"):
+        compensated(weight, moments, 0.1)
