@@ -157,14 +157,10 @@ class _Half:
                 continue
             scaling = np.array(True)
             if (codes := self.constants.get(node.input[0])) is not None:
-                values = numpy_helper.to_array(codes).astype(np.int64)
                 axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-                one = not self.constants[node.input[1]].dims
-                scaling = (
-                    values.any()
-                    if one
-                    else np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1).any(1)
-                )
+                used = numpy_helper.to_array(codes).astype(np.int64) != 0
+                kept = (axis % used.ndim,) if self.constants[node.input[1]].dims else ()
+                scaling = np.asarray(used.any(axis=tuple(d for d in range(used.ndim) if d not in kept)))
             found[node.input[1]] = found.get(node.input[1], np.array(False)) | scaling
         return found
 

@@ -59,8 +59,8 @@ def round_biases(graph: fx.GraphModule) -> None:
     """Round the bias of every layer that runs as one integer kernel, in place.
 
     These are the layers whose input and weight are dequantized and whose output is quantized at once. A
-    channel whose codes are all zero gets the weight scale at which its bias has `_BITS` bits: its own says
-    nothing, and may be too small for the bias to fit an int32.
+    channel whose codes are all zero gets a weight scale at which its bias has at most `_BITS` bits: its own
+    says nothing, and may be too small for the bias to fit an int32.
     """
     for node in graph.graph.nodes:
         if node.target not in _LAYERS or len(node.args) < 3 or node.args[2] is None:
@@ -80,7 +80,8 @@ def round_biases(graph: fx.GraphModule) -> None:
             if weight.target is _decomposed.dequantize_per_channel.default:
                 scale, codes = _tensor(graph, weight.args[1]), _tensor(graph, weight.args[0])
                 empty = (codes.reshape(len(codes), -1) == 0).all(1) & (bias != 0)
-                scale[empty] = (bias[empty].abs() / (2.0**_BITS * input_scale)).to(scale.dtype)
+                wanted = bias[empty].abs() / (2.0**_BITS * input_scale)
+                scale[empty] = torch.maximum(scale[empty], wanted.to(scale.dtype))
             else:
                 scale = torch.tensor(float(weight.args[1]))
             step = scale.double() * input_scale

@@ -33,9 +33,6 @@ _PRODUCTS = (
 )
 """OpenVINO's layer types that multiply and accumulate."""
 
-_SCALE_BEHIND = "/DequantizationMultiply"
-"""What OpenVINO calls it, behind the name of the operator."""
-
 _BITS = {"i4": 4, "u4": 4, "i8": 8, "u8": 8, "f16": 16, "bf16": 16}
 
 
@@ -52,11 +49,10 @@ def inspect_openvino(path: Path, artifact: Artifact, lowered: Lowered, threads: 
     found: dict[str, Found] = {}
     unmatched = []
     for kernel in kernels:
-        owners = Counter(names[name] for name in kernel.names if name in names)
-        if not owners and kernel.kind in _PRODUCTS:
-            # A layer between two quantizers may keep no name but that of the scale behind it.
-            plain = dict.fromkeys(name.removesuffix(_SCALE_BEHIND) for name in kernel.names)
-            owners = Counter(names[name] for name in plain if name in names)
+        # Where a bias is zero OpenVINO drops it, and may name the kernel after the scale behind the product.
+        behind = "/DequantizationMultiply" if kernel.kind in _PRODUCTS else ""
+        held = {name.removesuffix(behind) for name in kernel.names}
+        owners = Counter(names[name] for name in held if name in names)
         if not owners and kernel.kind in _PRODUCTS:
             unmatched.append(f"{kernel.describe()} {kernel.names[0] if kernel.names else ''}".strip())
         for owner, products in owners.items():

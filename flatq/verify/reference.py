@@ -114,8 +114,13 @@ class Reference:
         exact = self._multiply(factor, weight) * step + bias
         if self.output is not None:
             codes = self.output.codes(exact)
-            quantum = torch.tensor(self.output.scale, dtype=torch.float64)
-            return Result((codes - self.output.zero_point) * self.output.scale, "code", quantum, quantum / 2)
+            scale = self.output.scale
+            quantum = torch.tensor(scale, dtype=torch.float64)
+            # Sums of narrow codes are few: one on the edge of two output codes comes again and again.
+            from_edge = (exact / scale - (exact / scale).floor() - 0.5).abs() * scale
+            either = from_edge <= 8 * UNIT_ROUNDOFF * (exact.abs() + bias.abs())
+            same = torch.where(either, 1.001 * quantum, quantum / 2)
+            return Result((codes - self.output.zero_point) * scale, "code", quantum, same)
         if self.input is not None and integer:
             rounding = (8 * roundoff * (exact.abs() + bias.abs())).clamp_min(_SMALLEST)
             quantum = torch.maximum(step.expand_as(exact), rounding)
@@ -208,7 +213,8 @@ class Result:
             inputs are integers, one step of the integer sum, input scale x weight scale, or what float32 can
             resolve where that is more. Of a float output that was summed in float, 16 unit roundoffs of the
             sum of the products' magnitudes, which is what another order of summing moves.
-        same: below this it counts as equal. Behind an output quantizer, half a step. Of a float output whose
+        same: below this it counts as equal. Behind an output quantizer, half a step, or a whole one where
+            what is quantized lies on the edge of two codes to float32's rounding. Of a float output whose
             inputs are integers, 8 unit roundoffs of |output| + |bias|: the integer sum is exact, and about
             four float32 roundings follow it. Else the quantum.
     """

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from networks import checkpoint
 
+from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import read_deployment
 from flatq.errors import ArtifactError, MissingRuntimeError, ModelError, UsageError
 from flatq.export import export_artifact, export_checkpoint
 from flatq.models import open_model
 from flatq.quantize.artifact import Artifact, write_artifact
-from flatq.quantize.lowering import lower
+from flatq.quantize.lowering import Lowered, lower
+from flatq.quantize.rounding import quantize_checkpoint
+from flatq.recipe import recipe_for_bits
 from flatq.runtime.openvino import OpenVinoRuntime
+from flatq.verify.audit import audit_deployment
 
 openvino = pytest.importorskip("openvino")
 
@@ -168,3 +174,33 @@ def test_bad_inputs_are_refused(folders: dict[str, Path], tmp_path: Path) -> Non
         open_model(folders["w8a8"], runtime="onnxruntime")
     with pytest.raises(UsageError, match="--device cuda is not offered"):
         open_model(folders["w8a8"], device="cuda")
+
+
+def test_layers_whose_bias_is_zero_compute_what_torch_does_and_are_found(tmp_path: Path) -> None:
+    """OpenVINO leaves such a bias out; where the result is concatenated, it then went wrong."""
+    given = checkpoint("digits", tmp_path)
+    weights = {name: value.clone() for name, value in given.weights["raw"].items()}
+    for name, value in weights.items():
+        if name.endswith(".bias") and "norm" not in name:
+            value.zero_()
+    artifact = quantize_checkpoint(
+        dataclasses.replace(given, weights={"raw": weights}),
+        recipe_for_bits(8, symmetric=True),
+        calibration=CalibrationPlan(images=2, steps=2),
+        threads=1,
+    )
+    write_artifact(artifact, tmp_path / "a")
+    kept: list[Lowered] = []
+    export_artifact(tmp_path / "a", "openvino", tmp_path / "d", check=lambda _, __, graph: kept.append(graph))
+    (lowered,) = kept
+    audit = audit_deployment(artifact, tmp_path / "d", lowered=lowered, threads=1)
+    assert audit.integer_share == 1
+    assert audit.unmatched == ()
+    x = np.random.default_rng(7).standard_normal((4, 1, 8, 8)).astype(np.float32)
+    t = np.array([0, 300, 600, 999])
+    with torch.no_grad():
+        expected = lowered.graph(torch.from_numpy(x), torch.from_numpy(t)).numpy()
+    with OpenVinoRuntime(tmp_path / "d" / "model.xml", threads=1, precision="fp32") as runtime:
+        error = runtime(x, t) - expected
+    # A value on the edge of two codes may be rounded either way; a wrong network is further off than zeros.
+    assert float(np.sqrt(np.mean(error**2))) < 0.05 * float(np.sqrt(np.mean(expected**2)))

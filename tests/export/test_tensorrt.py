@@ -18,11 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import Checkpoint
+from flatq.deployment import FloatPrecision
 from flatq.errors import MissingRuntimeError, ModelError, UsageError
 from flatq.export import build_engine, export_artifact
 from flatq.export.engine import build_serialized, parse
 from flatq.export.symmetry import check_symmetric
 from flatq.quantize.artifact import Artifact, read_manifest, write_artifact
+from flatq.quantize.low_rank import branched
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS, recipe_for_bits
 from flatq.runtime.cuda import open_device
@@ -122,6 +124,31 @@ def test_integer_attention_builds(
     assert attentions == 4
     assert len(products) == linears + 2 * attentions
     assert len(build_serialized(tmp_path / "d" / "model.onnx", (1, 2, 8)).plan) > 1000
+
+
+@needs_tensorrt
+def test_float_branches_and_split_shortcuts_build(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
+    recipe = recipe_for_bits(4, 4, split_shortcuts=True, low_rank=4)
+    artifact = quantize_checkpoint(
+        checkpoints["digits"], recipe, calibration=CalibrationPlan(images=2, steps=1), threads=2
+    )
+    write_artifact(artifact, tmp_path / "a")
+    branches = len(branched(artifact.manifest.decisions))
+    assert branches > 10
+    choices: tuple[FloatPrecision, ...] = ("fp32", "fp16")
+    for floats in choices:
+        export_artifact(tmp_path / "a", "tensorrt", tmp_path / floats, float_precision=floats)
+        parsed = parse(tmp_path / floats / "model.onnx")
+        trt, network = parsed.trt, parsed.network
+        makers = _makers(network)
+        kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
+        products = [n for n in map(network.get_layer, range(network.num_layers)) if n.type in kinds]
+        # A float convolution holds its weight itself.
+        weights = [layer.get_input(1) if layer.num_inputs > 1 else None for layer in products]
+        integer = [w is not None and _source(w, makers, trt) == trt.LayerType.DEQUANTIZE for w in weights]
+        assert sum(integer) == len(artifact.manifest.planned)
+        assert len(integer) - sum(integer) == 2 * branches
+        assert len(build_serialized(tmp_path / floats / "model.onnx", (1, 2, 8)).plan) > 1000
 
 
 @needs_tensorrt

@@ -55,6 +55,12 @@ def test_a_channel_without_weights_keeps_its_bias(artifact: Artifact) -> None:
     assert float(bias) == pytest.approx(float(given), rel=2.0**-20)
 
 
+def test_a_bias_too_small_for_float32_to_divide_is_still_a_number(artifact: Artifact) -> None:
+    rest = {**artifact.rest, f"{DEAD}.bias": torch.full_like(artifact.rest[f"{DEAD}.bias"], 1e-42)}
+    graph = lower(dataclasses.replace(artifact, rest=rest), "onnxruntime").graph
+    assert bool(graph.get_parameter(f"{DEAD}.bias").isfinite().all())
+
+
 @pytest.mark.parametrize("granularity", ["per channel", "per tensor"])
 def test_every_bias_fits_an_int32_and_no_output_moves_by_more_than_float32_does(granularity: str) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -7,6 +7,7 @@ from exports import Deployments
 from networks import checkpoint
 
 from flatq.calib.inputs import CalibrationPlan
+from flatq.quantize.methods import AdaRound, WeightRounding
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import branch_of, recipe_for_bits
 from flatq.verify.recorded import verify_deployment
@@ -20,8 +21,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Deployments:
         "digits": recipe_for_bits(4, 4, low_rank=8, split_shortcuts=True),
         "rgb32": recipe_for_bits(4, 4, low_rank=8),
     }
+    learned = WeightRounding(method="adaround", bias_correction=True, adaround=AdaRound(iterations=5))
+    roundings = {"digits": learned, "rgb32": WeightRounding(method="gptq")}
     artifacts = {
-        name: quantize_checkpoint(checkpoint(name, folder), recipe, calibration=few, threads=1)
+        name: quantize_checkpoint(
+            checkpoint(name, folder), recipe, calibration=few, threads=1, rounding=roundings[name]
+        )
         for name, recipe in recipes.items()
     }
     return Deployments(artifacts, folder)

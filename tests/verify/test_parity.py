@@ -18,7 +18,7 @@ from flatq.errors import ArtifactError, ModelError, UsageError
 from flatq.quantize.lowering import Lowered
 from flatq.verify import Parity, read_parity
 from flatq.verify.parity import VerifyInputs, sqnr_db, verify_parity
-from flatq.verify.reference import Quantizer, find_references
+from flatq.verify.reference import Quantizer, Reference, find_references
 from flatq.verify.results import EndToEnd
 
 INTEGER = {"QLinearConv", "QGemm", "MatMulIntegerToFloat"}
@@ -212,6 +212,19 @@ def test_codes_and_edges_are_the_closed_form() -> None:
     assert quantizer.codes(value).tolist() == [0, 0, 3, 3, 4, 5, 15]
     moved = quantizer.away_from_edges(torch.tensor([0.25, 0.2501, 0.26, -0.75, 0.5]))
     assert moved.tolist() == pytest.approx([0.0, 0.0, 0.26, -1.0, 0.5])
+
+
+def test_on_the_edge_of_two_output_codes_either_is_right_and_nowhere_else() -> None:
+    nodes = torch.fx.Graph()
+    x = nodes.placeholder("x")
+    product = nodes.call_function(torch.ops.aten.linear.default, (x, x))
+    one = torch.ones(1, dtype=torch.float64)
+    quantizers = (Quantizer(1.0, 0, 0, 255), Quantizer(2.0, 0, 0, 255))
+    layer = Reference("layer", x, product, *quantizers, torch.ones(1, 1, dtype=torch.int8), one, 0 * one)
+    result = layer.evaluate(torch.tensor([[2.0], [3.0], [4.0]]))  # 1, 1.5 and 2 output codes
+    for code, wanted in ((1.0, [True, True, False]), (2.0, [False, True, True])):
+        _, equal = result.compare(np.full((3, 1), 2 * code))
+        assert equal.ravel().tolist() == wanted
 
 
 def test_sqnr_is_the_closed_form() -> None:
