@@ -12,6 +12,7 @@ chain of the sampler. What OpenVINO computes its floats in is in the result (bf1
 the operators that its time goes to.
 
     python benchmarks/compare.py [--checkpoint ckpt.pt] [--batch 8] [--threads 1] [--rounds 20] [-o FILE]
+    python benchmarks/compare.py --ours --attention-bits 8     flatq alone, attention in float and in integers
 
 Without a checkpoint: a UNet of 7.3 million parameters with random weights. `make .venv/peers/.installed` puts
 nncf into a folder of its own; without it, that part is left out and said so.
@@ -41,7 +42,7 @@ from flatq.calib.inputs import CalibrationPlan
 from flatq.export import export_artifact, export_checkpoint
 from flatq.quantize.artifact import write_artifact
 from flatq.quantize.rounding import quantize_checkpoint
-from flatq.recipe import PRESETS
+from flatq.recipe import PRESETS, recipe_for_bits
 from flatq.runtime.onnxruntime import OnnxRuntime
 from flatq.runtime.openvino import OpenVinoRuntime
 from flatq.verify.parity import sqnr_db
@@ -55,15 +56,27 @@ _HELD_OUT_SEED = 1
 
 
 def _files(
-    checkpoint: Any, plan: CalibrationPlan, folder: Path, threads: int
+    checkpoint: Any,
+    plan: CalibrationPlan,
+    folder: Path,
+    threads: int,
+    *,
+    attention_bits: list[int],
+    peers: bool,
 ) -> tuple[dict[str, dict[str, Path]], dict[str, Any]]:
     """runtime -> contender -> model file; and what is to be known of the making."""
     drawn = draw(checkpoint, plan, threads)
     calibration = feeds(drawn)
-    artifact = quantize_checkpoint(checkpoint, PRESETS["w8a8"], calibration=plan, threads=threads)
-    if artifact.manifest.calibration_digest != drawn.digest:
-        raise AssertionError("the peers would be calibrated on other inputs than flatq")
-    write_artifact(artifact, folder / "artifact")
+    recipes = {OURS: PRESETS["w8a8"]}
+    for bits in attention_bits:
+        recipe = recipe_for_bits(8, attention_bits=bits)
+        recipes[f"flatq {recipe.name}"] = recipe
+    for name, recipe in recipes.items():
+        artifact = quantize_checkpoint(checkpoint, recipe, calibration=plan, threads=threads)
+        # Attention that is written out rounds otherwise in float, which moves the inputs' last bits.
+        if name == OURS and artifact.manifest.calibration_digest != drawn.digest:
+            raise AssertionError("the peers would be calibrated on other inputs than flatq")
+        write_artifact(artifact, folder / "artifacts" / name)
     files: dict[str, dict[str, Path]] = {"onnxruntime": {}, "openvino": {}}
     for name, target, plain in (
         (REFERENCE, "onnxruntime", True),
@@ -73,13 +86,14 @@ def _files(
         out = folder / f"{target} {name}"
         files[target][name] = out / export_checkpoint(checkpoint, target, out, plain=plain).file
     for target in ("onnxruntime", "openvino"):
-        out = folder / target
-        files[target][OURS] = out / export_artifact(folder / "artifact", target, out).file
-    for name in (REFERENCE, "fp32"):
+        for name in recipes:
+            out = folder / target / name
+            files[target][name] = out / export_artifact(folder / "artifacts" / name, target, out).file
+    for name in (REFERENCE, "fp32") if peers else ():
         out = folder / f"static {name}.onnx"
         quantize_static(files["onnxruntime"][name], out, calibration)
         files["onnxruntime"][f"quantize_static of {name}"] = out
-    missing = without_nncf()
+    missing = without_nncf() if peers else "flatq's own exports alone were asked for"
     for preset in () if missing else ("performance", "mixed"):
         out = folder / f"nncf {preset}.xml"
         quantize_nncf(files["openvino"]["fp32"], out, calibration, preset)
@@ -186,20 +200,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--images", type=int, default=4, help="calibration chains")
     parser.add_argument("--steps", type=int, default=8, help="timesteps of each")
+    parser.add_argument(
+        "--attention-bits", type=int, nargs="+", default=[], help="also with attention's products quantized"
+    )
+    parser.add_argument("--ours", action="store_true", help="leave the runtimes' own quantizers out")
     parser.add_argument("-o", "--out", type=Path, default=Path("compare.json"))
     options = parser.parse_args()
     machine = this_machine()
     plan = CalibrationPlan(images=options.images, steps=options.steps)
     with tempfile.TemporaryDirectory(prefix="flatq-") as name:
         checkpoint = open_checkpoint(options.checkpoint, Path(name))
-        files, making = _files(checkpoint, plan, Path(name), options.threads)
+        files, making = _files(
+            checkpoint,
+            plan,
+            Path(name),
+            options.threads,
+            attention_bits=options.attention_bits,
+            peers=not options.ours,
+        )
         unseen = plan.model_copy(update={"seed": plan.seed + _HELD_OUT_SEED, "images": options.batch})
         held_out = feeds(draw(checkpoint, unseen, options.threads))
         middle = held_out[len(held_out) // 2]
         found = _measure(files, held_out, middle, options.threads, options.rounds)
         profiles = {
-            model: _openvino_profile(files["openvino"][model], middle, options.threads)
-            for model in ("fp32", OURS)
+            model: _openvino_profile(file, middle, options.threads)
+            for model, file in files["openvino"].items()
+            if model == "fp32" or model.startswith("flatq")
         }
     _print(found)
     for model, rows in profiles.items():

@@ -7,7 +7,9 @@ What stands in the file:
 - its weight as an INT8 initializer behind DequantizeLinear: per output channel (axis 0) or per tensor, as the
   recipe says, zero point 0; 4-bit weights are codes of -8..7 in it, since few consumers read INT4 in front of
   a convolution;
-- bias, attention, normalization and everything else in float32; no Q/DQ behind a layer;
+- where the recipe quantizes attention, the same in front of both factors of its two products, with the zero
+  point 0;
+- bias, normalization and everything else in float32; no Q/DQ behind a layer or a product;
 - inputs x float32 [batch, C, H, W], t int64 [batch] and, with classes, label int64 [batch]; output `out`.
 """
 

@@ -17,6 +17,7 @@ from flatq.errors import UsageError
 
 __all__ = [
     "ACTIVATION_BITS",
+    "ATTENTION_PORTS",
     "PRESETS",
     "WEIGHT_BITS",
     "ActivationRange",
@@ -24,6 +25,7 @@ __all__ = [
     "Decision",
     "Edges",
     "Granularity",
+    "Port",
     "QuantRecipe",
     "Rule",
     "Scheme",
@@ -38,7 +40,10 @@ __all__ = [
 ]
 
 Kind = Literal["conv2d", "linear", "attention"]
-Port = Literal["weight", "input", "output", "products"]
+Port = Literal["weight", "input", "output", "products", "query", "key", "probabilities", "value"]
+
+ATTENTION_PORTS: tuple[Port, ...] = ("query", "key", "probabilities", "value")
+"""The factors of an attention's two products, in the order in which they are multiplied."""
 
 ActivationRange = Literal["minmax", "percentile", "mse"]
 WeightRange = Literal["minmax", "mse"]
@@ -82,7 +87,8 @@ class Rule(_Frozen):
     Attributes:
         kinds: the kinds of layer it speaks of.
         match: shell pattern over the layer's dotted name.
-        weight, activation: the schemes; None leaves that side in float.
+        weight, activation: the schemes; None leaves that side in float. An attention has no weight; the
+            activation speaks of the factors of both its products.
         reason: said of every decision the rule makes.
     """
 
@@ -134,6 +140,7 @@ class Candidate(_Frozen):
         shape: of the weight ([out, in, kh, kw] or [out, in]); empty for an attention product.
         macs: multiply-accumulates for one image.
         group: which half of a split shortcut it is, 0 or 1; else 0.
+        obstacle: why it can only be float; empty where nothing stands in the way.
     """
 
     node: str
@@ -141,6 +148,7 @@ class Candidate(_Frozen):
     shape: tuple[int, ...] = ()
     macs: int = 0
     group: int = Field(default=0, ge=0)
+    obstacle: str = ""
 
 
 class Decision(_Frozen):
@@ -149,7 +157,8 @@ class Decision(_Frozen):
     Attributes:
         node, kind, shape, macs: of the candidate.
         port: the tensor spoken of. A layer has its `weight`, the activation at its `input` and the one at
-            its `output` (quantized only by targets that place Q/DQ there); attention has its two `products`.
+            its `output` (quantized only by targets that place Q/DQ there). An attention has its two
+            `products` where they are float; else the `ATTENTION_PORTS`, in front of each its own Q/DQ.
         group: index of the range group (timestep group, or half of a split shortcut); 0 where there is one.
         scheme: None leaves the port in float.
         reason: one clause.
@@ -228,8 +237,9 @@ def recipe_for_bits(
     split_shortcuts: bool = False,
     low_rank: int = 0,
     equalize: float | None = None,
+    attention_bits: int = 32,
 ) -> QuantRecipe:
-    """One scheme for every convolution and linear layer; attention's products stay float.
+    """One scheme for every convolution and linear layer, and maybe one for attention's products.
 
     Args:
         bits: width of the weights.
@@ -238,6 +248,8 @@ def recipe_for_bits(
         symmetric: activations with zero point 0 for every target.
         edges, activation_range, percentile, weight_range, split_shortcuts, low_rank, equalize: as in
             `QuantRecipe`.
+        attention_bits: width of the factors of attention's products; 32 leaves them in float. Queries, keys
+            and values are symmetric: OpenVINO wants it of a second factor, TensorRT of both.
 
     Returns:
         A recipe named by its widths, as `w4a8`, and by what else is not as the presets have it.
@@ -248,6 +260,7 @@ def recipe_for_bits(
     for what, value, offered in (
         ("--bits", bits, WEIGHT_BITS),
         ("--act-bits", activation_bits, ACTIVATION_BITS),
+        ("--attention-bits", attention_bits, ACTIVATION_BITS),
         ("--granularity", granularity, get_args(Granularity)),
         ("--edges", edges, get_args(Edges)),
         ("--act-range", activation_range, get_args(ActivationRange)),
@@ -270,13 +283,15 @@ def recipe_for_bits(
             got=f"--bits {bits}, --act-bits {activation_bits}",
             next_step="leave --low-rank out, or take --bits 4 --act-bits 4",
         )
-    floats = activation_bits == 32
+    floats, attends = activation_bits == 32, attention_bits != 32
+    ranged = not floats or attends
     variations = {
+        f"att{attention_bits}": attends,
         "tensor": granularity == "per_tensor",
-        "sym": symmetric and not floats,
+        "sym": symmetric and ranged,
         "same": edges == "same" and not (floats and bits >= _EDGES_FROM),
         "edges8": edges == "8" and not floats,
-        activation_range: activation_range != "mse" and not floats,
+        activation_range: activation_range != "mse" and ranged,
         f"w{weight_range}": weight_range != "minmax",
         "split": split_shortcuts and not floats,
         f"lr{low_rank}": low_rank > 0,
@@ -295,8 +310,11 @@ def recipe_for_bits(
             ),
             Rule(
                 kinds=("attention",),
-                reason="attention products stay float: integer softmax and products cost CPU runtimes "
-                "more time than they save",
+                activation=Scheme(bits=attention_bits, symmetric=symmetric) if attends else None,
+                reason=f"recipe {name} quantizes the factors of attention's products"
+                if attends
+                else "attention products stay float: CPU runtimes gain no time by integers there "
+                "(--attention-bits quantizes them)",
             ),
         ),
         edges=edges,
@@ -325,10 +343,10 @@ def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]
     """Decide every candidate; the first matching rule wins, and none is left out.
 
     Returns:
-        For each layer its weight, input and output, for each attention its products, in the order of the
-        candidates. A layer whose activations are quantized but whose weight is not has no integer kernel
-        anywhere, so that combination is not planned. A rule that matches a split convolution speaks of both
-        its halves. The layers of a float branch are float.
+        For each layer its weight, input and output, for each attention its products or their factors, in the
+        order of the candidates. A layer whose activations are quantized but whose weight is not has no
+        integer kernel anywhere, so that combination is not planned. A rule that matches a split convolution
+        speaks of both its halves. The layers of a float branch are float.
     """
     decisions = []
     convolutions = [c.node for c in candidates if c.kind == "conv2d" and branch_of(c.node) is None]
@@ -360,7 +378,8 @@ def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]
         reason = "; ".join([reason, ", ".join(word for word in words if word)]).removesuffix("; ")
         ports: dict[Port, Scheme | None] = {"weight": weight, "input": activation, "output": activation}
         if candidate.kind == "attention":
-            ports = {"products": None}
+            ports, reason = _attention_ports(candidate, rule, reason)
+        about = candidate.model_dump(exclude={"obstacle"})
         for port, scheme in ports.items():
             # What leaves a layer is stored at 8 bits: the width is the consumer's to narrow, at its input.
             stored = scheme.model_copy(update={"bits": 8}) if scheme and port == "output" else scheme
@@ -369,7 +388,7 @@ def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]
                 why_float = _float_edge(port, candidate.node == first, candidate.node == last)
             decisions.append(
                 Decision(
-                    **candidate.model_dump(),
+                    **about,
                     port=port,
                     scheme=None if why_float else stored,
                     reason=why_float or reason,
@@ -390,6 +409,18 @@ def _float_edge(port: Port, first: bool, last: bool) -> str:
     if last and port == "output":
         return "what the network predicts is not rounded (--edges 8 rounds it)"
     return ""
+
+
+def _attention_ports(
+    candidate: Candidate, rule: Rule | None, reason: str
+) -> tuple[dict[Port, Scheme | None], str]:
+    """The ports of an attention, and why they are what they are."""
+    scheme = rule.activation if rule else None
+    if scheme is None or candidate.obstacle:
+        return {"products": None}, candidate.obstacle if scheme else reason
+    around_zero = scheme.model_copy(update={"symmetric": True})
+    # The softmax's weights are positive, so that an affine scheme has the zero point 0, too, and all codes.
+    return {port: scheme if port == "probabilities" else around_zero for port in ATTENTION_PORTS}, reason
 
 
 def _widened(scheme: Scheme, enough: int) -> Scheme:

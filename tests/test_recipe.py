@@ -6,6 +6,7 @@ import pytest
 
 from flatq.errors import UsageError
 from flatq.recipe import (
+    ATTENTION_PORTS,
     PRESETS,
     Candidate,
     QuantRecipe,
@@ -140,6 +141,42 @@ def test_a_branch_that_no_layer_gets_is_refused(bits: int, activation_bits: int)
         recipe_for_bits(bits, activation_bits, low_rank=16)
     with pytest.raises(UsageError, match="--low-rank is not valid"):
         recipe_for_bits(4, 4, low_rank=-1)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_attention_has_a_scheme_for_each_factor_of_its_products(bits: int) -> None:
+    recipe = recipe_for_bits(8, attention_bits=bits)
+    assert recipe.name == f"w8a8-att{bits}"
+    found = [d for d in plan(recipe, LAYERS) if d.kind == "attention"]
+    assert tuple(d.port for d in found) == ATTENTION_PORTS
+    for decision in found:
+        # Positive values have the zero point 0 in an affine scheme, too, and twice as many codes.
+        assert decision.scheme == Scheme(bits=bits, symmetric=decision.port != "probabilities")
+        assert decision.reason == f"recipe w8a8-att{bits} quantizes the factors of attention's products"
+        assert decision.range_name == f"attention.{decision.port}"
+    symmetric = plan(recipe_for_bits(8, attention_bits=bits, symmetric=True), LAYERS)
+    assert all(d.scheme and d.scheme.symmetric for d in symmetric if d.kind == "attention")
+    others = [d for d in plan(PRESETS["w8a8"], LAYERS) if d.kind != "attention"]
+    assert [d.scheme for d in plan(recipe, LAYERS) if d.kind != "attention"] == [d.scheme for d in others]
+
+
+def test_attention_is_float_by_default_and_where_something_stands_in_the_way() -> None:
+    (plain,) = (d for d in plan(PRESETS["w8a8"], LAYERS) if d.kind == "attention")
+    assert (plain.port, plain.scheme) == ("products", None)
+    assert "attention products stay float" in plain.reason
+    masked = Candidate(node="attention", kind="attention", obstacle="it has a mask")
+    (found,) = plan(recipe_for_bits(8, attention_bits=8), [masked])
+    assert (found.port, found.scheme, found.reason) == ("products", None, "it has a mask")
+    assert "obstacle" not in found.model_dump()
+
+
+def test_attention_alone_keeps_what_ranges_are_asked_for() -> None:
+    recipe = recipe_for_bits(8, 32, attention_bits=8, activation_range="minmax", equalize=0.5)
+    assert recipe.name == "w8-att8-minmax"
+    assert recipe.activation_range == "minmax"
+    assert recipe.equalize is None
+    with pytest.raises(UsageError, match="--attention-bits is not valid"):
+        recipe_for_bits(8, attention_bits=3)
 
 
 @pytest.mark.parametrize("arguments", [(1,), (9,), (8, 3), (8, 16)])

@@ -29,6 +29,10 @@ def command(
             "integers, --split-shortcuts and --equalize without effect."
         ),
     ] = 8,
+    attention_bits: Annotated[
+        int,
+        typer.Option(help="Width of the factors of attention's two products, 4 to 8, or 32 for float."),
+    ] = 32,
     granularity: Annotated[
         str, typer.Option(help="Of the weights' scales: per-channel or per-tensor.")
     ] = "per-channel",
@@ -128,6 +132,7 @@ def command(
         split_shortcuts=split_shortcuts,
         low_rank=low_rank,
         equalize=equalize,
+        attention_bits=attention_bits,
     )
 
     from flatq.calib import CalibrationPlan
@@ -155,7 +160,8 @@ def command(
     loaded = load_checkpoint(checkpoint)
     chosen = say_weights(loaded, weights)
     activations = "float" if act_bits == 32 else f"{act_bits}-bit"
-    note(f"weights at {bits} bits, activations {activations} (recipe {recipe.name})")
+    attends = "" if attention_bits == 32 else f", attention's products {attention_bits}-bit"
+    note(f"weights at {bits} bits, activations {activations}{attends} (recipe {recipe.name})")
     note(rounding.describe())
     with progress_bar() as bar:
         artifact = quantize_checkpoint(

@@ -5,7 +5,8 @@ activations may have a zero point. The graph comes from torchao's `convert_pt2e`
 
 - onnxruntime: inputs, weights and outputs, affine uint8. Its CPU kernels write integers, and without the Q/DQ
   behind a convolution it runs in float. With int8 activations version 1.32 refuses a graph that it rewrote
-  itself ("output_dtype INT8 does not match y_zero_point type UINT8").
+  itself ("output_dtype INT8 does not match y_zero_point type UINT8"). The products of attention need no Q/DQ
+  behind them; an int8 factor it would turn into uint8 itself.
 - openvino: inputs and weights, affine. Its kernels write floats; Q/DQ at the output is one more pass.
 - tensorrt: inputs and weights, symmetric int8. Its parser refuses a zero point other than 0.
 - generic: inputs and weights, affine: what the ONNX standard says, and nothing that a runtime would have to
@@ -14,7 +15,7 @@ activations may have a zero point. The graph comes from torchao's `convert_pt2e`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from flatq.deployment import Target
 from flatq.errors import ArtifactError
 from flatq.network import build_network
 from flatq.quantize.artifact import Artifact
+from flatq.quantize.attention import quantized_attentions, write_out
 from flatq.quantize.bias import round_biases
 from flatq.quantize.low_rank import add_branches, branched
 from flatq.quantize.quantizer import FlatqQuantizer, Qparams, activation_qparams, code_range, fixed_spec
@@ -70,10 +72,12 @@ class Lowered:
     Attributes:
         graph: `(x, t, label) -> output` with Q/DQ nodes; runs in torch as it is.
         layers: name of each planned layer -> name of its weight's codes in the graph's state.
+        products: name of each attention with quantized products -> names of the nodes of the two.
     """
 
     graph: fx.GraphModule
     layers: dict[str, str]
+    products: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def lower(artifact: Artifact, target: Target) -> Lowered:
@@ -108,7 +112,12 @@ def lower(artifact: Artifact, target: Target) -> Lowered:
     _clamp_narrow(converted)
     if placement.outputs:
         round_biases(converted)
-    return Lowered(converted, _check_codes(converted, layers, artifact))
+    products = {
+        layer.candidate.node: (layer.scores.name, layer.node.name)
+        for layer in layers
+        if layer.scores is not None
+    }
+    return Lowered(converted, _check_codes(converted, layers, artifact), products)
 
 
 def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, list[Layer]]:
@@ -138,6 +147,7 @@ def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, l
     graph = trace(network.eval(), config)
     split_shortcuts(graph, halves)
     add_branches(graph, factors)
+    write_out(graph, quantized_attentions(artifact.manifest.decisions))
     digest = graph_digest(graph)
     if digest != artifact.manifest.graph_digest:
         made_with = ", ".join(f"{k} {v}" for k, v in artifact.manifest.versions.items())

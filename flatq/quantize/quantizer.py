@@ -16,8 +16,8 @@ from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.observer import ObserverBase
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
-from flatq.quantize.trace import find_layers
-from flatq.recipe import Decision, Scheme
+from flatq.quantize.trace import Layer, find_layers
+from flatq.recipe import ATTENTION_PORTS, Decision, Scheme
 
 __all__ = ["FlatqQuantizer", "Qparams", "activation_qparams", "code_range", "fixed_spec", "observing_spec"]
 
@@ -155,6 +155,9 @@ class FlatqQuantizer(Quantizer):  # type: ignore[misc]
         shared: dict[tuple[fx.Node, Scheme | None], QuantizationSpec] = {}
         for layer in find_layers(model):
             node, name = layer.node, layer.candidate.node
+            if layer.scores is not None:
+                self._annotate_products(layer)
+                continue
             specs: dict[str, QuantizationSpec | None] = {}
             for port in ("weight", "input", "output"):
                 decision = self._decisions.get((name, port))
@@ -172,6 +175,22 @@ class FlatqQuantizer(Quantizer):  # type: ignore[misc]
                     input_qspec_map=inputs, output_qspec=specs["output"], _annotated=True
                 )
         return model
+
+    def _annotate_products(self, layer: Layer) -> None:
+        """The factors of both products of an attention; what they yield is read in float by its softmax."""
+        maps: dict[fx.Node, dict[fx.Node, QuantizationSpec]] = {}
+        for port in ATTENTION_PORTS:
+            operator, index = layer.reader(port)
+            decision = self._decisions.get((layer.candidate.node, port))
+            spec = self._spec(decision, operator) if decision and decision.scheme else None
+            if spec is not None:
+                factor = operator.args[index]
+                assert isinstance(factor, fx.Node)
+                maps.setdefault(operator, {})[factor] = spec
+        for operator, inputs in maps.items():
+            operator.meta["quantization_annotation"] = QuantizationAnnotation(
+                input_qspec_map=inputs, _annotated=True
+            )
 
     def validate(self, model: fx.GraphModule) -> None:
         """Nothing to check: the plan was made from the same graph."""

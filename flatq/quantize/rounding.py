@@ -18,6 +18,7 @@ from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ModelError
 from flatq.quantize.artifact import Artifact, Manifest
+from flatq.quantize.attention import planned_attentions, write_out
 from flatq.quantize.bias import room_for_bias
 from flatq.quantize.equalize import equalize
 from flatq.quantize.low_rank import planned_branches, split_branches
@@ -27,11 +28,13 @@ from flatq.quantize.quantizer import FlatqQuantizer, activation_qparams
 from flatq.quantize.ranges import RangeObserver, activation_spec, weight_spec
 from flatq.quantize.shortcuts import planned_splits, split_shortcuts, whole_weights
 from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, stored_value, trace
-from flatq.recipe import Decision, QuantRecipe, plan
+from flatq.recipe import ATTENTION_PORTS, Decision, Port, QuantRecipe, plan
 from flatq.runtime.base import default_threads
 from flatq.runtime.torch import TorchRuntime, torch_threads
 
 __all__ = ["package_versions", "quantize_checkpoint", "weight_codes"]
+
+_OBSERVED: tuple[Port, ...] = ("input", "output", *ATTENTION_PORTS)
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -93,6 +96,7 @@ def quantize_checkpoint(
         graph = trace(network, model)
     split_shortcuts(graph, planned_splits(graph, recipe))
     branches = split_branches(graph, planned_branches(graph, recipe))
+    write_out(graph, planned_attentions(graph, recipe))
     layers = find_layers(graph)
     decisions = [
         d.model_copy(update={"reason": f"{d.reason}; {equalized[d.node]}"})
@@ -187,15 +191,16 @@ def _ranges(
     observed = {(d.node, d.port): d for d in decisions if d.scheme is not None}
     groups: dict[str, dict[int, torch.Tensor]] = {}
     for layer in layers:
-        name, node = layer.candidate.node, nodes[layer.node.name]
-        for port in ("input", "output"):
+        name = layer.candidate.node
+        for port in _OBSERVED:
             decision = observed.get((name, port))
             if decision is None:
                 continue
-            if port == "input":
-                source = node.args[0]
+            if port == "output":
+                source = next(user for user in nodes[layer.node.name].users if user.op == "call_module")
             else:
-                source = next(user for user in node.users if user.op == "call_module")
+                reader, index = layer.reader(port)
+                source = nodes[reader.name].args[index]
             observer = prepared.get_submodule(str(source.target))
             assert isinstance(observer, RangeObserver)
             found = torch.tensor([observer.range()])

@@ -19,9 +19,10 @@ from torch.export import Dim, ExportedProgram, export
 
 from flatq.checkpoint import ModelConfig
 from flatq.errors import ModelError
-from flatq.recipe import Candidate, Kind
+from flatq.recipe import Candidate, Kind, Port
 
 __all__ = [
+    "ATTENDED",
     "HALF",
     "Layer",
     "example_inputs",
@@ -37,6 +38,9 @@ __all__ = [
 HALF = "flatq_half"
 """In the meta of a node that is half of a split convolution: which one. See `flatq.quantize.shortcuts`."""
 
+ATTENDED = "flatq_attended"
+"""In the meta of the second product of an attention that is written out. See `flatq.quantize.attention`."""
+
 _aten = torch.ops.aten
 _KINDS: dict[Any, Kind] = {
     _aten.conv2d.default: "conv2d",
@@ -48,10 +52,22 @@ _KINDS: dict[Any, Kind] = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A candidate and the node that computes it."""
+    """A candidate and what computes it.
+
+    Attributes:
+        node: of an attention that is written out, its second product.
+        scores: and its first; else None.
+    """
 
     candidate: Candidate
     node: fx.Node
+    scores: fx.Node | None = None
+
+    def reader(self, port: Port) -> tuple[fx.Node, int]:
+        """The operator that reads the tensor a port names, and at which place among its arguments."""
+        operator = self.scores if port in ("query", "key") else self.node
+        assert operator is not None, f"{self.candidate.node} is not written out"
+        return operator, int(port in ("weight", "key", "value"))
 
 
 @contextmanager
@@ -135,13 +151,18 @@ def find_layers(graph: fx.GraphModule) -> list[Layer]:
     seen: set[str] = set()
     for node in graph.graph.nodes:
         kind = _KINDS.get(node.target) if node.op == "call_function" else None
+        scores = None
+        if node.meta.get(ATTENDED):
+            kind, scores = "attention", node.args[0].args[0]
         if kind is None:
             continue
         if kind == "attention":
             name = _module_name(node)
-            query, key = (node.args[i].meta["val"].shape for i in (0, 1))
-            macs = 2 * math.prod(int(n) for n in query[1:]) * int(key[-2])
-            candidate = Candidate(node=name, kind=kind, macs=macs)
+            query, key = ((scores or node).args[i].meta["val"].shape for i in (0, 1))
+            # Written out, the keys are turned: [..., size, tokens].
+            macs = 2 * math.prod(int(n) for n in query[1:]) * int(key[-1 if scores else -2])
+            obstacle = "" if scores else _obstacle(node)
+            candidate = Candidate(node=name, kind=kind, macs=macs, obstacle=obstacle)
         else:
             weight = node.args[1]
             if not (isinstance(weight, fx.Node) and weight.op == "get_attr"):
@@ -161,8 +182,23 @@ def find_layers(graph: fx.GraphModule) -> list[Layer]:
                 f"two layers share the name or the weight {name}", expected="one layer for each weight"
             )
         seen.add(name)
-        layers.append(Layer(candidate, node))
+        layers.append(Layer(candidate, node, scores))
     return layers
+
+
+def _obstacle(attention: fx.Node) -> str:
+    """What an attention computes beyond two products around a softmax; empty where that is all."""
+    target: Any = attention.target
+    names = [argument.name for argument in target._schema.arguments]
+    given = {**dict(zip(names, attention.args, strict=False)), **attention.kwargs}
+    extras = {
+        "attn_mask": "a mask",
+        "dropout_p": "dropout",
+        "is_causal": "a causal mask",
+        "enable_gqa": "fewer heads of keys than of queries",
+    }
+    found = [words for name, words in extras.items() if given.get(name) not in (None, False, 0.0)]
+    return f"attention with {' and '.join(found)} is not written out as products" if found else ""
 
 
 def _module_name(node: fx.Node) -> str:
@@ -183,5 +219,7 @@ def graph_digest(graph: fx.GraphModule) -> str:
     It changes when another version of diffusers or torch traces the network into another graph.
     """
     operators = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
-    layers = [layer.candidate.model_dump(mode="json", exclude={"group"}) for layer in find_layers(graph)]
+    layers = [
+        layer.candidate.model_dump(mode="json", exclude={"group", "obstacle"}) for layer in find_layers(graph)
+    ]
     return hashlib.sha256(json.dumps([operators, layers]).encode()).hexdigest()

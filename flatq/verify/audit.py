@@ -92,7 +92,7 @@ def audit_from(inspection: Inspection, artifact: Artifact, deployment: Deploymen
 
 def _entry(ports: dict[str, Decision], found: Found | None, stored_bits: int | None) -> AuditEntry:
     first = next(iter(ports.values()))
-    integer = found is not None and found.integer
+    integer = found is not None and found.integer and (first.kind != "attention" or found.products > 1)
     return AuditEntry(
         layer=first.node,
         kind=first.kind,
@@ -109,9 +109,11 @@ def _entry(ports: dict[str, Decision], found: Found | None, stored_bits: int | N
 def _reason(ports: dict[str, Decision], found: Found | None) -> str:
     if found is None:
         return "nothing in the runtime's account of itself holds its weight or does its products"
-    weight = ports.get("weight")
-    if weight is None or weight.scheme is None:
-        return next(iter(ports.values())).reason
-    if ports["input"].scheme is None:
+    first = next(iter(ports.values()))
+    if first.scheme is None:
+        return first.reason
+    if first.kind != "attention" and ports["input"].scheme is None:
         return f"only its weight is quantized, so that it is multiplied in {found.precision}"
+    if first.kind == "attention" and found.products < 2:
+        return "only one of its two products is in the runtime's account of itself"
     return found.remark or "the runtime does not say why"

@@ -18,12 +18,14 @@ class Found:
         precision: of the arithmetic, such as `u8s8` or `f32`.
         integer: whether integers are multiplied.
         remark: if not, what the runtime's graph tells of the reason.
+        products: how many of the candidate's products they stand for; an attention has two.
     """
 
     kernels: tuple[str, ...]
     precision: str
     integer: bool
     remark: str | None = None
+    products: int = 1
 
     def joined(self, other: Found) -> Found:
         """Both, as of one candidate that several kernels run."""
@@ -33,6 +35,7 @@ class Found:
             ", ".join(precisions),
             self.integer and other.integer,
             self.remark or other.remark,
+            self.products + other.products,
         )
 
 

@@ -1,4 +1,4 @@
-"""Cutting one layer out of an exported ONNX model: from its input tensor to its output, Q/DQ nodes and all.
+"""Cutting a layer or product out of an exported ONNX model: from its input to its output, Q/DQ nodes and all.
 
 Nothing is rebuilt: the nodes and initializers are the exported file's own.
 """
@@ -6,7 +6,7 @@ Nothing is rebuilt: the nodes and initializers are the exported file's own.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from flatq.errors import ModelError
-from flatq.verify.reference import Reference
+from flatq.verify.inspection import attention_of
+from flatq.verify.reference import ProductReference, Quantizer, Reference
 
-__all__ = ["OnnxGraph", "cut_layer", "product_of", "weight_names"]
+__all__ = ["OnnxGraph", "attention_products", "cut_layer", "cut_product", "product_of", "weight_names"]
 
 _WEIGHT_STEPS = ("Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose")
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
@@ -95,14 +96,42 @@ def cut_layer(graph: OnnxGraph, reference: Reference, weight: str, shape: tuple[
         ModelError: the exported nodes around the weight are none that flatq writes.
     """
     product = product_of(graph, reference.layer, weight)[-1]
-    source = _source(graph, product.input[0], narrow=reference.input is not None and _is_narrow(reference))
+    source = _source(graph, product.input[0], reference.input)
     result = _result(graph, product, quantized=reference.output is not None)
-    nodes = _between(graph, source, result, reference.layer)
+    return _cut(graph, reference.layer, {source: "source"}, result, [shape])
+
+
+def cut_product(
+    graph: OnnxGraph, reference: ProductReference, node: onnx.NodeProto, shapes: Sequence[tuple[int, ...]]
+) -> onnx.ModelProto:
+    """A product of two computed tensors as a model of its own, with its factors' quantizers.
+
+    Args:
+        node: that multiplies.
+        shapes: of the two factors; the first axis is the batch, left free.
+
+    Returns:
+        A model with the inputs `first` and `second` and the output `result`.
+
+    Raises: as `cut_layer`.
+    """
+    first, second = (_source(graph, *pair) for pair in zip(node.input, reference.inputs, strict=True))
+    return _cut(graph, reference.layer, {first: "first", second: "second"}, node.output[0], shapes)
+
+
+def _cut(
+    graph: OnnxGraph, layer: str, sources: Mapping[str, str], result: str, shapes: Sequence[tuple[int, ...]]
+) -> onnx.ModelProto:
+    """What lies between tensors, these by the names that they are to have."""
+    nodes = _between(graph, sources, result, layer)
     names = dict.fromkeys(name for node in nodes for name in node.input)
     piece = helper.make_graph(
-        [_renamed(node, source, result) for node in nodes],
+        [_renamed(node, {**sources, result: "result"}) for node in nodes],
         "layer",
-        [helper.make_tensor_value_info("source", onnx.TensorProto.FLOAT, ["batch", *shape[1:]])],
+        [
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", *shape[1:]])
+            for name, shape in zip(sources.values(), shapes, strict=True)
+        ],
         [helper.make_tensor_value_info("result", onnx.TensorProto.FLOAT, None)],
         [graph.initializers[name] for name in names if name in graph.initializers],
     )
@@ -112,9 +141,30 @@ def cut_layer(graph: OnnxGraph, reference: Reference, weight: str, shape: tuple[
     return model
 
 
-def _is_narrow(reference: Reference) -> bool:
-    assert reference.input is not None
-    return reference.input.high - reference.input.low < 254
+def attention_products(
+    graph: OnnxGraph, layers: Mapping[str, str], attentions: Collection[str]
+) -> dict[str, list[onnx.NodeProto]]:
+    """Attention -> the nodes that multiply two computed tensors in it, in order of execution.
+
+    Args:
+        layers: as `Lowered.layers`; float layers are found by the names of their parameters.
+        attentions: names.
+    """
+    inside = tuple(f"{name}." for name in attentions)
+    stored = [name for name in graph.initializers if name.endswith(".weight")]
+    parameters = {name.removesuffix(".weight"): name for name in stored}
+    owners: dict[str, str] = {}
+    for layer, weight in weight_names(graph, {**parameters, **layers}).items():
+        if layer.startswith(inside) and len(graph.initializers[weight].dims) > 1:
+            owners[product_of(graph, layer, weight)[-1].output[0]] = layer
+    found: dict[str, list[onnx.NodeProto]] = {name: [] for name in attentions}
+    for node in graph.model.graph.node:
+        if node.op_type == "MatMul" and node.output[0] not in owners:
+            owner = attention_of(graph.ancestors(node, owners), attentions)
+            if owner is not None:
+                owners[node.output[0]] = owner
+                found[owner].append(node)
+    return found
 
 
 def product_of(graph: OnnxGraph, layer: str, weight: str) -> list[onnx.NodeProto]:
@@ -138,13 +188,15 @@ def product_of(graph: OnnxGraph, layer: str, weight: str) -> list[onnx.NodeProto
     raise _strange(layer, " -> ".join([weight, *(node.op_type for node in found)]))
 
 
-def _source(graph: OnnxGraph, name: str, *, narrow: bool) -> str:
+def _source(graph: OnnxGraph, name: str, quantizer: Quantizer | None) -> str:
+    """The tensor in front of a quantizer, or of the Clip that narrows its range."""
     dequantize = graph.made_by(name, "DequantizeLinear")
     if dequantize is None:
         return name
     quantize = graph.made_by(dequantize.input[0], "QuantizeLinear")
     if quantize is None:
         return name
+    narrow = quantizer is not None and quantizer.high - quantizer.low < 254
     clip = graph.made_by(quantize.input[0], "Clip") if narrow else None
     return str(quantize.input[0] if clip is None else clip.input[0])
 
@@ -166,12 +218,12 @@ def _result(graph: OnnxGraph, product: onnx.NodeProto, *, quantized: bool) -> st
     return name
 
 
-def _between(graph: OnnxGraph, source: str, result: str, layer: str) -> list[onnx.NodeProto]:
+def _between(graph: OnnxGraph, sources: Collection[str], result: str, layer: str) -> list[onnx.NodeProto]:
     wanted: set[int] = set()
     open_names = [result]
     while open_names:
         name = open_names.pop()
-        if not name or name == source or name in graph.initializers:
+        if not name or name in sources or name in graph.initializers:
             continue
         node = graph.producers.get(name)
         if node is None:
@@ -182,10 +234,9 @@ def _between(graph: OnnxGraph, source: str, result: str, layer: str) -> list[onn
     return [node for node in graph.model.graph.node if id(node) in wanted]
 
 
-def _renamed(node: onnx.NodeProto, source: str, result: str) -> onnx.NodeProto:
+def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
-    names = {source: "source", result: "result"}
     for field in (copy.input, copy.output):
         values = [names.get(value, value) for value in field]
         del field[:]

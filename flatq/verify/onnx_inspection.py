@@ -25,7 +25,7 @@ from flatq.quantize.lowering import Lowered
 from flatq.runtime.onnxruntime import OnnxRuntime
 from flatq.verify.inspection import Found, Inspection, attention_of
 from flatq.verify.onnx_cut import OnnxGraph, product_of, weight_names
-from flatq.verify.onnx_kernels import PRODUCTS, is_integer
+from flatq.verify.onnx_kernels import PRODUCTS, WHOLE_ATTENTIONS, is_integer
 
 __all__ = ["inspect_onnxruntime"]
 
@@ -211,18 +211,21 @@ def _found(graph: OnnxGraph, node: onnx.NodeProto, event: dict[str, Any]) -> Fou
     first = _SHORT.get(types[0], types[0])
     provider = str(event["provider"]).removesuffix("ExecutionProvider")
     kernel = node.op_type if provider == "CPU" else f"{node.op_type} ({provider})"
+    products = 2 if node.op_type in WHOLE_ATTENTIONS else 1
     if is_integer(node):
-        return Found((kernel,), first + _weight_type(graph, node), integer=True)
-    return Found((kernel,), first, integer=False, remark=_remark(graph, node, first))
+        return Found((kernel,), first + _second_type(graph, node, event), integer=True, products=products)
+    return Found((kernel,), first, integer=False, remark=_remark(graph, node, first), products=products)
 
 
-def _weight_type(graph: OnnxGraph, node: onnx.NodeProto) -> str:
+def _second_type(graph: OnnxGraph, node: onnx.NodeProto, event: dict[str, Any]) -> str:
     """Type of a product's second factor; the profile leaves out what the kernel keeps packed."""
     for name in node.input[1:]:
         value = graph.initializers.get(name)
         if value is not None and len(value.dims) >= 2:
             return {"INT8": "s8", "UINT8": "u8"}.get(onnx.TensorProto.DataType.Name(value.data_type), "?")
-    return "u8"
+    given = [next(iter(entry.items())) for entry in event["input_type_shape"]]
+    integers = [kind for kind, shape in given if kind in ("int8", "uint8") and len(shape) >= 2]
+    return _SHORT[integers[1]] if len(integers) > 1 else "u8"
 
 
 def _remark(graph: OnnxGraph, node: onnx.NodeProto, precision: str) -> str:

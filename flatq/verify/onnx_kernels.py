@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-__all__ = ["INTEGER", "PRODUCTS", "is_integer"]
+__all__ = ["INTEGER", "PRODUCTS", "WHOLE_ATTENTIONS", "is_integer"]
 
 INTEGER = {
     "ConvInteger",
@@ -18,28 +18,37 @@ INTEGER = {
 }
 """Products of integers, summed in int32."""
 
-PRODUCTS = INTEGER | {
+WHOLE_ATTENTIONS = {
     "Attention",
-    "Conv",
-    "ConvTranspose",
-    "FusedConv",
-    "FusedGemm",
-    "FusedMatMul",
-    "FusedMatMulActivation",
-    "GatherBlockQuantized",
-    "Gemm",
-    "GemmFloat8",
     "GroupQueryAttention",
-    "MatMul",
-    "MatMulBnb4",
-    "MatMulFpQ4",
-    "MatMulNBits",
     "MultiHeadAttention",
-    "NhwcFusedConv",
     "PackedAttention",
     "PackedMultiHeadAttention",
+    "QAttention",
     "SparseAttention",
 }
+"""Both products of an attention at once."""
+
+PRODUCTS = (
+    INTEGER
+    | WHOLE_ATTENTIONS
+    | {
+        "Conv",
+        "ConvTranspose",
+        "FusedConv",
+        "FusedGemm",
+        "FusedMatMul",
+        "FusedMatMulActivation",
+        "GatherBlockQuantized",
+        "Gemm",
+        "GemmFloat8",
+        "MatMul",
+        "MatMulBnb4",
+        "MatMulFpQ4",
+        "MatMulNBits",
+        "NhwcFusedConv",
+    }
+)
 """All products. An operator that holds a layer's weight counts as one even if its name is not here."""
 
 

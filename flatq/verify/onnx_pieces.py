@@ -1,9 +1,9 @@
-"""Layers of an exported ONNX model on ONNX Runtime, each optimized as the whole model would be."""
+"""Layers and products of an exported ONNX model on ONNX Runtime, each optimized as the whole would be."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import onnx
 from numpy.typing import NDArray
 
 from flatq.errors import ModelError
+from flatq.quantize.lowering import Lowered
 from flatq.runtime.onnxruntime import cpu_options, import_onnxruntime
-from flatq.verify.onnx_cut import OnnxGraph, cut_layer, weight_names
+from flatq.verify.onnx_cut import OnnxGraph, attention_products, cut_layer, cut_product, weight_names
 from flatq.verify.onnx_kernels import is_integer
 from flatq.verify.pieces import Ran
-from flatq.verify.reference import Reference
+from flatq.verify.reference import AnyReference, Reference, product_names
 
 __all__ = ["OnnxRuntimePieces"]
 
@@ -26,24 +27,38 @@ class OnnxRuntimePieces:
 
     Args:
         path: the exported file.
-        layers: as `Lowered.layers`.
+        lowered: the graph that it is of.
         threads: intra-op threads.
     """
 
-    def __init__(self, path: Path, layers: Mapping[str, str], threads: int) -> None:
+    def __init__(self, path: Path, lowered: Lowered, threads: int) -> None:
         self._graph = OnnxGraph(onnx.load(path))
-        self._weights = weight_names(self._graph, layers)
+        self._weights = weight_names(self._graph, lowered.layers)
+        self._products = {
+            name: node
+            for attention, nodes in attention_products(self._graph, lowered.layers, lowered.products).items()
+            for name, node in zip(product_names(attention), nodes, strict=False)
+        }
         self._threads = threads
 
-    def run(self, reference: Reference, source: NDArray[np.float32]) -> Ran:
-        weight = self._weights.get(reference.layer)
-        if weight is None:
-            raise ModelError(
-                f"the exported model holds no integers for {reference.layer}",
-                expected="an initializer with its codes",
-                next_step="export again",
-            )
-        cut = cut_layer(self._graph, reference, weight, source.shape)
+    def _cut(self, reference: AnyReference, sources: Sequence[NDArray[np.float32]]) -> onnx.ModelProto:
+        shapes = [source.shape for source in sources]
+        if isinstance(reference, Reference):
+            weight = self._weights.get(reference.layer)
+            if weight is not None:
+                return cut_layer(self._graph, reference, weight, *shapes)
+        else:
+            node = self._products.get(reference.layer)
+            if node is not None:
+                return cut_product(self._graph, reference, node, shapes)
+        raise ModelError(
+            f"the exported model holds no integers for {reference.layer}",
+            expected="an initializer with its codes, or a product of two computed tensors",
+            next_step="export again",
+        )
+
+    def run(self, reference: AnyReference, *sources: NDArray[np.float32]) -> Ran:
+        cut = self._cut(reference, sources)
         ort = import_onnxruntime()
         options = cpu_options(ort, self._threads)
         with tempfile.TemporaryDirectory(prefix="flatq-") as folder:
@@ -53,7 +68,8 @@ class OnnxRuntimePieces:
                 session = ort.InferenceSession(
                     cut.SerializeToString(), options, providers=["CPUExecutionProvider"]
                 )
-                output: NDArray[Any] = session.run(None, {"source": source})[0]
+                names = [value.name for value in cut.graph.input]
+                output: NDArray[Any] = session.run(None, dict(zip(names, sources, strict=True)))[0]
             except Exception as error:  # ONNX Runtime raises its own types, which share no base but Exception
                 raise ModelError(
                     f"ONNX Runtime cannot run {reference.layer} alone",

@@ -15,9 +15,9 @@ import numpy as np
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.openvino import OpenVinoRuntime, import_openvino
-from flatq.verify.inspection import Found, Inspection, attention_of
+from flatq.verify.inspection import Found, Inspection
 from flatq.verify.openvino_kernels import Kernel, kernels_of
-from flatq.verify.openvino_pieces import floats_behind, is_product, product_of, weight_constants
+from flatq.verify.openvino_pieces import attention_products, floats_behind, product_of, weight_constants
 
 __all__ = ["inspect_openvino"]
 
@@ -52,11 +52,11 @@ def inspect_openvino(path: Path, artifact: Artifact, lowered: Lowered, threads: 
         # Where a bias is zero OpenVINO drops it, and may name the kernel after the scale behind the product.
         behind = "/DequantizationMultiply" if kernel.kind in _PRODUCTS else ""
         held = {name.removesuffix(behind) for name in kernel.names}
-        owners = {names[name] for name in held if name in names}
+        owners = Counter(names[name] for name in held if name in names)
         if not owners and kernel.kind in _PRODUCTS:
             unmatched.append(f"{kernel.describe()} {kernel.names[0] if kernel.names else ''}".strip())
-        for owner in owners:
-            entry = _found(kernel)
+        for owner, products in owners.items():
+            entry = _found(kernel, products)
             found[owner] = found[owner].joined(entry) if owner in found else entry
     source = "OpenVINO's runtime model after a run"
     operators = Counter(kernel.kind for kernel in kernels)
@@ -89,35 +89,11 @@ def _names(model: Any, artifact: Artifact, lowered: Lowered) -> tuple[dict[str, 
         # A weight alone in few bits is multiplied by an operator that is named after what follows.
         names.update((operator.get_friendly_name(), layer) for operator in floats_behind(product))
     attentions = [d.node for d in artifact.manifest.decisions if d.kind == "attention"]
-    for operator in model.get_ordered_ops():
-        name = operator.get_friendly_name()
-        if is_product(operator) and name not in products:
-            owner = attention_of(_ancestors(operator, products), attentions)
-            if owner is not None:
-                products[name] = names[name] = owner
+    for attention, operators in attention_products(model, products, attentions).items():
+        names.update((operator.get_friendly_name(), attention) for operator in operators)
     return names, stored_bits
 
 
-def _ancestors(operator: Any, products: dict[str, str]) -> set[str]:
-    """The candidates whose outputs an operator reads, with no other candidate between."""
-    read: set[str] = set()
-    seen: set[str] = set()
-    waiting = [operator]
-    while waiting:
-        current = waiting.pop()
-        for value in current.inputs():
-            source = value.get_source_output().get_node()
-            name = source.get_friendly_name()
-            if name in seen:
-                continue
-            seen.add(name)
-            if name in products:
-                read.add(products[name])
-            else:
-                waiting.append(source)
-    return read
-
-
-def _found(kernel: Kernel) -> Found:
+def _found(kernel: Kernel, products: int) -> Found:
     remark = None if kernel.is_integer else f"OpenVINO runs it as {kernel.describe()}"
-    return Found((kernel.describe(),), kernel.precision, kernel.is_integer, remark)
+    return Found((kernel.describe(),), kernel.precision, kernel.is_integer, remark, products)

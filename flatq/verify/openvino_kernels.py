@@ -20,17 +20,24 @@ class Kernel:
         input: type of its first input, for instance `u8`; of a product whose weight alone is narrow, the
             weight's.
         names: of the IR's operators that it stands for.
+        reads: types of all its inputs.
     """
 
     kind: str
     primitive: str
     input: str
     names: tuple[str, ...]
+    reads: tuple[str, ...] = ()
 
     @property
     def is_integer(self) -> bool:
-        """Whether it multiplies 8-bit integers."""
-        return self.primitive.lower().endswith("_i8")
+        """Whether it multiplies 8-bit integers.
+
+        An attention that is one `Subgraph` is called by the type of its first input alone. The values reach
+        it as integers only where its second product is one of integers.
+        """
+        whole = self.kind == "Subgraph"
+        return self.primitive.lower().endswith("_i8") and not (whole and set(self.reads) - {"i8", "u8"})
 
     @property
     def precision(self) -> str:
@@ -57,5 +64,6 @@ def kernels_of(compiled: Any) -> list[Kernel]:
         if kind in _DATA:
             continue
         names = tuple(name for name in text("originalLayersNames").split(",") if name)
-        found.append(Kernel(kind, text("primitiveType"), text("runtimePrecision"), names))
+        reads = tuple(value.get_element_type().get_type_name() for value in operator.inputs())
+        found.append(Kernel(kind, text("primitiveType"), text("runtimePrecision"), names, reads))
     return found

@@ -1,4 +1,4 @@
-"""Layers of an OpenVINO IR on OpenVINO, cut out of the model as it is stored.
+"""Layers and products of an OpenVINO IR on OpenVINO, cut out of the model as it is stored.
 
 They run in float32 where a deployment runs in bf16 by default: the integer kernels are the same, and no
 coarse rounding of their result hides a fault.
@@ -7,7 +7,7 @@ coarse rounding of their result hides a fault.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import ModelError
+from flatq.quantize.lowering import Lowered
 from flatq.runtime.openvino import SETTINGS, import_openvino
+from flatq.verify.inspection import attention_of
 from flatq.verify.openvino_kernels import kernels_of
 from flatq.verify.pieces import Ran
-from flatq.verify.reference import Reference
+from flatq.verify.reference import AnyReference, Quantizer, Reference, product_names
 
-__all__ = ["OpenVinoPieces", "floats_behind", "is_product", "product_of", "weight_constants"]
+__all__ = ["OpenVinoPieces", "attention_products", "floats_behind", "product_of", "weight_constants"]
 
 _PRODUCTS = ("Convolution", "GroupConvolution", "MatMul")
 _WEIGHT_STEPS = ("Convert", "Multiply", "Reshape", "Subtract", "Transpose")
 _BOUNDS = ("Clamp", "Maximum", "Minimum")
 _SETTINGS = {**SETTINGS, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-
-
-def is_product(operator: Any) -> bool:
-    """Whether an operator of an IR multiplies and accumulates."""
-    return operator.get_type_name() in _PRODUCTS
 
 
 def weight_constants(model: Any, layers: Mapping[str, str]) -> dict[str, Any]:
@@ -55,13 +52,54 @@ def product_of(layer: str, constant: Any) -> Any:
         ModelError: the weight leads to none.
     """
     operator, seen = constant, [constant.get_friendly_name()]
-    while not is_product(operator):
+    while operator.get_type_name() not in _PRODUCTS:
         users = _users(operator)
         if len(users) != 1 or users[0].get_type_name() not in (*_WEIGHT_STEPS, *_PRODUCTS):
             raise _strange(layer, " -> ".join([*seen, *(user.get_type_name() for user in users)]))
         operator = users[0]
         seen.append(operator.get_type_name())
     return operator
+
+
+def attention_products(
+    model: Any, products: Mapping[str, str], attentions: Collection[str]
+) -> dict[str, list[Any]]:
+    """Attention -> the operators that multiply two computed tensors in it, in order of execution.
+
+    Args:
+        products: name of each operator that multiplies by a weight -> its layer.
+        attentions: names.
+    """
+    owners = dict(products)
+    found: dict[str, list[Any]] = {name: [] for name in attentions}
+    for operator in model.get_ordered_ops():
+        name = operator.get_friendly_name()
+        if operator.get_type_name() in _PRODUCTS and name not in owners:
+            owner = attention_of(_ancestors(operator, owners), attentions)
+            if owner is not None:
+                owners[name] = owner
+                found[owner].append(operator)
+    return found
+
+
+def _ancestors(operator: Any, owners: Mapping[str, str]) -> set[str]:
+    """The candidates whose outputs an operator reads, with no other candidate between."""
+    read: set[str] = set()
+    seen: set[str] = set()
+    waiting = [operator]
+    while waiting:
+        current = waiting.pop()
+        for value in current.inputs():
+            source = value.get_source_output().get_node()
+            name = source.get_friendly_name()
+            if name in seen:
+                continue
+            seen.add(name)
+            if name in owners:
+                read.add(owners[name])
+            else:
+                waiting.append(source)
+    return read
 
 
 def _users(operator: Any) -> list[Any]:
@@ -85,37 +123,67 @@ class OpenVinoPieces:
 
     Args:
         path: the IR's .xml.
-        layers: as `Lowered.layers`.
+        lowered: the graph that it is of.
         threads: of each run.
     """
 
-    def __init__(self, path: Path, layers: Mapping[str, str], threads: int) -> None:
+    def __init__(self, path: Path, lowered: Lowered, threads: int) -> None:
         self._openvino = import_openvino()
         self._core = self._openvino.Core()
         self._model = self._core.read_model(path)
-        self._constants = weight_constants(self._model, layers)
+        self._constants = weight_constants(self._model, lowered.layers)
+        self._products = self._of_attentions(lowered)
         self._settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": threads}
 
-    def run(self, reference: Reference, source: NDArray[np.float32]) -> Ran:
-        constant = self._constants.get(reference.layer)
-        if constant is None:
-            raise ModelError(
-                f"the exported model holds no integers for {reference.layer}",
-                expected="a constant with its codes",
-                next_step="export again",
-            )
-        product = product_of(reference.layer, constant)
-        entry = self._entry(product, reference)
-        own = floats_behind(product)
-        result = _quantized(own[-1]) if reference.output is not None else own[-1]
+    def _of_attentions(self, lowered: Lowered) -> dict[str, Any]:
+        """Name of each product of an attention -> its operator."""
+        inside = tuple(f"{name}." for name in lowered.products)
+        parameters = {
+            name.removesuffix(".weight"): name
+            for operator in self._model.get_ops()
+            if (name := operator.get_friendly_name()).startswith(inside) and name.endswith(".weight")
+        }
+        constants = weight_constants(self._model, {**parameters, **lowered.layers})
+        owners = {
+            product_of(layer, constant).get_friendly_name(): layer
+            for layer, constant in constants.items()
+            if layer.startswith(inside) and len(constant.shape) > 1
+        }
+        return {
+            name: operator
+            for attention, operators in attention_products(self._model, owners, lowered.products).items()
+            for name, operator in zip(product_names(attention), operators, strict=False)
+        }
+
+    def _product(self, reference: AnyReference) -> Any:
+        if isinstance(reference, Reference):
+            constant = self._constants.get(reference.layer)
+            if constant is not None:
+                return product_of(reference.layer, constant)
+        elif reference.layer in self._products:
+            return self._products[reference.layer]
+        raise ModelError(
+            f"the exported model holds no integers for {reference.layer}",
+            expected="a constant with its codes, or a product of two computed tensors",
+            next_step="export again",
+        )
+
+    def run(self, reference: AnyReference, *sources: NDArray[np.float32]) -> Ran:
+        product = self._product(reference)
+        entries = [_entry(product, index, q) for index, q in enumerate(reference.inputs)]
+        own, result = [product], product
+        if isinstance(reference, Reference):
+            own = floats_behind(product)
+            result = _quantized(own[-1]) if reference.output is not None else own[-1]
         opset: Any = self._openvino.opset13
-        parameter = opset.parameter([-1, *source.shape[1:]], np.float32, name="source")
-        given = entry.get_source_output()
-        entry.replace_source_output(parameter.output(0))
+        parameters = [opset.parameter([-1, *source.shape[1:]], np.float32) for source in sources]
+        given = [entry.get_source_output() for entry in entries]
+        for entry, parameter in zip(entries, parameters, strict=True):
+            entry.replace_source_output(parameter.output(0))
         try:
-            piece = self._openvino.Model([result.output(0)], [parameter], "layer")
+            piece = self._openvino.Model([result.output(0)], parameters, "layer")
             compiled = self._core.compile_model(piece, "CPU", self._settings)
-            output = compiled.create_infer_request().infer([source])[0]
+            output = compiled.create_infer_request().infer(list(sources))[0]
         except RuntimeError as error:
             raise ModelError(
                 f"OpenVINO cannot run {reference.layer} alone",
@@ -124,7 +192,8 @@ class OpenVinoPieces:
                 next_step="report it with the versions that `flatq doctor` prints",
             ) from error
         finally:
-            entry.replace_source_output(given)
+            for entry, output_before in zip(entries, given, strict=True):
+                entry.replace_source_output(output_before)
         ran = kernels_of(compiled)
         names = {operator.get_friendly_name() for operator in own}
         products = [kernel for kernel in ran if names & set(kernel.names)]
@@ -136,21 +205,22 @@ class OpenVinoPieces:
             products[0].is_integer,
         )
 
-    def _entry(self, product: Any, reference: Reference) -> Any:
-        """The input, of the first operator of the layer, that its tensor goes into."""
-        if reference.input is None:
-            return product.input(0)
-        quantize = _back(_before(product), ("Convert", "Multiply", "Subtract"))
-        if quantize.get_type_name() != "FakeQuantize":
-            return product.input(0)
-        narrow = reference.input.high - reference.input.low < 254
-        entry = quantize.input(0)
-        while narrow and (bound := entry.get_source_output().get_node()).get_type_name() in _BOUNDS:
-            index = next(
-                i for i in range(bound.get_input_size()) if _before(bound, i).get_type_name() != "Constant"
-            )
-            entry = bound.input(index)
-        return entry
+
+def _entry(product: Any, index: int, quantizer: Quantizer | None) -> Any:
+    """The input, of the first operator of a layer or product, that its tensor of this index goes into."""
+    if quantizer is None:
+        return product.input(index)
+    quantize = _back(_before(product, index), ("Convert", "Multiply", "Subtract"))
+    if quantize.get_type_name() != "FakeQuantize":
+        return product.input(index)
+    narrow = quantizer.high - quantizer.low < 254
+    entry = quantize.input(0)
+    while narrow and (bound := entry.get_source_output().get_node()).get_type_name() in _BOUNDS:
+        side = next(
+            i for i in range(bound.get_input_size()) if _before(bound, i).get_type_name() != "Constant"
+        )
+        entry = bound.input(side)
+    return entry
 
 
 def floats_behind(product: Any) -> list[Any]:

@@ -25,7 +25,13 @@ from flatq.recipe import Kind
 from flatq.runtime.base import Condition, default_threads
 from flatq.runtime.torch import TorchRuntime
 from flatq.verify.pieces import Pieces, open_pieces
-from flatq.verify.reference import Reference, capture_sources, find_references
+from flatq.verify.reference import (
+    AnyReference,
+    ProductReference,
+    capture_sources,
+    find_references,
+    product_names,
+)
 from flatq.verify.results import EndToEnd, LayerParity, Parity
 
 __all__ = ["VerifyInputs", "sqnr_db", "verify_parity"]
@@ -36,6 +42,8 @@ Progress = Callable[[str, int, int], None]
 _ENOUGH, _ENOUGH_IN_CHANNEL = 2**15, 2**9
 """Output elements to compare at least, so that one on the edge of two codes is far from 0.1 %, or from 1 % of
 its channel."""
+_MOST_OF_A_PRODUCT = 2**22
+"""Output elements of an attention's product to compare at the inputs as they are, but for one image."""
 _STRESS = 4.0
 """A layer is also given its inputs times this: far beyond what calibration saw."""
 
@@ -90,10 +98,11 @@ def verify_parity(
         t = drawn.t.repeat(drawn.x.shape[1])
         cond: Condition = {} if drawn.label is None else {"label": drawn.label.reshape(-1)}
         kinds = {decision.node: decision.kind for decision in manifest.decisions}
+        kinds |= {name: "attention" for node in lowered.products for name in product_names(node)}
         layers: dict[str, LayerParity] = {}
 
-        def compare(reference: Reference, source: torch.Tensor) -> None:
-            layers[reference.layer] = _layer(pieces, reference, source, kinds[reference.layer])
+        def compare(reference: AnyReference, sources: tuple[torch.Tensor, ...]) -> None:
+            layers[reference.layer] = _layer(pieces, reference, sources, kinds[reference.layer])
             if progress is not None:
                 progress("verifying layers", len(layers), len(references))
 
@@ -127,11 +136,13 @@ def sqnr_db(signal: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     return float(10 * np.log10(power / noise)) if power else float("-inf")
 
 
-def _layer(pieces: Pieces, reference: Reference, source: torch.Tensor, kind: Kind) -> LayerParity:
-    value = _many(reference, source)
+def _layer(
+    pieces: Pieces, reference: AnyReference, sources: tuple[torch.Tensor, ...], kind: Kind
+) -> LayerParity:
+    values = _many(reference, sources)
     try:
-        ran = pieces.run(reference, value.numpy())
-        exact = reference.evaluate(value, integer=ran.integer, roundoff=ran.roundoff)
+        ran = pieces.run(reference, *(value.numpy() for value in values))
+        exact = reference.evaluate(*values, integer=ran.integer, roundoff=ran.roundoff)
         if ran.output.shape != tuple(exact.value.shape):
             raise ModelError(f"it yields {list(ran.output.shape)} instead of {list(exact.value.shape)}")
     except ModelError as error:
@@ -154,18 +165,22 @@ def _layer(pieces: Pieces, reference: Reference, source: torch.Tensor, kind: Kin
     )
 
 
-def _many(reference: Reference, source: torch.Tensor) -> torch.Tensor:
-    """The layer's input tensor, the same times `_STRESS`, and further sizes until the output is large."""
-    rows = [source, source * _STRESS]
+def _many(reference: AnyReference, sources: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The layer's input tensors, the same times `_STRESS`, and further sizes until the output is large."""
     shape: torch.Size = reference.node.meta["val"].shape
-    for_each = len(source) * int(np.prod([int(n) for n in shape[1:]]))
-    wanted = max(_ENOUGH, _ENOUGH_IN_CHANNEL * len(reference.codes))
-    repeats = max(0, -(-wanted // for_each) - len(rows))
+    for_one = int(np.prod([int(n) for n in shape[1:]]))
+    if isinstance(reference, ProductReference):  # which yields tokens x tokens for each head
+        sources = tuple(source[: max(1, _MOST_OF_A_PRODUCT // for_one)] for source in sources)
+    factors = [1.0, _STRESS]
+    wanted = max(_ENOUGH, _ENOUGH_IN_CHANNEL * reference.channels)
+    repeats = max(0, -(-wanted // (len(sources[0]) * for_one)) - len(factors))
     generator = torch.Generator().manual_seed(0)
-    for factor in torch.rand(repeats, generator=generator).tolist():
-        rows.append(source * (0.5 + factor))
-    value = torch.cat(rows).contiguous()
-    return value if reference.input is None else reference.input.away_from_edges(value)
+    factors += (0.5 + torch.rand(repeats, generator=generator)).tolist()
+    values = (torch.cat([source * factor for factor in factors]).contiguous() for source in sources)
+    return tuple(
+        value if quantizer is None else quantizer.away_from_edges(value)
+        for value, quantizer in zip(values, reference.inputs, strict=True)
+    )
 
 
 def _float(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flatq.deployment import Deployment
 from flatq.errors import UsageError
 from flatq.quantize.lowering import Lowered
-from flatq.verify.reference import UNIT_ROUNDOFF, Reference
+from flatq.verify.reference import UNIT_ROUNDOFF, AnyReference
 
 __all__ = ["Pieces", "Ran", "open_pieces"]
 
@@ -40,8 +40,8 @@ class Ran:
 class Pieces(Protocol):
     """Runs single layers of a deployed model on the runtime that it was exported for."""
 
-    def run(self, reference: Reference, source: NDArray[np.float32]) -> Ran:
-        """The layer's output for its input tensor.
+    def run(self, reference: AnyReference, *sources: NDArray[np.float32]) -> Ran:
+        """The layer's output for its input tensor, or a product's for its two factors.
 
         Raises:
             ModelError: the layer is not in the deployed model, or cannot be cut out or run alone.
@@ -58,11 +58,11 @@ def open_pieces(deployment: Deployment, path: Path, lowered: Lowered, threads: i
     if deployment.target in ("onnxruntime", "generic"):
         from flatq.verify.onnx_pieces import OnnxRuntimePieces
 
-        return OnnxRuntimePieces(path, lowered.layers, threads)
+        return OnnxRuntimePieces(path, lowered, threads)
     if deployment.target == "openvino":
         from flatq.verify.openvino_pieces import OpenVinoPieces
 
-        return OpenVinoPieces(path, lowered.layers, threads)
+        return OpenVinoPieces(path, lowered, threads)
     raise UsageError(
         f"parity for {deployment.target} is not offered",
         expected="a deployment for onnxruntime, openvino or generic",

@@ -6,7 +6,7 @@ float64, exactly where both factors are integers, so that the reference adds no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,12 +21,15 @@ from flatq.quantize.trace import stored_value
 
 __all__ = [
     "UNIT_ROUNDOFF",
+    "AnyReference",
+    "ProductReference",
     "Quantizer",
     "Quantum",
     "Reference",
     "Result",
     "capture_sources",
     "find_references",
+    "product_names",
 ]
 
 _aten = torch.ops.aten
@@ -126,6 +129,21 @@ class Reference:
         rounding = (16 * roundoff * magnitude).clamp_min(_SMALLEST)
         return Result(exact, "rounding", rounding, rounding)
 
+    @property
+    def sources(self) -> tuple[fx.Node, ...]:
+        """The source, as one of those that any reference has."""
+        return (self.source,)
+
+    @property
+    def inputs(self) -> tuple[Quantizer | None, ...]:
+        """The input's quantizer, as one of those that any reference has."""
+        return (self.input,)
+
+    @property
+    def channels(self) -> int:
+        """Number of output channels."""
+        return len(self.codes)
+
     def _by_channel(self, value: torch.Tensor) -> torch.Tensor:
         trailing = 2 if self.codes.ndim == 4 else 0
         return value.reshape(-1, *[1] * trailing)
@@ -134,6 +152,54 @@ class Reference:
         operator: Any = self.node.target
         product: torch.Tensor = operator(factor, weight, None, *self.node.args[3:], **self.node.kwargs)
         return product
+
+
+@dataclass(frozen=True)
+class ProductReference:
+    """A product of two computed tensors of the lowered graph: of an attention, one of its two.
+
+    Attributes:
+        layer: its name, one of `product_names`.
+        sources: the nodes whose tensors it reads, before any quantizers: [..., n, k] and [..., k, m].
+        node: the node that multiplies.
+        inputs: the factors' quantizers.
+    """
+
+    layer: str
+    sources: tuple[fx.Node, fx.Node]
+    node: fx.Node
+    inputs: tuple[Quantizer, Quantizer]
+
+    @property
+    def channels(self) -> int:
+        """Size of the axis that stands for channels in parity: the heads'."""
+        return int(self.node.meta["val"].shape[1])
+
+    def evaluate(
+        self,
+        first: torch.Tensor,
+        second: torch.Tensor,
+        *,
+        integer: bool = True,
+        roundoff: float = UNIT_ROUNDOFF,
+    ) -> Result:
+        """As `Reference.evaluate`, for the two sources' tensors, float32."""
+        a, b = (q.codes(v) - q.zero_point for q, v in zip(self.inputs, (first, second), strict=True))
+        step = self.inputs[0].scale * self.inputs[1].scale
+        exact = a @ b * step
+        if integer:
+            rounding = 8 * roundoff * exact.abs()
+            return Result(exact, "accumulator", rounding.clamp_min(step), rounding)
+        rounding = 16 * roundoff * step * (a.abs() @ b.abs())
+        return Result(exact, "rounding", rounding, rounding)
+
+
+AnyReference = Reference | ProductReference
+
+
+def product_names(attention: str) -> tuple[str, str]:
+    """Names of an attention's two products: of queries and keys, and of the softmax's weights and values."""
+    return f"{attention}.scores", f"{attention}.attended"
 
 
 @dataclass(frozen=True)
@@ -167,16 +233,24 @@ class Result:
         return quanta.numpy(), equal.numpy()
 
 
-def find_references(lowered: Lowered) -> list[Reference]:
-    """Every planned layer of a lowered graph, in order of execution.
+def find_references(lowered: Lowered) -> list[AnyReference]:
+    """Every planned layer and every quantized product of a lowered graph, in order of execution.
 
     Raises:
-        ModelError: a planned layer is not in the graph, or another form than lowering writes.
+        ModelError: a planned layer or product is not in the graph, or another form than lowering writes.
     """
     graph = lowered.graph
     names = {codes: layer for layer, codes in lowered.layers.items()}
-    found = []
+    products = {
+        node: name
+        for attention, nodes in lowered.products.items()
+        for node, name in zip(nodes, product_names(attention), strict=True)
+    }
+    found: list[AnyReference] = []
     for node in graph.graph.nodes:
+        if node.name in products:
+            found.append(_product(products[node.name], node))
+            continue
         if node.op != "call_function" or node.target not in _LAYERS:
             continue
         weight = node.args[1]
@@ -185,11 +259,11 @@ def find_references(lowered: Lowered) -> list[Reference]:
         layer = names.get(str(_node(weight.args[0]).target))
         if layer is not None:
             found.append(_reference(graph, layer, node, weight))
-    missing = set(lowered.layers) - {reference.layer for reference in found}
+    missing = {*lowered.layers, *products.values()} - {reference.layer for reference in found}
     if missing:
         raise ModelError(
-            f"{len(missing)} planned layers are not in the lowered graph",
-            expected="each behind the dequantizer of its weight",
+            f"{len(missing)} planned layers or products are not in the lowered graph",
+            expected="each layer behind the dequantizer of its weight",
             got=", ".join(sorted(missing)[:3]),
             next_step="this is a bug or an unsupported torchao version: report it",
         )
@@ -214,6 +288,18 @@ def _reference(graph: fx.GraphModule, layer: str, node: fx.Node, weight: fx.Node
         weight_scale=scale.double(),
         bias=torch.zeros(len(codes)).double() if bias is None else _tensor(graph, bias).double(),
     )
+
+
+def _product(name: str, node: fx.Node) -> ProductReference:
+    (first, one), (second, other) = (_input(_node(argument)) for argument in node.args[:2])
+    if one is None or other is None:
+        raise ModelError(
+            f"{name} is not behind two quantizers in the lowered graph",
+            expected="both factors quantized",
+            got="a factor in float",
+            next_step="this is a bug or an unsupported torchao version: report it",
+        )
+    return ProductReference(name, (first, second), node, (one, other))
 
 
 def _input(node: fx.Node) -> tuple[fx.Node, Quantizer | None]:
@@ -265,11 +351,11 @@ def _tensor(graph: fx.GraphModule, argument: Any) -> torch.Tensor:
 
 def capture_sources(
     lowered: Lowered,
-    references: list[Reference],
+    references: Sequence[AnyReference],
     inputs: tuple[torch.Tensor, ...],
-    take: Callable[[Reference, torch.Tensor], None],
+    take: Callable[[AnyReference, tuple[torch.Tensor, ...]], None],
 ) -> torch.Tensor:
-    """Run the lowered graph once and hand out each layer's input tensor as soon as it is there.
+    """Run the lowered graph once and hand out each reference's input tensors as soon as they are there.
 
     Args:
         inputs: x, t and maybe label.
@@ -278,15 +364,21 @@ def capture_sources(
     Returns:
         The graph's output.
     """
-    waiting: dict[fx.Node, list[Reference]] = {}
+    waiting: dict[fx.Node, list[AnyReference]] = {}
     for reference in references:
-        waiting.setdefault(reference.source, []).append(reference)
+        for source in dict.fromkeys(reference.sources):
+            waiting.setdefault(source, []).append(reference)
+    parts: dict[str, dict[fx.Node, torch.Tensor]] = {reference.layer: {} for reference in references}
 
     class Capture(fx.Interpreter):
         def run_node(self, node: fx.Node) -> Any:
             value = super().run_node(node)
             for reference in waiting.get(node, ()):
-                take(reference, value)
+                there = parts[reference.layer]
+                there[node] = value
+                if there.keys() == set(reference.sources):
+                    take(reference, tuple(there[source] for source in reference.sources))
+                    there.clear()
             return value
 
     with torch.no_grad():

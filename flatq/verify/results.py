@@ -39,7 +39,7 @@ class LayerParity(_Part):
     """One layer on the runtime against the torch Q/DQ graph, both given the same input tensor.
 
     Attributes:
-        layer, kind: of the plan.
+        layer, kind: of the plan; of a product of attention a name of `flatq.verify.reference`.
         kernels: what the runtime made of the layer cut out of the exported model.
         quantum: what one quantum of the output is: `code`, one step of the output's quantizer; `accumulator`,
             one step of the integer sum behind a float output; `rounding`, what another order of summing moves
@@ -48,7 +48,8 @@ class LayerParity(_Part):
         max_quanta: the largest difference, in quanta.
         equal: share of the elements that are equal: the same code, or within half a quantum where the
             output is float.
-        worst_channel, worst_equal: the output channel that is equal least often, and how often it is.
+        worst_channel, worst_equal: the output channel (of a product, the head) that is equal least often, and
+            how often it is.
         problem: why the layer could not be compared, None where it was.
     """
 
@@ -107,7 +108,7 @@ class Parity(_Part):
         model_digest: `Deployment.digest` of what was verified.
         runtime: identity of the runtime that ran it.
         timesteps, images: the inputs: so many images at each training timestep.
-        layers: one for each planned layer, in order of execution.
+        layers: one for each planned layer and each quantized product of an attention, in order of execution.
         end_to_end: whole network evaluations.
     """
 
@@ -229,7 +230,7 @@ class Audit(_Part):
 
     @property
     def integer_share(self) -> float:
-        """Share of the multiply-accumulates that run in integers; attention's products count as float."""
+        """Share of the multiply-accumulates that run in integers; of an attention, both products or none."""
         integer = sum(entry.macs for entry in self.entries if entry.integer)
         return integer / self.macs if self.macs else 0.0
 

@@ -19,11 +19,12 @@ _HEAD = ("layer", "kind", "MACs", "kernel", "precision", "stored", "reason if fl
 
 
 def parity_summary(parity: Parity) -> str:
-    """For instance `51 of 51 layers equal to the torch graph on onnxruntime, SQNR end to end 36.6 dB`."""
+    """For instance `51 of 51 layers compute on onnxruntime what the torch graph does; SQNR ... 36.6 dB`."""
     passed = len(parity.layers) - len(parity.failed)
     ratios = parity.end_to_end
+    what = "layers and products" if any(layer.kind == "attention" for layer in parity.layers) else "layers"
     text = (
-        f"{passed} of {len(parity.layers)} layers compute on {parity.target} what the torch graph does; "
+        f"{passed} of {len(parity.layers)} {what} compute on {parity.target} what the torch graph does; "
         f"SQNR of the whole {_db(ratios.deployed_to_lowered)}"
     )
     if ratios.deployed_to_float is not None and ratios.lowered_to_float is not None:

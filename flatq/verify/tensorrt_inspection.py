@@ -105,15 +105,16 @@ def read_layers(
     unmatched = []
     for layer in layers:
         metadata = str(layer.get("Metadata", ""))
-        owners = {names[n] for n in re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata) if n in names}
+        stands_for = dict.fromkeys(re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata))
+        owners = Counter(names[n] for n in stands_for if n in names)
         kind = str(layer.get("LayerType", "unknown"))
         if not owners and any(word in kind.lower() for word in ("conv", "gemm", "matmul", "matrix", "mha")):
             unmatched.append(f"{kind} {layer.get('Name', '')}".strip())
         precision = _precision(layer)
         integer = precision == "s8s8"
         remark = None if integer else f"TensorRT runs it as {kind} in {precision}"
-        for owner in owners:
-            entry = Found((kind,), precision, integer, remark)
+        for owner, products in owners.items():
+            entry = Found((kind,), precision, integer, remark, products)
             found[owner] = found[owner].joined(entry) if owner in found else entry
     return found, tuple(unmatched), dict(Counter(str(layer.get("LayerType", "unknown")) for layer in layers))
 

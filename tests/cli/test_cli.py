@@ -35,6 +35,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("quantize", "CKPT", "--bits", "1"),
         ("quantize", "CKPT", "--bits", "9"),
         ("quantize", "CKPT", "--act-bits", "3"),
+        ("quantize", "CKPT", "--attention-bits", "3"),
         ("quantize", "CKPT", "--granularity", "per-group"),
         ("quantize", "CKPT", "--edges", "4"),
         ("quantize", "CKPT", "--act-range", "entropy"),

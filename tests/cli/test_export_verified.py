@@ -66,6 +66,27 @@ def test_an_export_is_verified_and_can_be_looked_at(artifact: Path, run: Run) ->
     assert "not verified: exported with --no-verify" in run("inspect", folder)[1]
 
 
+def test_integer_attention_is_planned_verified_and_audited(
+    tiny: Checkpoint, run: Run, tmp_path: Path
+) -> None:
+    few = ("--calib-images", "2", "--calib-steps", "2", "--threads", "1")
+    out = tmp_path / "artifact"
+    code, _, err = run("quantize", tiny.source, "--attention-bits", "8", "--edges", "8", *few, "-o", out)
+    assert code == 0, err
+    assert "attention's products 8-bit (recipe w8a8-att8-edges8)" in err
+    code, table, _ = run("inspect", out)
+    assert code == 0
+    rows = [line.split() for line in table.splitlines() if line.startswith("unet.mid_block.attentions.0 ")]
+    assert [row[2] for row in rows] == ["query", "key", "probabilities", "value"]
+    assert [row[4:7] for row in rows] == [
+        ["int8", "per-tensor", kind] for kind in ("symmetric", "symmetric", "affine", "symmetric")
+    ]
+    code, _, err = run("export", out, "--onnx", "--require-int8", "0.95")
+    assert code == 0, err
+    assert "verified: 59 of 59 layers and products compute on onnxruntime" in err
+    assert "audit: 100.00 % of" in err
+
+
 def test_an_export_that_fails_parity_is_not_put_in_place(
     artifact: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
+from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import read_deployment
 from flatq.errors import ArtifactError, UsageError
@@ -19,6 +20,8 @@ from flatq.export import export_artifact, export_checkpoint
 from flatq.models import open_model
 from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.quantize.lowering import lower
+from flatq.quantize.rounding import quantize_checkpoint
+from flatq.recipe import recipe_for_bits
 from flatq.runtime.onnxruntime import OnnxRuntime
 
 NAMES = ("w8a8", "w4a8", "w4a4")
@@ -216,6 +219,40 @@ def test_4_bit_activations_have_16_codes_in_onnx_runtime(
     assert len(np.unique(expected)) > 2
     first = next(values for values in results.values() if values.shape == (4, 16, 16, 3))  # NHWC kernels
     np.testing.assert_array_equal(first.transpose(0, 3, 1, 2), expected)
+
+
+def test_4_bit_attention_has_16_codes_in_onnx_runtime(
+    tiny: Checkpoint, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """At both factors of both products, in the graph that it optimized itself, on values far out of range."""
+    recipe = recipe_for_bits(8, attention_bits=4)
+    artifact = quantize_checkpoint(tiny, recipe, calibration=CalibrationPlan(images=2, steps=2), threads=1)
+    write_artifact(artifact, tmp_path / "a")
+    deployment = export_artifact(tmp_path / "a", "onnxruntime", tmp_path / "d")
+    refused = deployment.provenance["rewrites"]["attention"]["refused"]
+    assert len(refused) == 4
+    assert all("the weights go to Clip, not to one MatMul" in reason for reason in refused.values())
+    with OnnxRuntime(tmp_path / "d" / "model.onnx", threads=1, optimized_path=tmp_path / "optimized.onnx"):
+        model = onnx.load(tmp_path / "optimized.onnx")
+    stored = {initializer.name for initializer in model.graph.initializer}
+    kinds = {"MatMulIntegerToFloat": (0, 1), "QLinearMatMul": (0, 3)}
+    factors = [
+        [node.input[i] for i in kinds[node.op_type]]
+        for node in model.graph.node
+        if node.op_type in kinds and node.input[kinds[node.op_type][1]] not in stored
+    ]
+    assert len(factors) == 8
+    names = [name for pair in factors for name in pair]
+    for name in dict.fromkeys(names):
+        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    x, t = _inputs(4, size=50.0)
+    for name, values in zip(names, session.run(names, {"x": x, "t": t}), strict=True):
+        assert values.dtype == np.uint8
+        assert 1 < len(np.unique(values)) <= 16, name
+        assert values.max() <= 15, name
 
 
 def test_the_same_artifact_gives_the_same_file(files: dict[str, Path], tmp_path: Path) -> None:

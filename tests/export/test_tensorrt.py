@@ -91,7 +91,7 @@ def test_every_recipe_and_network_builds(
             continue
         data, weight = (_source(layer.get_input(i), makers, trt) == trt.LayerType.DEQUANTIZE for i in (0, 1))
         if kind == "linear" and not data and not weight:
-            continue  # a product of attention, which no recipe quantizes
+            continue  # a product of attention, which no preset quantizes
         assert weight, layer.name
         assert data == quantized_inputs, layer.name
         counts[kind] += 1
@@ -99,6 +99,31 @@ def test_every_recipe_and_network_builds(
 
     built = build_serialized(tmp_path / "d" / "model.onnx", (1, 2, 8))
     assert len(built.plan) > 1000
+
+
+@needs_tensorrt
+@pytest.mark.parametrize(("network_name", "bits"), [("rgb32", 8), ("imported64", 4)])
+def test_integer_attention_builds(
+    network_name: str, bits: int, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    calibration = CalibrationPlan(images=2, steps=1)
+    recipe = recipe_for_bits(8, attention_bits=bits)
+    artifact = quantize_checkpoint(checkpoints[network_name], recipe, calibration=calibration, threads=1)
+    write_artifact(artifact, tmp_path / "a")
+    export_artifact(tmp_path / "a", "tensorrt", tmp_path / "d")
+    parsed = parse(tmp_path / "d" / "model.onnx")
+    trt, network = parsed.trt, parsed.network
+    makers = _makers(network)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    products = [layer for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY]
+    for layer in products:
+        for i in (0, 1):
+            assert _source(layer.get_input(i), makers, trt) == trt.LayerType.DEQUANTIZE, layer.name
+    kinds = {d.node: d.kind for d in artifact.manifest.decisions}
+    linears, attentions = (sum(k == kind for k in kinds.values()) for kind in ("linear", "attention"))
+    assert attentions == 4
+    assert len(products) == linears + 2 * attentions
+    assert len(build_serialized(tmp_path / "d" / "model.onnx", (1, 2, 8)).plan) > 1000
 
 
 @needs_tensorrt

@@ -128,7 +128,7 @@ def _learn(
         n = order.pop()
         inputs = _mixed(block, exact[n], quantized[n], options.drop, generator)
         weights = [rounding.weight() for rounding in soft]
-        replaced = {
+        replaced = dict(block.products) | {
             layer.node: lambda *args, layer=layer, weight=weight: layer.compute(weight, args)
             for layer, weight in zip(block.layers, weights, strict=True)
         }
@@ -173,7 +173,7 @@ def _error(
     block: Block, quantized: Sequence[Values], targets: Sequence[list[torch.Tensor]], outputs: list[fx.Node]
 ) -> float:
     """Mean over the batches, with the codes as they stand."""
-    replaced = {layer.node: layer.forward for layer in block.layers}
+    replaced = dict(block.products) | {layer.node: layer.forward for layer in block.layers}
     with torch.no_grad():
         errors = [
             float(_distance(_outputs(block, values, outputs, replaced), target).double())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx
 
@@ -23,11 +24,13 @@ class Block:
         name: of the module, or of the one layer.
         nodes: in order of execution.
         layers: the planned ones among them.
+        products: what the quantized network computes in the place of products without a weight.
     """
 
     name: str
     nodes: tuple[fx.Node, ...]
     layers: tuple[QuantLayer, ...]
+    products: Mapping[fx.Node, Callable[..., Any]] = field(default_factory=dict)
 
     @property
     def outputs(self) -> list[fx.Node]:
@@ -45,10 +48,17 @@ class Block:
         return list(dict.fromkeys(n for node in self.nodes for n in node.all_input_nodes if n not in inside))
 
 
-def blocks(graph: fx.GraphModule, layers: Mapping[fx.Node, QuantLayer]) -> list[Block]:
+def blocks(
+    graph: fx.GraphModule,
+    layers: Mapping[fx.Node, QuantLayer],
+    products: Mapping[fx.Node, Callable[..., Any]] | None = None,
+) -> list[Block]:
     """All operators of a graph: residual and attention blocks, and in between up to one planned layer each.
 
     After Li et al. 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction".
+
+    Args:
+        products: of `flatq.quantize.methods.layer.quant_products`.
     """
     groups: list[tuple[str | None, list[fx.Node]]] = []
     ended = True
@@ -60,7 +70,7 @@ def blocks(graph: fx.GraphModule, layers: Mapping[fx.Node, QuantLayer]) -> list[
             groups.append((name, []))
         groups[-1][1].append(node)
         ended = name is None and node in layers
-    return [_block(name, nodes, layers) for name, nodes in groups]
+    return [_block(name, nodes, layers, products or {}) for name, nodes in groups]
 
 
 def pieces(block: Block) -> list[Block]:
@@ -71,12 +81,18 @@ def pieces(block: Block) -> list[Block]:
         groups[-1].append(node)
         if node in planned:
             groups.append([])
-    return [_block(None, nodes, planned) for nodes in groups if nodes]
+    return [_block(None, nodes, planned, block.products) for nodes in groups if nodes]
 
 
-def _block(name: str | None, nodes: Sequence[fx.Node], layers: Mapping[fx.Node, QuantLayer]) -> Block:
+def _block(
+    name: str | None,
+    nodes: Sequence[fx.Node],
+    layers: Mapping[fx.Node, QuantLayer],
+    products: Mapping[fx.Node, Callable[..., Any]],
+) -> Block:
     inside = tuple(layers[node] for node in nodes if node in layers)
-    return Block(name or (inside[-1].name if inside else ""), tuple(nodes), inside)
+    own = {node: products[node] for node in nodes if node in products}
+    return Block(name or (inside[-1].name if inside else ""), tuple(nodes), inside, own)
 
 
 def _block_name(node: fx.Node) -> str | None:

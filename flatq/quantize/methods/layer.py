@@ -17,9 +17,9 @@ from torch.nn import functional as F  # noqa: N812
 from flatq.errors import ModelError
 from flatq.quantize.quantizer import activation_qparams, code_range
 from flatq.quantize.trace import Layer, stored_value
-from flatq.recipe import Decision, whole_name
+from flatq.recipe import Decision, Port, whole_name
 
-__all__ = ["QuantLayer", "quant_layers"]
+__all__ = ["QuantLayer", "quant_layers", "quant_products"]
 
 _aten = torch.ops.aten
 
@@ -144,14 +144,39 @@ def quant_layers(
             low,
             high,
             codes[name],
-            _input_quantizer(inputs[name], ranges[inputs[name].range_name])
-            if name in inputs
-            else lambda x: x,
+            _quantizer(inputs[name], ranges[inputs[name].range_name]) if name in inputs else lambda x: x,
         )
     return result
 
 
-def _input_quantizer(decision: Decision, ranges: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def quant_products(
+    layers: Sequence[Layer], decisions: Sequence[Decision], ranges: Mapping[str, torch.Tensor]
+) -> dict[fx.Node, Callable[..., Any]]:
+    """What stands in for the products of written-out attentions: the same on fake-quantized factors.
+
+    They hold nothing that a method could choose, but what is behind them reads what they yield.
+
+    Args:
+        ranges: as in `flatq.quantize.artifact.Artifact`.
+    """
+    planned = {(d.node, d.port): d for d in decisions if d.scheme is not None}
+
+    def quantizer(layer: Layer, port: Port) -> Callable[[torch.Tensor], torch.Tensor]:
+        decision = planned[layer.candidate.node, port]
+        return _quantizer(decision, ranges[decision.range_name])
+
+    def product(first: Callable[[Any], Any], second: Callable[[Any], Any]) -> Callable[..., Any]:
+        return lambda a, b: torch.matmul(first(a), second(b))
+
+    found: dict[fx.Node, Callable[..., Any]] = {}
+    for layer in layers:
+        if layer.scores is not None:
+            found[layer.scores] = product(quantizer(layer, "query"), quantizer(layer, "key"))
+            found[layer.node] = product(quantizer(layer, "probabilities"), quantizer(layer, "value"))
+    return found
+
+
+def _quantizer(decision: Decision, ranges: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     assert decision.scheme is not None
     smallest, largest = ranges[decision.group].tolist()
     found = activation_qparams(smallest, largest, decision.scheme)

@@ -17,7 +17,7 @@ from flatq.calib.inputs import CalibrationSet
 from flatq.quantize.methods.adaround import reconstruct
 from flatq.quantize.methods.blocks import Block, blocks, pieces
 from flatq.quantize.methods.gptq import Moments, compensated, gptq_codes
-from flatq.quantize.methods.layer import QuantLayer, quant_layers
+from flatq.quantize.methods.layer import QuantLayer, quant_layers, quant_products
 from flatq.quantize.methods.options import WeightRounding
 from flatq.quantize.methods.stream import Stream
 from flatq.quantize.trace import Layer
@@ -73,7 +73,7 @@ def refine(
         ).codes
     generator = torch.Generator().manual_seed(seed)
     planned = quant_layers(graph, layers, decisions, codes, scales, ranges)
-    cut = blocks(graph, planned)
+    cut = blocks(graph, planned, quant_products(layers, decisions, ranges))
     learning, total = rounding.method == "adaround", len(planned)
     drawn = batches(inputs, rounding.samples, rounding.adaround.batch, generator)
     quantized = Stream(graph, drawn)
@@ -114,12 +114,12 @@ def _pass(
 ) -> None:
     """Both streams go through a piece, which ends in its layer if it has one."""
     if not piece.layers:
-        for stream in (exact, quantized):
-            if stream is not None:
-                stream.advance(piece.nodes)
+        if exact is not None:
+            exact.advance(piece.nodes)
+        quantized.advance(piece.nodes, piece.products)
         return
     (layer,) = piece.layers
-    quantized.advance(piece.nodes[:-1])
+    quantized.advance(piece.nodes[:-1], piece.products)
     if exact is not None:
         exact.advance(piece.nodes[:-1])
     if rounding.method == "gptq":

@@ -1,0 +1,68 @@
+"""Attention written out as its two products around a softmax, so that their factors can be quantized.
+
+softmax(q k^T / sqrt(d)) v, the scale at the queries: there it is a factor of the smallest tensor, in front of
+the quantizer, and nothing stands between the integer sums and the softmax. In float nothing changes but
+rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+from flatq.quantize.trace import ATTENDED, find_layers
+from flatq.recipe import Decision, QuantRecipe, plan
+
+__all__ = ["planned_attentions", "quantized_attentions", "write_out"]
+
+_aten = torch.ops.aten
+
+
+def planned_attentions(graph: fx.GraphModule, recipe: QuantRecipe) -> list[str]:
+    """The attentions of a traced graph whose products the recipe quantizes."""
+    return quantized_attentions(plan(recipe, [layer.candidate for layer in find_layers(graph)]))
+
+
+def quantized_attentions(decisions: Iterable[Decision]) -> list[str]:
+    """Names of the attentions whose products are quantized, in order of execution."""
+    return [d.node for d in decisions if d.port == "query" and d.scheme is not None]
+
+
+def write_out(graph: fx.GraphModule, names: Collection[str]) -> None:
+    """Write out the named attentions of a traced graph, in place; without names it stays as it is."""
+    if not names:
+        return
+    for layer in find_layers(graph):
+        if layer.candidate.node in names:
+            assert not layer.candidate.obstacle, layer.candidate
+            _write_out(graph, layer.node)
+    graph.graph.lint()
+    graph.recompile()
+
+
+def _write_out(graph: fx.GraphModule, node: fx.Node) -> None:
+    query, key, value = node.args[:3]
+    queries, keys = (source.meta["val"] for source in (query, key))  # type: ignore[union-attr]
+    scale = node.kwargs.get("scale")
+    weights = queries.new_empty([*queries.shape[:-1], keys.shape[-2]])
+
+    def call(target: Any, arguments: tuple[Any, ...], like: torch.Tensor) -> fx.Node:
+        made = graph.graph.call_function(target, arguments)
+        made.meta = {**node.meta, "val": like}
+        made.meta.pop("tensor_meta", None)
+        return made
+
+    with graph.graph.inserting_before(node):
+        factor = 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
+        scaled = call(_aten.mul.Tensor, (query, factor), queries)
+        turned = call(_aten.transpose.int, (key, -2, -1), keys.transpose(-2, -1))
+        scores = call(_aten.matmul.default, (scaled, turned), weights)
+        shares = call(_aten.softmax.int, (scores, -1), weights)
+        attended = call(_aten.matmul.default, (shares, value), node.meta["val"])
+    attended.meta[ATTENDED] = True
+    node.replace_all_uses_with(attended)
+    graph.graph.erase_node(node)
