@@ -1,4 +1,4 @@
-"""What to quantize and how: schemes, rules, and the decisions a recipe makes on a list of layers.
+"""What to quantize and how: schemes, rules, recipes, and the form of the decisions that `flatq.plan` makes.
 
 Pure data, no torch: the same types stand in the manifest of an artifact and in a report. How a decision
 becomes a graph is `flatq.quantize`'s work.
@@ -6,9 +6,6 @@ becomes a graph is `flatq.quantize`'s work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
-from math import prod
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +15,7 @@ from flatq.errors import UsageError
 __all__ = [
     "ACTIVATION_BITS",
     "ATTENTION_PORTS",
+    "EDGES_FROM",
     "PRESETS",
     "WEIGHT_BITS",
     "ActivationRange",
@@ -32,9 +30,7 @@ __all__ = [
     "WeightRange",
     "branch_names",
     "branch_of",
-    "branch_rank",
     "half_name",
-    "plan",
     "recipe_for_bits",
     "whole_name",
 ]
@@ -53,7 +49,7 @@ Edges = Literal["float", "8", "same"]
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 ACTIVATION_BITS = (4, 5, 6, 7, 8, 32)
 
-_EDGES_FROM = 7
+EDGES_FROM = 7
 """Weights of so many bits stay as they are at the edges: 7 bits are taken for CPUs on which 8 saturate."""
 
 
@@ -200,30 +196,6 @@ def branch_of(node: str) -> str | None:
     return owner if mark else None
 
 
-def branch_rank(
-    recipe: QuantRecipe, shape: Sequence[int], weight: Scheme | None, activation: Scheme | None
-) -> tuple[int, str]:
-    """Rank of the float branch beside a layer, 0 for none, and why, where it is not the one asked for.
-
-    The layer has out x columns multiplications at each place, the branch rank x (out + columns).
-
-    Args:
-        shape: of the weight, as in `Candidate`.
-        weight, activation: the layer's schemes.
-    """
-    if not recipe.low_rank or weight is None or activation is None:
-        return 0, ""
-    if max(weight.bits, activation.bits) >= 8:
-        return 0, "no float branch: its weight or its input has 8 bits"
-    out, columns = shape[0], prod(shape[1:])
-    most = out * columns // (out + columns)
-    if most == 0:
-        return 0, "no float branch: one of rank 1 would multiply more than the layer does"
-    if most < recipe.low_rank:
-        return most, f"not {recipe.low_rank}, which would multiply more than the layer does"
-    return recipe.low_rank, ""
-
-
 def recipe_for_bits(
     bits: int,
     activation_bits: int = 8,
@@ -289,7 +261,7 @@ def recipe_for_bits(
         f"att{attention_bits}": attends,
         "tensor": granularity == "per_tensor",
         "sym": symmetric and ranged,
-        "same": edges == "same" and not (floats and bits >= _EDGES_FROM),
+        "same": edges == "same" and not (floats and bits >= EDGES_FROM),
         "edges8": edges == "8" and not floats,
         activation_range: activation_range != "mse" and ranged,
         f"w{weight_range}": weight_range != "minmax",
@@ -337,91 +309,3 @@ PRESETS: dict[str, QuantRecipe] = {
         recipe_for_bits(4, 32),
     )
 }
-
-
-def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]:
-    """Decide every candidate; the first matching rule wins, and none is left out.
-
-    Returns:
-        For each layer its weight, input and output, for each attention its products or their factors, in the
-        order of the candidates. A layer whose activations are quantized but whose weight is not has no
-        integer kernel anywhere, so that combination is not planned. A rule that matches a split convolution
-        speaks of both its halves. The layers of a float branch are float.
-    """
-    decisions = []
-    convolutions = [c.node for c in candidates if c.kind == "conv2d" and branch_of(c.node) is None]
-    first, last = (convolutions[0], convolutions[-1]) if convolutions else ("", "")
-    for candidate in candidates:
-        name = whole_name(candidate.node, candidate.group)
-        rule = next(
-            (r for r in recipe.rules if candidate.kind in r.kinds and fnmatchcase(name, r.match)),
-            None,
-        )
-        reason = rule.reason if rule else f"no rule of recipe {recipe.name} matches"
-        weight = rule.weight if rule else None
-        activation = rule.activation if rule and weight else None
-        if name != candidate.node:
-            reason += f"; half {candidate.group} of a shortcut that reads two concatenated tensors"
-        if candidate.node in (first, last) and recipe.edges != "same" and weight:
-            given = (weight, activation)
-            weight, activation = _widened(weight, _EDGES_FROM), activation and _widened(activation, 8)
-            if (weight, activation) != given:
-                reason = (
-                    f"the {'first' if candidate.node == first else 'last'} convolution has 8 bits where the "
-                    "rest has fewer: few multiplications, much error (--edges same leaves it like the rest)"
-                )
-        if (owner := branch_of(candidate.node)) is not None:
-            weight, activation = None, None
-            reason = f"part of the float branch beside {owner}, which takes the largest part of its weight"
-        rank, why = branch_rank(recipe, candidate.shape, weight, activation)
-        words = (f"beside a float branch of rank {rank}" if rank else "", why)
-        reason = "; ".join([reason, ", ".join(word for word in words if word)]).removesuffix("; ")
-        ports: dict[Port, Scheme | None] = {"weight": weight, "input": activation, "output": activation}
-        if candidate.kind == "attention":
-            ports, reason = _attention_ports(candidate, rule, reason)
-        about = candidate.model_dump(exclude={"obstacle"})
-        for port, scheme in ports.items():
-            # What leaves a layer is stored at 8 bits: the width is the consumer's to narrow, at its input.
-            stored = scheme.model_copy(update={"bits": 8}) if scheme and port == "output" else scheme
-            why_float = ""
-            if stored and recipe.edges == "float":
-                why_float = _float_edge(port, candidate.node == first, candidate.node == last)
-            decisions.append(
-                Decision(
-                    **about,
-                    port=port,
-                    scheme=None if why_float else stored,
-                    reason=why_float or reason,
-                )
-            )
-    return decisions
-
-
-def _float_edge(port: Port, first: bool, last: bool) -> str:
-    """Why a port of the first or the last convolution stays float; empty where it does not."""
-    if first and port == "input":
-        return (
-            "the image reaches the network in float: at low noise its rounding looks like the noise that is "
-            "to be predicted (--edges 8 rounds it)"
-        )
-    if first and port == "output":
-        return "a convolution of a float image yields float"
-    if last and port == "output":
-        return "what the network predicts is not rounded (--edges 8 rounds it)"
-    return ""
-
-
-def _attention_ports(
-    candidate: Candidate, rule: Rule | None, reason: str
-) -> tuple[dict[Port, Scheme | None], str]:
-    """The ports of an attention, and why they are what they are."""
-    scheme = rule.activation if rule else None
-    if scheme is None or candidate.obstacle:
-        return {"products": None}, candidate.obstacle if scheme else reason
-    around_zero = scheme.model_copy(update={"symmetric": True})
-    # The softmax's weights are positive, so that an affine scheme has the zero point 0, too, and all codes.
-    return {port: scheme if port == "probabilities" else around_zero for port in ATTENTION_PORTS}, reason
-
-
-def _widened(scheme: Scheme, enough: int) -> Scheme:
-    return scheme if scheme.bits >= enough else scheme.model_copy(update={"bits": 8})

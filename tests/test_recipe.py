@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flatq.errors import UsageError
+from flatq.plan import plan
 from flatq.recipe import (
     ATTENTION_PORTS,
     PRESETS,
@@ -15,7 +16,6 @@ from flatq.recipe import (
     branch_names,
     branch_of,
     half_name,
-    plan,
     recipe_for_bits,
 )
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from flatq.plan import plan
 from flatq.quantize.trace import ATTENDED, find_layers
-from flatq.recipe import Decision, QuantRecipe, plan
+from flatq.recipe import Decision, QuantRecipe
 
 __all__ = ["planned_attentions", "quantized_attentions", "write_out"]
 

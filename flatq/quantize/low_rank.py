@@ -18,8 +18,9 @@ import torch
 from torch import fx, nn
 
 from flatq.errors import ModelError
+from flatq.plan import branch_rank, plan
 from flatq.quantize.trace import find_layers
-from flatq.recipe import Decision, QuantRecipe, branch_names, branch_of, branch_rank, plan
+from flatq.recipe import Decision, QuantRecipe, branch_names, branch_of
 
 __all__ = ["Factors", "add_branches", "branched", "factor", "planned_branches", "split_branches"]
 

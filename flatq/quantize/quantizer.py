@@ -140,7 +140,7 @@ class FlatqQuantizer(Quantizer):  # type: ignore[misc]
     """Annotates the planned ports of a traced graph.
 
     Args:
-        decisions: of `flatq.recipe.plan`.
+        decisions: of `flatq.plan.plan`.
         spec: (decision) -> how that port is quantized, or None to leave it alone.
     """
 

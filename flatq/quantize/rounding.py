@@ -17,6 +17,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ModelError
+from flatq.plan import plan
 from flatq.quantize.artifact import Artifact, Manifest
 from flatq.quantize.attention import planned_attentions, write_out
 from flatq.quantize.bias import room_for_bias
@@ -28,7 +29,7 @@ from flatq.quantize.quantizer import FlatqQuantizer, activation_qparams
 from flatq.quantize.ranges import RangeObserver, activation_spec, weight_spec
 from flatq.quantize.shortcuts import planned_splits, split_shortcuts, whole_weights
 from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, stored_value, trace
-from flatq.recipe import ATTENTION_PORTS, Decision, Port, QuantRecipe, plan
+from flatq.recipe import ATTENTION_PORTS, Decision, Port, QuantRecipe
 from flatq.runtime.base import default_threads
 from flatq.runtime.torch import TorchRuntime, torch_threads
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from flatq.plan import plan
 from flatq.quantize.trace import HALF, find_layers
-from flatq.recipe import Decision, QuantRecipe, half_name, plan, whole_name
+from flatq.recipe import Decision, QuantRecipe, half_name, whole_name
 
 __all__ = ["planned_splits", "split_shortcuts", "whole_weights"]
 

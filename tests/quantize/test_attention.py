@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from flatq.network import build_network
+from flatq.plan import plan
 from flatq.process import ProcessConfig
 from flatq.quantize.artifact import Artifact, read_artifact, write_artifact
 from flatq.quantize.attention import planned_attentions, quantized_attentions, write_out
@@ -24,7 +25,7 @@ from flatq.quantize.methods import WeightRounding
 from flatq.quantize.methods.layer import quant_products
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.quantize.trace import find_layers, graph_digest, trace
-from flatq.recipe import ATTENTION_PORTS, PRESETS, plan, recipe_for_bits
+from flatq.recipe import ATTENTION_PORTS, PRESETS, recipe_for_bits
 
 CALIBRATION = CalibrationPlan(images=2, steps=2)
 ATTENTION = "unet.mid_block.attentions.0"
