@@ -39,7 +39,7 @@ def test_an_export_is_verified_and_can_be_looked_at(artifact: Path, run: Run) ->
     assert out.split() == [str(folder)]
     assert "verified: 51 of 51 layers compute on onnxruntime what the torch graph does" in err
     assert "against the float model" in err
-    assert "audit: 93.91 % of" in err
+    assert "audit: 92.63 % of" in err
     assert sorted(p.name for p in folder.iterdir()) == [
         "audit.json",
         "flatq.json",
@@ -60,7 +60,7 @@ def test_an_export_is_verified_and_can_be_looked_at(artifact: Path, run: Run) ->
     code, out, err = run("export", artifact, "--onnx", "--no-verify", "--require-int8", "0.95")
     assert code == 1
     assert "not verified: --no-verify" in err
-    assert "FAIL: on onnxruntime 0.9391 of the MACs run in integers, required 0.95" in err
+    assert "FAIL: on onnxruntime 0.9263 of the MACs run in integers, required 0.95" in err
     assert "float: unet.mid_block.attentions.0, " in err
     assert sorted(p.name for p in folder.iterdir()) == ["audit.json", "flatq.json", "model.onnx"]
     assert "not verified: exported with --no-verify" in run("inspect", folder)[1]

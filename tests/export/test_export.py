@@ -84,15 +84,15 @@ def test_the_file_says_where_it_comes_from(name: str, files: dict[str, Path], ti
 
 
 @pytest.mark.parametrize("name", ["w8a8", "w4a8"])
-def test_every_planned_layer_runs_as_integers(
+def test_every_planned_layer_but_the_edges_runs_as_integers(
     name: str, optimized: dict[str, onnx.ModelProto], tiny_artifacts: dict[str, Artifact]
 ) -> None:
     operators = _operators(optimized[name])
     weights = [d for d in tiny_artifacts[name].manifest.decisions if d.port == "weight"]
     convolutions = sum(d.kind == "conv2d" for d in weights)
     linears = sum(d.kind == "linear" for d in weights)
-    assert operators.count("QLinearConv") == convolutions
-    assert "Conv" not in operators
+    assert operators.count("QLinearConv") == convolutions - 2
+    assert operators.count("Conv") == 2  # of the image, and of the prediction
     assert "FusedConv" not in operators
     integer = ("QGemm", "MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul")
     assert sum(operators.count(kind) for kind in integer) == linears, sorted(set(operators))
@@ -183,14 +183,17 @@ def test_an_image_does_not_depend_on_its_batch(name: str, files: dict[str, Path]
     np.testing.assert_allclose(together, apart, atol=1e-6)
 
 
-def test_4_bit_activations_have_16_codes_in_onnx_runtime(
-    files: dict[str, Path], tiny_artifacts: dict[str, Artifact], tmp_path: Path
-) -> None:
+def test_4_bit_activations_have_16_codes_in_onnx_runtime(tiny: Checkpoint, tmp_path: Path) -> None:
     """Values far out of range, at the inputs of the integer kernels of the graph that it optimized itself."""
-    with OnnxRuntime(files["w4a4"], threads=1, optimized_path=tmp_path / "optimized.onnx"):
+    recipe, few = recipe_for_bits(4, 4, edges="8"), CalibrationPlan(images=2, steps=2)
+    artifact = quantize_checkpoint(tiny, recipe, calibration=few, threads=1)
+    write_artifact(artifact, tmp_path / "a")
+    deployment = export_artifact(tmp_path / "a", "onnxruntime", tmp_path / "d")
+    path = tmp_path / "d" / deployment.file
+    with OnnxRuntime(path, threads=1, optimized_path=tmp_path / "optimized.onnx"):
         model = onnx.load(tmp_path / "optimized.onnx")
     kernels = [n for n in model.graph.node if n.op_type in ("QLinearConv", "QGemm", "MatMulIntegerToFloat")]
-    assert len(kernels) == len(tiny_artifacts["w4a4"].manifest.planned)
+    assert len(kernels) == len(artifact.manifest.planned)
     inputs = sorted({node.input[0] for node in kernels})
     for name in inputs:
         model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
@@ -212,7 +215,7 @@ def test_4_bit_activations_have_16_codes_in_onnx_runtime(
     assert sum(len(np.unique(values)) == 16 for values in results.values()) > 1
 
     # The codes of the first layer, exactly: the closed form on the range that calibration found.
-    low, high = tiny_artifacts["w4a4"].ranges["unet.conv_in.input"][0].tolist()
+    low, high = artifact.ranges["unet.conv_in.input"][0].tolist()
     scale = np.float32((max(high, 0.0) - min(low, 0.0)) / 255)
     zero = round(-min(low, 0.0) / float(scale))
     expected = np.clip(np.rint(x / scale) + zero, 0, 255).astype(np.uint8)

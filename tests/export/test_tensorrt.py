@@ -81,7 +81,7 @@ def test_every_recipe_and_network_builds(
 
     planned = [d for d in read_manifest(tmp_path / "a").decisions if d.port == "weight" and d.scheme]
     quantized_inputs = PRESETS[recipe].rules[0].activation is not None
-    counts = {"conv2d": 0, "linear": 0}
+    counts, images = {"conv2d": 0, "linear": 0}, 0
     makers = _makers(network)
     kinds = {trt.LayerType.CONVOLUTION: "conv2d", trt.LayerType.MATRIX_MULTIPLY: "linear"}
     for index in range(network.num_layers):
@@ -93,8 +93,10 @@ def test_every_recipe_and_network_builds(
         if kind == "linear" and not data and not weight:
             continue  # a product of attention, which no preset quantizes
         assert weight, layer.name
-        assert data == quantized_inputs, layer.name
+        images += kind == "conv2d" and not data
+        assert data == quantized_inputs or kind == "conv2d", layer.name
         counts[kind] += 1
+    assert images == (1 if quantized_inputs else counts["conv2d"])  # the image is not rounded
     assert counts == {kind: sum(d.kind == kind for d in planned) for kind in counts}
 
     built = build_serialized(tmp_path / "d" / "model.onnx", (1, 2, 8))

@@ -46,8 +46,10 @@ def test_every_convolution_and_linear_layer_is_planned(
         assert set(manifest.planned) == set(artifact.codes) == set(artifact.scales) == wanted
         assert len(manifest.planned) == len(wanted)
         floats = [d for d in manifest.decisions if d.scheme is None]
-        assert {d.node for d in floats} == attention
-        assert all(d.kind == "attention" and "stay float" in d.reason and d.macs > 0 for d in floats)
+        assert {d.node for d in floats} == attention | {"unet.conv_in", "unet.conv_out"}
+        products = [d for d in floats if d.kind == "attention"]
+        assert all("stay float" in d.reason and d.macs > 0 for d in products)
+        assert {d.port for d in floats if d.kind == "conv2d"} == {"input", "output"}
 
 
 def test_codes_are_the_nearest_to_the_weights(tiny: Checkpoint, tiny_artifacts: dict[str, Artifact]) -> None:

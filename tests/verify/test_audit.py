@@ -23,6 +23,9 @@ from flatq.verify.results import AuditEntry
 from flatq.verify.tables import audit_markdown, audit_summary, audit_table
 from flatq.verify.tensorrt_inspection import read_layers
 
+EDGES = ("unet.conv_in", "unet.conv_out")
+"""Float: the image that the one reads, and what the other yields."""
+
 
 def _audit(deployments: Deployments, name: str, target: str = "onnxruntime") -> Audit:
     return audit_deployment(
@@ -42,12 +45,15 @@ def _shares(artifact: Artifact) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(("name", "bits"), [("w8a8", 8), ("w4a8", 4), ("w4a4", 4), ("labelled", 8)])
-def test_onnx_runtime_runs_every_layer_in_integers(name: str, bits: int, deployments: Deployments) -> None:
+def test_onnx_runtime_runs_every_layer_but_the_edges_in_integers(
+    name: str, bits: int, deployments: Deployments
+) -> None:
     audit = _audit(deployments, name)
     manifest = deployments.artifacts[name].manifest
     layers, attentions = _shares(deployments.artifacts[name])
     assert audit.macs == layers + attentions
-    assert audit.integer_share == layers / (layers + attentions)
+    edges = sum(entry.macs for entry in audit.entries if entry.layer in EDGES)
+    assert audit.integer_share == (layers - edges) / (layers + attentions)
     assert audit.unmatched == ()
     assert [entry.layer for entry in audit.entries] == list(dict.fromkeys(d.node for d in manifest.decisions))
     for entry in audit.entries:
@@ -57,10 +63,14 @@ def test_onnx_runtime_runs_every_layer_in_integers(name: str, bits: int, deploym
             assert entry.reason is not None
             assert "attention products stay float" in entry.reason
             continue
+        stored_bits = 8 if entry.layer in EDGES else bits
+        if entry.layer in EDGES:
+            assert (entry.kernels, entry.precision, entry.stored_bits) == (("Conv",), "f32", stored_bits)
+            assert entry.reason is not None
+            continue
         batched = ".attentions." in entry.layer
         expected = "QLinearConv" if entry.kind == "conv2d" else "MatMulIntegerToFloat" if batched else "QGemm"
         assert entry.kernels == (expected,), entry
-        stored_bits = 8 if entry.layer in ("unet.conv_in", "unet.conv_out") else bits
         assert (entry.precision, entry.stored_bits, entry.integer) == ("u8s8", stored_bits, True)
         assert entry.reason is None
 
@@ -81,6 +91,9 @@ def test_the_generic_form_falls_back_and_says_why(deployments: Deployments) -> N
     for entry in convolutions:
         assert entry.kernels == ("Conv",)
         assert entry.planned
+        if entry.layer == "unet.conv_in":
+            assert entry.reason == "only its weight is quantized, so that it is multiplied in f32"
+            continue
         reason = "ONNX Runtime runs it as Conv in f32: its input is dequantized in front of it"
         assert entry.reason is not None
         assert entry.reason.startswith(reason)
@@ -101,7 +114,7 @@ def test_a_layer_without_its_output_quantizer_is_found_out(deployments: Deployme
     folder = faults.mutated(deployments.folder("w8a8"), tmp_path / "bare", {f"{layer}.bias": bare})
     artifact = deployments.artifacts["w8a8"]
     audit = audit_deployment(artifact, folder, lowered=deployments.lowered("w8a8"), threads=1)
-    (entry,) = [entry for entry in audit.fallbacks if entry.kind != "attention"]
+    (entry,) = [e for e in audit.fallbacks if e.kind != "attention" and e.layer not in EDGES]
     assert entry.layer == layer
     assert entry.precision == "f32"
     assert entry.reason is not None
@@ -125,7 +138,7 @@ def test_equal_weights_are_told_apart(deployments: Deployments, tmp_path: Path) 
     for entry in audit.entries:
         if entry.layer in (one, two):
             assert entry.kernels == ("MatMulIntegerToFloat",)
-    assert len(audit.fallbacks) == 4
+    assert len(audit.fallbacks) == 4 + len(EDGES)
 
 
 def test_a_product_that_belongs_to_no_layer_is_listed(deployments: Deployments, tmp_path: Path) -> None:
@@ -161,12 +174,12 @@ def test_the_file_and_the_tables(deployments: Deployments, tmp_path: Path) -> No
     assert read_audit(tmp_path, deployment) == audit
     table = audit_table(audit).splitlines()
     assert table[0] == audit_summary(audit)
-    assert table[0].endswith("MACs in integers; float: 4 attention")
+    assert table[0].endswith("MACs in integers; float: 2 conv2d, 4 attention")
     row = next(line for line in table if line.startswith("unet.conv_in "))
-    assert row.split() == ["unet.conv_in", "conv2d", "110,592", "QLinearConv", "u8s8", "8", "bit"]
+    assert row.split()[:7] == ["unet.conv_in", "conv2d", "110,592", "Conv", "f32", "8", "bit"]
     markdown = audit_markdown(audit)
     assert "| QLinearConv | u8s8 | 4 bit | 23 |" in markdown
-    assert "| QLinearConv | u8s8 | 8 bit | 2 |" in markdown
+    assert "| unet.conv_out |" in markdown
     assert "| unet.mid_block.attentions.0 |" in markdown
     (tmp_path / "audit.json").write_text('{"format": "flatq-audit", "version": 2}')
     with pytest.raises(ArtifactError, match="cannot be read"):

@@ -34,7 +34,9 @@ def test_every_layer_is_verified_and_runs_in_integers(deployments: Deployments) 
     name = "w4a4"
     parity = _verify(deployments, name)
     parity.check()
-    for layer in parity.layers:
+    (image,) = (layer for layer in parity.layers if layer.layer == "unet.conv_in")
+    assert image.quantum == "rounding"
+    for layer in (layer for layer in parity.layers if layer is not image):
         # No output quantizer here, so the integer sum itself is compared.
         assert layer.quantum == "accumulator", layer
         assert any(kernel.endswith("_I8") for kernel in layer.kernels), layer
@@ -47,13 +49,17 @@ def test_every_layer_is_verified_and_runs_in_integers(deployments: Deployments) 
         threads=1,
     )
     assert audit.unmatched == ()
-    assert [e.layer for e in audit.entries if e.integer] == artifact.manifest.planned
+    planned = artifact.manifest.planned
+    assert [e.layer for e in audit.entries if e.integer] == [n for n in planned if n != image.layer]
     for entry in audit.entries:
         if entry.kind == "attention":
             assert entry.kernels
             assert entry.precision in ("bf16", "f32")
             continue
         assert entry.stored_bits == (8 if entry.layer in ("unet.conv_in", "unet.conv_out") else 4)
+        if entry.layer == image.layer:  # in float
+            assert entry.precision in ("bf16", "f32")
+            continue
         assert entry.precision == "u8s8"
         kind = "Convolution" if entry.kind == "conv2d" else "FullyConnected"
         assert len(entry.kernels) == 1

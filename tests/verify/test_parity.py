@@ -41,9 +41,12 @@ def test_a_sound_export_passes_in_integers(name: str, deployments: Deployments) 
     assert parity.passed
     assert [layer.layer for layer in parity.layers] == deployments.artifacts[name].manifest.planned
     for layer in parity.layers:
+        assert layer.elements >= 2**15
+        if layer.layer in ("unet.conv_in", "unet.conv_out"):  # of the image, and of the prediction, in float
+            assert layer.quantum == "rounding"
+            continue
         assert len(INTEGER & set(layer.kernels)) == 1, layer
         assert layer.quantum == ("accumulator" if "MatMulIntegerToFloat" in layer.kernels else "code")
-        assert layer.elements >= 2**15
     # Far beyond what is asked: the integer sums are exact on both sides.
     assert min(layer.equal for layer in parity.layers) > 0.9999
     assert parity.end_to_end.deployed_to_lowered > 20
@@ -100,10 +103,10 @@ def test_every_fault_is_found_and_its_layer_named(deployments: Deployments, tmp_
 
 def test_faults_at_8_bits_are_found(deployments: Deployments, tmp_path: Path) -> None:
     planted = {
-        "unet.conv_in": faults.shift_input_zero_point,
+        "unet.down_blocks.0.resnets.0.conv1": faults.shift_input_zero_point,
         "unet.down_blocks.0.resnets.0.time_emb_proj": faults.swap_scales,
         "unet.mid_block.attentions.0.to_out.0": faults.shift_input_zero_point,
-        "unet.conv_out": faults.shift_output_zero_point,
+        "unet.mid_block.resnets.1.conv2": faults.shift_output_zero_point,
     }
     biases = {f"{layer}.bias": mutation for layer, mutation in planted.items()}
     # The layers that read the timestep's embedding share its quantizer; a swapped scale is the layer's own.
@@ -179,7 +182,7 @@ def test_references_are_the_layers_of_the_plan(deployments: Deployments) -> None
     assert [reference.layer for reference in references] == artifact.manifest.planned
     for reference in references:
         assert torch.equal(reference.codes, artifact.codes[reference.layer])
-        assert reference.input is not None
+        assert (reference.input is None) == (reference.layer == "unet.conv_in")
     missing = dataclasses.replace(lowered, layers={**lowered.layers, "unet.nothing": "nothing"})
     with pytest.raises(ModelError, match=r"1 planned layers .*"):
         find_references(missing)

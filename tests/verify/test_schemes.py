@@ -21,9 +21,9 @@ from flatq.verify.recorded import verify_deployment
 RECIPES: dict[str, QuantRecipe] = {
     recipe.name: recipe
     for recipe in (
-        recipe_for_bits(4, split_shortcuts=True),
-        recipe_for_bits(7, granularity="per_tensor", symmetric=True),
-        recipe_for_bits(3, 6, activation_range="mse", weight_range="mse", split_shortcuts=True),
+        recipe_for_bits(4, edges="8", split_shortcuts=True, activation_range="minmax"),
+        recipe_for_bits(7, edges="8", granularity="per_tensor", symmetric=True),
+        recipe_for_bits(3, 6, edges="8", weight_range="mse", split_shortcuts=True),
     )
 }
 

@@ -23,7 +23,7 @@ from flatq.process import ProcessConfig
 from flatq.quantize.lowering import lower
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.quantize.trace import trace
-from flatq.recipe import PRESETS
+from flatq.recipe import QuantRecipe, recipe_for_bits
 
 INTEGER = ("QLinearConv", "QGemm", "MatMulIntegerToFloat")
 
@@ -74,9 +74,9 @@ def _float(checkpoint: Checkpoint) -> Tuned:
     return _tuned(checkpoint, to_onnx(trace(checkpoint.network(), checkpoint.model), checkpoint.model))
 
 
-def _quantized(checkpoint: Checkpoint, recipe: str) -> Tuned:
+def _quantized(checkpoint: Checkpoint, recipe: QuantRecipe) -> Tuned:
     artifact = quantize_checkpoint(
-        checkpoint, PRESETS[recipe], calibration=CalibrationPlan(images=2, steps=2), threads=2
+        checkpoint, recipe, calibration=CalibrationPlan(images=2, steps=2), threads=2
     )
     return _tuned(checkpoint, to_onnx(lower(artifact, "onnxruntime").graph, checkpoint.model))
 
@@ -90,7 +90,7 @@ def networks(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict
     bare = _checkpoint(tiny, None, **blocks, add_attention=False)
     return {
         "scale and shift, classes": _float(shifted),
-        "scale and shift, classes, w8a8": _quantized(shifted, "w8a8"),
+        "scale and shift, classes, w8a8": _quantized(shifted, recipe_for_bits(8, edges="8")),
         "no attention": _float(bare),
     }
 
