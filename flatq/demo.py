@@ -22,7 +22,7 @@ from flatq.images import to_uint8
 from flatq.models import open_model
 from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.quantize.lowering import Lowered
-from flatq.quantize.methods import WeightRounding, usual_method
+from flatq.quantize.methods import USUAL, WeightRounding
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS
 from flatq.report.grids import save_labelled_rows
@@ -37,8 +37,7 @@ Progress = Callable[[str, int, int], None]
 
 _METHODS = ("adm", "sam")
 _AVERAGES = ("raw", "ema")
-_RECIPES = {"w8a8": 8, "w4a8": 4}
-"""Recipe -> width of its weights."""
+_RECIPES = ("w8a8", "w4a8")
 _PLAN = SamplePlan(steps=20)
 _SHOWN = 16
 
@@ -138,7 +137,7 @@ def _deploy(
         average=average,
         calibration=calibration,
         threads=threads,
-        rounding=WeightRounding(method=usual_method(_RECIPES[recipe])),
+        rounding=WeightRounding(method=USUAL),
     )
     write_artifact(artifact, folder)
     progress(what, 1, 2)

@@ -87,12 +87,8 @@ def command(
     seed: Annotated[int, typer.Option(help="Of the calibration noise, and of what a method draws.")] = 0,
     guidance: Guidance = 1.0,
     method: Annotated[
-        str | None,
-        typer.Option(
-            help="How weights are rounded: rtn (to nearest; the default at 8 bits), gptq (the default below) "
-            "or adaround (learned)."
-        ),
-    ] = None,
+        str, typer.Option(help="How weights are rounded: rtn (to nearest), gptq or adaround (learned).")
+    ] = "gptq",
     bias_correction: Annotated[
         bool, typer.Option(help="Add each layer's mean output error on the calibration inputs to its bias.")
     ] = False,
@@ -138,7 +134,7 @@ def command(
     from flatq.calib import CalibrationPlan
     from flatq.checkpoint import load_checkpoint
     from flatq.quantize.artifact import check_free, write_artifact
-    from flatq.quantize.methods import usual_method
+    from flatq.quantize.methods import USUAL
     from flatq.quantize.rounding import quantize_checkpoint
 
     try:
@@ -150,11 +146,11 @@ def command(
             got=f"{calib_images}, {calib_steps}, {seed}, {guidance}",
         ) from error
     rounding = _rounding(
-        {"method": method or usual_method(bits), "bias_correction": bias_correction, "samples": samples},
+        {"method": method, "bias_correction": bias_correction, "samples": samples},
         {"damping": damping, "act_order": act_order},
         {"iterations": iterations, "batch": learning_batch},
     )
-    suffix = rounding.suffix_beside(usual_method(bits))
+    suffix = rounding.suffix_beside(USUAL)
     folder = out or checkpoint.with_name(f"{checkpoint.stem}.{recipe.name}{suffix}")
     check_free(folder)
     loaded = load_checkpoint(checkpoint)

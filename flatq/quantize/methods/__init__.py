@@ -6,6 +6,6 @@ Schemes, ranges and lowering live elsewhere in `flatq.quantize`. This module its
 
 from __future__ import annotations
 
-from flatq.quantize.methods.options import METHODS, AdaRound, Gptq, Method, WeightRounding, usual_method
+from flatq.quantize.methods.options import METHODS, USUAL, AdaRound, Gptq, Method, WeightRounding
 
-__all__ = ["METHODS", "AdaRound", "Gptq", "Method", "WeightRounding", "usual_method"]
+__all__ = ["METHODS", "USUAL", "AdaRound", "Gptq", "Method", "WeightRounding"]

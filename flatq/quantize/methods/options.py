@@ -6,19 +6,14 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["METHODS", "AdaRound", "Gptq", "Method", "WeightRounding", "usual_method"]
+__all__ = ["METHODS", "USUAL", "AdaRound", "Gptq", "Method", "WeightRounding"]
 
 Method = Literal["rtn", "gptq", "adaround"]
 METHODS: tuple[str, ...] = get_args(Method)
 
 
-def usual_method(bits: int) -> Method:
-    """What `flatq quantize` takes where no method is named: 8 bits lose nothing that a method would win back.
-
-    Args:
-        bits: width of the weights.
-    """
-    return "rtn" if bits >= 8 else "gptq"
+USUAL: Method = "gptq"
+"""What `flatq quantize` takes where no method is named."""
 
 
 class _Frozen(BaseModel):
