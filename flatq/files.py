@@ -1,4 +1,4 @@
-"""A file that is whole or not there: written under a temporary name, then moved into place."""
+"""A file that is whole or not there, written under a temporary name; a folder that is free to be written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing"]
+from flatq.errors import UsageError
+
+__all__ = ["check_free_folder", "replacing"]
 
 
 @contextmanager
@@ -26,3 +28,18 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary.is_file():
             temporary.unlink()
+
+
+def check_free_folder(folder: Path) -> None:
+    """Refuse a folder that is there and not empty, before the work is done that is to go there.
+
+    Raises:
+        UsageError: it exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(
+            f"{folder} already exists",
+            expected="a new or empty folder",
+            got="something that would be overwritten",
+            next_step="choose another name with -o, or remove it",
+        )

@@ -133,7 +133,8 @@ def command(
 
     from flatq.calib import CalibrationPlan
     from flatq.checkpoint import load_checkpoint
-    from flatq.quantize.artifact import check_free, write_artifact
+    from flatq.files import check_free_folder
+    from flatq.quantize.artifact import write_artifact
     from flatq.quantize.methods import USUAL
     from flatq.quantize.rounding import quantize_checkpoint
 
@@ -152,7 +153,7 @@ def command(
     )
     suffix = rounding.suffix_beside(USUAL)
     folder = out or checkpoint.with_name(f"{checkpoint.stem}.{recipe.name}{suffix}")
-    check_free(folder)
+    check_free_folder(folder)
     loaded = load_checkpoint(checkpoint)
     chosen = say_weights(loaded, weights)
     activations = "float" if act_bits == 32 else f"{act_bits}-bit"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flatq import __version__
 from flatq.checkpoint import Checkpoint, ModelConfig, file_digest
 from flatq.errors import CheckpointError, UsageError
+from flatq.files import check_free_folder
 from flatq.interop.diffusers_library import quiet_diffusers
 from flatq.interop.diffusers_scheduler import process_of_scheduler, scheduler_arguments
 from flatq.interop.diffusers_source import Source, locate, read_json, scheduler_file
@@ -186,13 +187,7 @@ def export_diffusers(checkpoint: Checkpoint, folder: Path, *, average: str | Non
     model = checkpoint.model
     _check_expressible(model)
     name = checkpoint.choose(average)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(
-            f"{folder} already exists",
-            expected="a new or empty folder",
-            got="something that would be overwritten",
-            next_step="choose another name with -o, or remove it",
-        )
+    check_free_folder(folder)
     arguments = scheduler_arguments(checkpoint.process, note)
     if model.classes is not None:
         note(

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import ModelConfig, file_digest
 from flatq.deployment import MANIFEST
-from flatq.errors import ArtifactError, UsageError
+from flatq.errors import ArtifactError
+from flatq.files import check_free_folder
 from flatq.process import ProcessConfig
 from flatq.quantize.methods import WeightRounding
 from flatq.recipe import Decision, QuantRecipe
@@ -28,7 +29,6 @@ from flatq.recipe import Decision, QuantRecipe
 __all__ = [
     "Artifact",
     "Manifest",
-    "check_free",
     "pack",
     "read_artifact",
     "read_manifest",
@@ -133,21 +133,6 @@ def _weight_decisions(manifest: Manifest) -> list[tuple[Decision, int]]:
     return [(d, d.scheme.bits) for d in manifest.decisions if d.port == "weight" and d.scheme is not None]
 
 
-def check_free(folder: Path) -> None:
-    """Refuse a folder that `write_artifact` would not write, before the work is done.
-
-    Raises:
-        UsageError: it exists and is not empty.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(
-            f"{folder} already exists",
-            expected="a new or empty folder",
-            got="something that would be overwritten",
-            next_step="choose another name with -o, or remove it",
-        )
-
-
 def write_artifact(artifact: Artifact, folder: Path) -> Manifest:
     """Write the folder under a temporary name, then move it into place.
 
@@ -159,7 +144,7 @@ def write_artifact(artifact: Artifact, folder: Path) -> Manifest:
     """
     from safetensors.torch import save_file
 
-    check_free(folder)
+    check_free_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

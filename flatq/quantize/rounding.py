@@ -1,6 +1,6 @@
 """From a float checkpoint to integer codes and activation ranges: `quantize_checkpoint`.
 
-Round to nearest on min-max ranges. The codes are read out of the graph that torchao's `convert_pt2e` makes;
+Rounded to nearest, the codes are read out of the graph that torchao's `convert_pt2e` makes;
 `flatq.quantize.methods` may then choose others on the same scales.
 """
 

@@ -22,6 +22,7 @@ from flatq.verify.openvino_kernels import Kernel
 from flatq.verify.parity import VerifyInputs, verify_parity
 from flatq.verify.recorded import Verified, verify_deployment
 from flatq.verify.reference import product_names
+from flatq.verify.results import Parity
 
 LAST = "unet.up_blocks.0.attentions.1"
 
@@ -47,6 +48,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Deployments:
 def _verified(made: Deployments, name: str, target: str) -> Verified:
     folder, lowered = made.folder(name, target), made.lowered(name, target)
     return verify_deployment(made.artifacts[name], folder, lowered, threads=1)
+
+
+def _parity(made: Deployments, name: str, folder: Path) -> Parity:
+    few = VerifyInputs(steps=2)
+    return verify_parity(made.artifacts[name], folder, lowered=made.lowered(name), inputs=few, threads=1)
 
 
 def _attentions(artifact: Artifact) -> list[str]:
@@ -106,13 +112,7 @@ def test_a_fault_at_a_factor_is_found_and_its_product_named(made: Deployments, t
         _scale_of(model, products[3][1], 1, 0.98)  # the values' of the last
 
     folder = faults.mutated(made.folder("rgb32"), tmp_path / "faulty", {"": faulty})
-    parity = verify_parity(
-        made.artifacts["rgb32"],
-        folder,
-        lowered=made.lowered("rgb32"),
-        inputs=VerifyInputs(steps=2),
-        threads=1,
-    )
+    parity = _parity(made, "rgb32", folder)
     first = "unet.down_blocks.1.attentions.0"
     assert [layer.layer for layer in parity.failed] == [f"{first}.scores", f"{LAST}.attended"]
 
@@ -128,13 +128,7 @@ def test_a_missing_clip_is_found(made: Deployments, tmp_path: Path) -> None:
         quantize.input[0] = clip.input[0]
 
     folder = faults.mutated(made.folder("rgb32-4"), tmp_path / "faulty", {"": faulty})
-    parity = verify_parity(
-        made.artifacts["rgb32-4"],
-        folder,
-        lowered=made.lowered("rgb32-4"),
-        inputs=VerifyInputs(steps=2),
-        threads=1,
-    )
+    parity = _parity(made, "rgb32-4", folder)
     assert [layer.layer for layer in parity.failed] == [f"{LAST}.scores"]
 
 
