@@ -48,11 +48,13 @@ demo: venv
 test: venv $(SIDE)/.installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
+# The folders of the tests are no packages, so pytest refuses two files of one name.
 # mypy and import-linter cannot see train/, calib/ and export/ in an editable install, so they look at a
 # normal one. They run inside $(CHECK), so that the flatq/ folder of the checkout does not shadow it.
 check: venv
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	@! find tests -name 'test_*.py' | sed 's|.*/||' | sort | uniq -d | sed 's|$$|: two test files share this name|' | grep .
 	rm -rf build *.egg-info $(CHECK)
 	$(PYTHON) -m venv --without-pip $(CHECK)
 	$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
