@@ -141,7 +141,7 @@ def quantize_checkpoint(
                 seed=calibration.seed,
                 progress=progress,
             )
-            codes, notes = refined.codes, refined.notes
+            codes, ranges, notes = refined.codes, refined.ranges, refined.notes
             rest |= refined.biases
     manifest = Manifest(
         model=model,

@@ -37,8 +37,13 @@ class Moments:
         self.hessian = torch.zeros(columns, columns, dtype=torch.float64)
         self.cross = torch.zeros(columns, columns, dtype=torch.float64)
 
-    def add(self, rows: torch.Tensor, exact: torch.Tensor | None = None) -> None:
-        """Rows of X^T and, where they differ, of X'^T; float32 [n, columns]."""
+    def add(
+        self, rows: torch.Tensor, exact: torch.Tensor | None = None, weight: torch.Tensor | None = None
+    ) -> None:
+        """Rows of X^T and, where they differ, of X'^T; float32 [n, columns]. Weights of their errors: [n]."""
+        if weight is not None:
+            root = weight.sqrt()[:, None]
+            rows, exact = rows * root, None if exact is None else exact * root
         # Sums of squares beyond 2^80 come near the end of float32; a power of two changes no digit.
         unit = 2.0 ** max(0, math.frexp(float(rows.abs().amax()))[1] - 40)
         scaled = rows / unit if unit > 1 else rows

@@ -7,7 +7,7 @@ methods take the grid as they find it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,16 +17,38 @@ from torch.nn import functional as F  # noqa: N812
 from flatq.errors import ModelError
 from flatq.quantize.quantizer import activation_qparams, code_range
 from flatq.quantize.trace import Layer, stored_value
-from flatq.recipe import Decision, Port, whole_name
+from flatq.recipe import Decision, Port, Scheme, whole_name
 
-__all__ = ["QuantLayer", "quant_layers", "quant_products"]
+__all__ = ["InputGrid", "QuantLayer", "quant_layers", "quant_products"]
 
 _aten = torch.ops.aten
 
 
 @dataclass
+class InputGrid:
+    """What a tensor is quantized to; methods set the range.
+
+    Attributes:
+        scheme: of the activation.
+        low, high: ends of the range, as in an artifact.
+        readers: how many layers have this grid at their input, reading the same tensor.
+    """
+
+    scheme: Scheme
+    low: float
+    high: float
+    readers: int = 0
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Fake quantization, differentiable (straight through inside the range)."""
+        found = activation_qparams(self.low, self.high, self.scheme)
+        zero_point = found.zero_point.to(torch.int32)
+        return torch.fake_quantize_per_tensor_affine(x, found.scale, zero_point, found.low, found.high)
+
+
+@dataclass
 class QuantLayer:
-    """A planned layer; methods set `codes`, the correction sets `bias`.
+    """A planned layer; methods set `codes`, `bias` and the range of `grid`.
 
     Attributes:
         name: dotted module name.
@@ -38,8 +60,9 @@ class QuantLayer:
         scale: float32, of a shape that broadcasts to the weight's.
         low, high: smallest and largest code.
         codes: int8, the weight's shape.
-        quantize_input: fake quantization of what the layer reads, differentiable (straight through inside
-            the range); the identity where activations stay in float.
+        input: the decision on what the layer reads, None where that stays in float.
+        grid: of what it reads, the same object for all layers that read one tensor at one width; None where
+            that stays in float.
     """
 
     name: str
@@ -51,17 +74,28 @@ class QuantLayer:
     low: int
     high: int
     codes: torch.Tensor
-    quantize_input: Callable[[torch.Tensor], torch.Tensor] = field(default=lambda x: x)
+    input: Decision | None = None
+    grid: InputGrid | None = None
 
-    def compute(self, weight: torch.Tensor, args: Sequence[Any]) -> Any:
-        """The layer's output for its operator's arguments, with another weight and this bias."""
+    def quantize_input(self, source: torch.Tensor) -> torch.Tensor:
+        """Fake quantization of what the layer reads; the identity where that stays in float."""
+        return source if self.grid is None else self.grid(source)
+
+    def compute(
+        self,
+        weight: torch.Tensor,
+        args: Sequence[Any],
+        bias: torch.Tensor | None,
+        quantize_input: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Any:
+        """The operator's output for its arguments, with another weight, bias and fake quantization."""
         target: Any = self.node.target
         source, _, *rest = args
-        return target(self.quantize_input(source), weight, *([self.bias, *rest[1:]] if rest else ()))
+        return target(quantize_input(source), weight, *([bias, *rest[1:]] if rest else ()))
 
     def forward(self, *args: Any) -> Any:
-        """The layer's output with its codes; stands in for the operator in a `Stream`."""
-        return self.compute(self.codes.float() * self.scale, args)
+        """The layer's output as it stands; stands in for the operator in a `Stream`."""
+        return self.compute(self.codes.float() * self.scale, args, self.bias, self.quantize_input)
 
     def rows(self, source: torch.Tensor, *, quantize: bool = True) -> torch.Tensor:
         """What the weight, as a matrix [out, columns], is multiplied with: float32 [n, columns].
@@ -122,6 +156,7 @@ def quant_layers(
     weights = {d.node: d for d in decisions if d.port == "weight" and d.scheme is not None}
     inputs = {d.node: d for d in decisions if d.port == "input" and d.scheme is not None}
     result, owners = {}, dict[str, str]()
+    grids: dict[tuple[fx.Node, Scheme], InputGrid] = {}
     for layer in layers:
         name = layer.candidate.node
         if name not in weights:
@@ -133,7 +168,12 @@ def quant_layers(
         assert weight is not None
         if bias is not None:
             owners[whole_name(name, layer.candidate.group)] = str(layer.node.args[2].target)  # type: ignore[union-attr]
-        scale = scales[name]
+        scale, decision, grid = scales[name], inputs.get(name), None
+        if decision is not None:
+            assert decision.scheme is not None
+            key = (layer.node.all_input_nodes[0], decision.scheme)
+            grid = grids.setdefault(key, _grid(decision, ranges[decision.range_name]))
+            grid.readers += 1
         result[layer.node] = QuantLayer(
             name,
             layer.node,
@@ -144,7 +184,8 @@ def quant_layers(
             low,
             high,
             codes[name],
-            _quantizer(inputs[name], ranges[inputs[name].range_name]) if name in inputs else lambda x: x,
+            decision,
+            grid,
         )
     return result
 
@@ -161,9 +202,9 @@ def quant_products(
     """
     planned = {(d.node, d.port): d for d in decisions if d.scheme is not None}
 
-    def quantizer(layer: Layer, port: Port) -> Callable[[torch.Tensor], torch.Tensor]:
+    def quantizer(layer: Layer, port: Port) -> InputGrid:
         decision = planned[layer.candidate.node, port]
-        return _quantizer(decision, ranges[decision.range_name])
+        return _grid(decision, ranges[decision.range_name])
 
     def product(first: Callable[[Any], Any], second: Callable[[Any], Any]) -> Callable[..., Any]:
         return lambda a, b: torch.matmul(first(a), second(b))
@@ -176,16 +217,10 @@ def quant_products(
     return found
 
 
-def _quantizer(decision: Decision, ranges: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def _grid(decision: Decision, ranges: torch.Tensor) -> InputGrid:
     assert decision.scheme is not None
-    smallest, largest = ranges[decision.group].tolist()
-    found = activation_qparams(smallest, largest, decision.scheme)
-    scale, zero_point = found.scale, found.zero_point.to(torch.int32)
-
-    def quantize(x: torch.Tensor) -> torch.Tensor:
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, found.low, found.high)
-
-    return quantize
+    low, high = ranges[decision.group].tolist()
+    return InputGrid(decision.scheme, low, high)
 
 
 def _parameter(graph: fx.GraphModule, node: fx.Node, index: int) -> torch.Tensor | None:

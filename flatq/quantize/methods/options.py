@@ -48,17 +48,19 @@ class AdaRound(_Frozen):
             the learning starts from.
         warmup: share of the iterations without that term.
         beta: its exponent, from first to last.
-        drop: share of the block's inputs taken from the float network (QDrop), the rest from the network
-            quantized so far.
+        bias_lr: of Adam, on biases, in units of the output that an input of mean square 1 gives; 0 leaves
+            them as they are.
+        range_lr: of Adam, on the logarithms of the ends of activations' ranges; 0 leaves them as observed.
     """
 
     iterations: int = Field(default=300, gt=0)
     batch: int = Field(default=16, gt=0)
     lr: float = Field(default=0.1, gt=0)
-    weight: float = Field(default=10.0, ge=0)
+    weight: float = Field(default=1e4, ge=0)
     warmup: float = Field(default=0.2, ge=0, lt=1)
     beta: tuple[float, float] = (20.0, 2.0)
-    drop: float = Field(default=0.5, ge=0, le=1)
+    bias_lr: float = Field(default=0.003, ge=0)
+    range_lr: float = Field(default=0.02, ge=0)
 
 
 class WeightRounding(_Frozen):
@@ -69,12 +71,15 @@ class WeightRounding(_Frozen):
         bias_correction: the mean error of each layer's output on the calibration inputs is added to its bias.
         samples: how many of the calibration inputs the method and the correction look at, drawn by the
             calibration's seed.
+        sensitivity: how much more an error counts on inputs where it moves the prediction further, in `gptq`
+            and `adaround`: the power of the squared gradient; 0 counts all inputs alike.
         gptq, adaround: settings of a method; kept also where another one is asked for.
     """
 
     method: Method = "rtn"
     bias_correction: bool = False
     samples: int = Field(default=256, gt=0)
+    sensitivity: float = Field(default=1.0, ge=0, le=1)
     gptq: Gptq = Gptq()
     adaround: AdaRound = AdaRound()
 
@@ -100,5 +105,6 @@ class WeightRounding(_Frozen):
             "gptq": "GPTQ",
             "adaround": "AdaRound by blocks, from GPTQ's codes",
         }
-        corrected = "biases corrected" if self.bias_correction else "biases as they were"
-        return f"{names[self.method]}, {corrected}"
+        learned = "biases learned" if self.method == "adaround" and self.adaround.bias_lr else ""
+        corrected = "biases corrected" if self.bias_correction else "" if learned else "biases as they were"
+        return ", ".join(clause for clause in (names[self.method], learned, corrected) if clause)

@@ -7,7 +7,7 @@ will see, and what went wrong before it can be made up for. It costs a forward p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from flatq.quantize.methods.blocks import Block, blocks, pieces
 from flatq.quantize.methods.gptq import Moments, compensated, gptq_codes
 from flatq.quantize.methods.layer import QuantLayer, quant_layers, quant_products
 from flatq.quantize.methods.options import WeightRounding
+from flatq.quantize.methods.sensitivity import Weights, sensitivities
 from flatq.quantize.methods.stream import Stream
 from flatq.quantize.trace import Layer
 from flatq.recipe import Decision
@@ -34,12 +35,14 @@ class Refined:
 
     Attributes:
         codes: layer -> int8, for every planned layer.
-        biases: name of the parameter -> float32 [out], for the corrected ones.
+        biases: name of the parameter -> float32 [out], for those learned or corrected.
+        ranges: as in `flatq.quantize.artifact.Artifact`, with the learned ones.
         notes: layer or block -> why it was left as it was, where it was.
     """
 
     codes: dict[str, torch.Tensor]
     biases: dict[str, torch.Tensor]
+    ranges: dict[str, torch.Tensor]
     notes: dict[str, str]
 
 
@@ -56,7 +59,7 @@ def refine(
     seed: int,
     progress: Progress | None = None,
 ) -> Refined:
-    """Choose codes by a method and correct biases, with the scales and ranges given.
+    """Choose codes by a method, with the scales given; learn biases and ranges, or correct biases.
 
     Args:
         graph: traced, float, without observers; left as it is.
@@ -66,16 +69,38 @@ def refine(
     Raises:
         ModelError: a layer that the method does not know.
     """
-    if rounding.method == "adaround":  # starts where GPTQ ends
-        first = rounding.model_copy(update={"method": "gptq", "bias_correction": False})
-        codes = refine(
-            graph, layers, decisions, codes, scales, ranges, inputs, first, seed=seed, progress=progress
-        ).codes
     generator = torch.Generator().manual_seed(seed)
     planned = quant_layers(graph, layers, decisions, codes, scales, ranges)
     cut = blocks(graph, planned, quant_products(layers, decisions, ranges))
-    learning, total = rounding.method == "adaround", len(planned)
     drawn = batches(inputs, rounding.samples, rounding.adaround.batch, generator)
+    weights: list[Weights] = [{} for _ in drawn]
+    if rounding.method != "rtn" and planned:
+        outputs = [node for block in cut if block.layers for node in block.outputs]
+        weighed = list(dict.fromkeys([*planned, *outputs]))
+        weights = sensitivities(graph, drawn, weighed, rounding.sensitivity, generator, progress)
+    if rounding.method == "adaround":  # starts where GPTQ ends
+        first = rounding.model_copy(update={"method": "gptq", "bias_correction": False})
+        _walk(graph, cut, drawn, weights, first, generator, progress)
+    biases, notes = _walk(graph, cut, drawn, weights, rounding, generator, progress)
+    return Refined(
+        {layer.name: layer.codes for layer in planned.values()},
+        biases,
+        dict(ranges) | _ranges(planned.values(), ranges),
+        notes,
+    )
+
+
+def _walk(
+    graph: fx.GraphModule,
+    cut: Sequence[Block],
+    drawn: Sequence[tuple[torch.Tensor, ...]],
+    weights: Sequence[Weights],
+    rounding: WeightRounding,
+    generator: torch.Generator,
+    progress: Progress | None,
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Go through all blocks and set their layers; the biases that changed, and the notes, as in `Refined`."""
+    learning, total = rounding.method == "adaround", sum(len(block.layers) for block in cut)
     quantized = Stream(graph, drawn)
     compensating = rounding.method == "gptq" and rounding.gptq.ridge is not None
     exact = Stream(graph, drawn) if learning or compensating or rounding.bias_correction else None
@@ -93,21 +118,37 @@ def refine(
     for block in cut:
         if learning and block.layers:
             assert exact is not None
-            outcome = reconstruct(block, exact.batches, quantized.batches, rounding.adaround, generator, step)
+            outcome = reconstruct(
+                block, exact.batches, quantized.batches, weights, rounding.adaround, generator, step
+            )
             if not outcome.learned < outcome.given:
                 notes[block.name] = "as GPTQ rounds it: learning did not lower the error of the block"
+            for layer in block.layers:
+                if layer.bias_name is not None and layer.bias is not None:
+                    biases[layer.bias_name] = layer.bias
         for piece in pieces(block):
-            _pass(piece, exact, quantized, rounding, biases, notes)
+            _pass(piece, exact, quantized, weights, rounding, biases, notes)
             done += len(piece.layers)
             if progress is not None and piece.layers and not learning:
                 progress(f"{rounding.method}, layer by layer", done, total)
-    return Refined({layer.name: layer.codes for layer in planned.values()}, biases, notes)
+    return biases, notes
+
+
+def _ranges(layers: Iterable[QuantLayer], before: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of the layers' inputs as their grids are now."""
+    found: dict[str, torch.Tensor] = {}
+    for layer in layers:
+        if layer.input is not None and layer.grid is not None:
+            rows = found.setdefault(layer.input.range_name, before[layer.input.range_name].clone())
+            rows[layer.input.group] = torch.tensor([layer.grid.low, layer.grid.high])
+    return found
 
 
 def _pass(
     piece: Block,
     exact: Stream | None,
     quantized: Stream,
+    weights: Sequence[Weights],
     rounding: WeightRounding,
     biases: dict[str, torch.Tensor],
     notes: dict[str, str],
@@ -123,7 +164,7 @@ def _pass(
     if exact is not None:
         exact.advance(piece.nodes[:-1])
     if rounding.method == "gptq":
-        _gptq(layer, exact, quantized, rounding)
+        _gptq(layer, exact, quantized, weights, rounding)
     if exact is not None:
         exact.advance([layer.node])
     quantized.advance([layer.node], {layer.node: layer.forward})
@@ -142,13 +183,20 @@ def _pass(
         values[layer.node] = values[layer.node] + _as_channels(layer, shift)
 
 
-def _gptq(layer: QuantLayer, exact: Stream | None, quantized: Stream, rounding: WeightRounding) -> None:
+def _gptq(
+    layer: QuantLayer,
+    exact: Stream | None,
+    quantized: Stream,
+    weights: Sequence[Weights],
+    rounding: WeightRounding,
+) -> None:
     ridge, matrix = rounding.gptq.ridge, layer.weight.flatten(1)
     moments, source = Moments(matrix.shape[1]), layer.node.all_input_nodes[0]
     for i, values in enumerate(quantized.batches):
         given = None if ridge is None or exact is None else exact.batches[i][source]
         float_rows = None if given is None else layer.rows(given, quantize=False)
-        moments.add(layer.rows(values[source]), float_rows)
+        rows, weight = layer.rows(values[source]), weights[i][layer.node]
+        moments.add(rows, float_rows, weight.repeat_interleave(len(rows) // len(weight)))
     target, hessian = (matrix, moments.hessian) if ridge is None else compensated(matrix, moments, ridge)
     steps = layer.scale.expand_as(layer.weight).flatten(1)
     found = gptq_codes(target, steps, hessian, layer.low, layer.high, rounding.gptq)

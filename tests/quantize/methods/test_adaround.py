@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from flatq.quantize.methods.adaround import Outcome, SoftRounding, reconstruct
+from flatq.quantize.methods.adaround import Outcome, reconstruct
 from flatq.quantize.methods.blocks import Block, blocks
 from flatq.quantize.methods.layer import QuantLayer
 from flatq.quantize.methods.options import AdaRound
+from flatq.quantize.methods.sensitivity import Weights
+from flatq.quantize.methods.soft import SoftRounding
 from flatq.quantize.methods.stream import Stream
 
 QUICK = AdaRound(iterations=150, batch=8)
@@ -30,8 +32,13 @@ def _problem(
 
 def _learn(weight: torch.Tensor, scale: torch.Tensor, inputs: torch.Tensor) -> tuple[Outcome, torch.Tensor]:
     block, stream, layer = _problem(weight, scale, inputs)
+    return _reconstruct(block, stream), layer.codes
+
+
+def _reconstruct(block: Block, stream: Stream, weights: list[Weights] | None = None) -> Outcome:
+    ones = [{node: torch.ones(QUICK.batch) for node in block.outputs} for _ in stream.batches]
     generator = torch.Generator().manual_seed(0)
-    return reconstruct(block, stream.batches, stream.batches, QUICK, generator), layer.codes
+    return reconstruct(block, stream.batches, stream.batches, weights or ones, QUICK, generator)
 
 
 def _random() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -78,10 +85,26 @@ def test_codes_that_do_not_help_are_not_taken(monkeypatch: pytest.MonkeyPatch) -
     block, stream, layer = _problem(weight, scale, inputs)
     before = layer.codes.clone()
     monkeypatch.setattr(SoftRounding, "codes", lambda self: torch.zeros_like(before))
-    generator = torch.Generator().manual_seed(0)
-    outcome = reconstruct(block, stream.batches, stream.batches, QUICK, generator)
+    outcome = _reconstruct(block, stream)
     assert outcome.learned > outcome.given
     assert torch.equal(layer.codes, before)
+
+
+def test_inputs_that_move_the_prediction_further_count_for_more() -> None:
+    weight, scale, few = _random()
+    # The first batch lies in three directions, in which much can be made up for; the others in all eight.
+    inputs = torch.randn(few.shape, generator=torch.Generator().manual_seed(2))
+    inputs[: QUICK.batch] = few[: QUICK.batch]
+    errors = []
+    for factor in (1.0, 1e3):
+        block, stream, layer = _problem(weight, scale, inputs)
+        (node,) = block.outputs
+        weights = [{node: torch.ones(QUICK.batch)} for _ in stream.batches]
+        weights[0][node] *= factor
+        _reconstruct(block, stream, weights)
+        difference = layer.codes * scale - weight
+        errors.append(float((inputs[: QUICK.batch] @ difference.T).square().mean()))
+    assert errors[1] < 0.7 * errors[0]
 
 
 @pytest.mark.parametrize("case", ["zero weight", "zero input", "one value", "past float32"])
