@@ -131,10 +131,11 @@ def _optimizer(
     soft: Sequence[SoftLayer], options: AdaRound
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Adam; the rates of biases and ranges fall to nothing, the regularizer needs that of the codes."""
+    # Layers that read one tensor share its range.
+    ranges = dict.fromkeys(layer.range for layer in soft if layer.range is not None)
     groups = (
         (options.bias_lr, [layer.bias.v for layer in soft if layer.bias is not None]),
-        # Layers that read one tensor share its range.
-        (options.range_lr, list({id(s.range): s.range.v for s in soft if s.range is not None}.values())),
+        (options.range_lr, [range_.v for range_ in ranges]),
     )
     optimizer = torch.optim.Adam([layer.rounding.v for layer in soft], lr=options.lr)
     rates: list[Callable[[int], float]] = [lambda i: 1.0]
