@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flatq.assessment import Assessment
+from flatq.assessment import EvaluateSettings
 from flatq.errors import ArtifactError, DataError, UsageError
 from flatq.evaluate.cache import Note, ReferenceCache, cache_folder
 from flatq.evaluate.compare import Comparison, Referee, compare, open_referee, stored_referee
@@ -41,7 +41,7 @@ from flatq.rungs import Rungs, check_ladder
 from flatq.runtime.base import default_threads
 from flatq.sampler import check_labels
 
-__all__ = ["Assessment", "assess"]
+__all__ = ["EvaluateSettings", "assess"]
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is sampled, images times steps done, total)."""
@@ -50,7 +50,7 @@ _GRID_IMAGES = 32
 
 
 def assess(
-    task: Assessment,
+    task: EvaluateSettings,
     progress: Progress | None = None,
     note: Note = lambda _: None,
     team: Team | None = None,
@@ -69,6 +69,8 @@ def assess(
         raise UsageError("too few images", expected="at least 2", got=str(task.images), next_step="raise -n")
     if not task.models:
         raise UsageError("no model to evaluate", expected="at least one artifact", got="none")
+    if task.baseline is None:
+        raise UsageError("no baseline", expected="the float checkpoint", got="none")
     tolerances = Tolerances(task.max_drift, task.max_drift_rel, task.min_samples)
     gated = task.max_drift is not None or task.max_drift_rel is not None
     looks = Looks((task.images,), task.confidence)
@@ -128,7 +130,9 @@ def assess(
     return report
 
 
-def _referee(task: Assessment, shape: tuple[int, int, int], progress: Progress | None, note: Note) -> Referee:
+def _referee(
+    task: EvaluateSettings, shape: tuple[int, int, int], progress: Progress | None, note: Note
+) -> Referee:
     """The reference: images at hand, or a file of statistics."""
     if (task.data is None) == (task.reference is None):
         raise UsageError(
@@ -170,7 +174,7 @@ def _referee(task: Assessment, shape: tuple[int, int, int], progress: Progress |
 
 
 def _growing(
-    task: Assessment,
+    task: EvaluateSettings,
     model: Model,
     referee: Referee,
     progress: Progress | None,
@@ -192,7 +196,7 @@ def _growing(
 
 
 def _rungs(
-    task: Assessment,
+    task: EvaluateSettings,
     baseline: Model,
     float_side: Growing,
     referee: Referee,
@@ -200,6 +204,7 @@ def _rungs(
     note: Note,
     team: Team | None,
 ) -> Rungs:
+    assert task.baseline is not None
     return Rungs(
         task.baseline,
         baseline.weights,
@@ -211,7 +216,7 @@ def _rungs(
 
 
 def _compare(
-    task: Assessment,
+    task: EvaluateSettings,
     referee: Referee,
     float_side: Growing,
     side: Growing,
@@ -259,7 +264,7 @@ def _compare(
 
 
 def _entry(
-    task: Assessment,
+    task: EvaluateSettings,
     number: int,
     sampled: Growing,
     float_side: Growing,
@@ -313,7 +318,7 @@ def _entry(
 
 
 def _report(
-    task: Assessment,
+    task: EvaluateSettings,
     float_side: Growing,
     referee: Referee,
     prc: PrecisionRecall | None,
@@ -362,7 +367,7 @@ def _report(
     )
 
 
-def _options(task: Assessment) -> Options:
+def _options(task: EvaluateSettings) -> Options:
     runtime = task.runtime
     given: dict[str, Any] = {
         "runtime": runtime.runtime,

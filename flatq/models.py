@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from flatq.backends import (
     EXPORT_FLAGS,
@@ -24,7 +25,15 @@ from flatq.process import ProcessConfig
 from flatq.runtime.base import Runtime
 from flatq.verify import Audit, read_audit
 
-__all__ = ["Model", "Opening", "deployment_folder", "kind_of", "open_model", "parent_weights"]
+__all__ = [
+    "Model",
+    "Opening",
+    "checkpoint_beside",
+    "deployment_folder",
+    "kind_of",
+    "open_model",
+    "parent_weights",
+]
 
 Kind = Literal["checkpoint", "artifact", "deployment"]
 
@@ -41,10 +50,10 @@ class Opening:
 
 @dataclass(frozen=True)
 class Model:
-    """A model ready to sample.
+    """A model ready to sample; a context manager that closes its runtime.
 
     Attributes:
-        runtime: close it (or use it as a context manager) when done.
+        runtime: runs the network.
         process, image_shape, classes: what the sampler needs.
         name: of the path it was opened from.
         precision: fp32, or the recipe's name and the method's.
@@ -66,6 +75,15 @@ class Model:
     size_bytes: int
     audit: Audit | None = None
     opening: Opening | None = None
+
+    def __enter__(self) -> Self:
+        self.runtime.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.runtime.__exit__(kind, error, trace)
 
 
 def kind_of(path: Path) -> Kind:
@@ -167,6 +185,25 @@ def _open(opening: Opening) -> Model:
     if kind == "checkpoint":
         return _open_checkpoint(path, weights, settings)
     return _open_artifact(path, settings, opening.lowered_for)
+
+
+def checkpoint_beside(path: Path) -> Path:
+    """The checkpoint that an artifact was made from, where it still stands beside the artifact's folder.
+
+    Raises:
+        UsageError: it does not, or the path is no artifact.
+    """
+    from flatq.checkpoint import file_digest
+    from flatq.quantize.artifact import read_manifest
+
+    if kind_of(path) == "artifact":
+        parent = read_manifest(path).parent
+        candidate = path.resolve().parent / str(parent["file"])
+        if candidate.is_file() and file_digest(candidate) == parent["sha256"]:
+            return candidate
+    raise UsageError(
+        "no baseline", expected="--baseline CKPT.pt", got="none", next_step="name the float checkpoint"
+    )
 
 
 def parent_weights(models: Sequence[Path], baseline: Path, average: str | None) -> str | None:

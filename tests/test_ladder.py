@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flatq.assess import Assessment, assess
+from flatq.assess import EvaluateSettings, assess
 from flatq.backends import RuntimeSettings
 from flatq.checkpoint import Checkpoint
 from flatq.errors import DataError, UsageError
@@ -55,7 +55,7 @@ def test_on_a_runtime(
     export_artifact(artifact, "onnxruntime", artifact / "onnxruntime")
     pixels = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", pixels)
-    task = Assessment(
+    task = EvaluateSettings(
         models=(artifact,),
         baseline=tiny.source,
         data=str(tmp_path / "data.npz"),
