@@ -106,6 +106,7 @@ def prepare(folder: Path) -> None:
 
 def first(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """An evaluation of which nothing is cached, in this process, which is to be a new one."""
+    from flatq.backends import RuntimeSettings
     from flatq.sampler import SamplePlan
 
     clock = Clock()
@@ -136,8 +137,8 @@ def first(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         images=options.n,
         batch_size=options.batch_size,
         features=str(folder / "features.onnx"),
-        baseline_runtime=options.baseline_runtime,
-        threads=options.threads,
+        runtime=RuntimeSettings(threads=options.threads),
+        baseline_runtime=RuntimeSettings(options.baseline_runtime),
         max_drift=100.0,
     )
     report = flatq.assess.assess(task)
