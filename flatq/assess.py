@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -365,7 +366,7 @@ def _report(
 
 def _options(task: Assessment) -> Options:
     runtime = task.runtime
-    given = {
+    given: dict[str, Any] = {
         "runtime": runtime.runtime,
         "device": runtime.device,
         "precision": runtime.precision,
