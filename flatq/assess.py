@@ -25,6 +25,7 @@ from flatq.evaluate.samples import SampleCache
 from flatq.evaluate.team import ExtractorChoice, Team
 from flatq.images import load_images, to_uint8
 from flatq.models import Model, kind_of, open_model, parent_weights
+from flatq.noise import NOISE_VERSION
 from flatq.report.environment import environment
 from flatq.report.grids import save_pair_grid
 from flatq.report.model import (
@@ -329,6 +330,7 @@ def _report(
     model, net, source = float_side.model, referee.net, referee.source
     return Report(
         plan=task.plan.model_dump(),
+        noise_version=NOISE_VERSION,
         labels=None if model.classes is None else model.classes.describe(task.plan.label),
         n=n,
         first_index=task.first,
