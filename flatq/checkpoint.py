@@ -222,10 +222,11 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         with replacing(path) as partial, partial.open("wb") as file:  # given a name, torch hides a full disk
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
+        full = shortage(error)
         raise CheckpointError(
             f"cannot write {path}",
             expected="a file name in a folder that can be written, and room for the weights",
-            got=_one_line(error),
+            got=_one_line(error) if full is None else full.got,
             next_step="choose another -o",
         ) from error
     return Checkpoint(

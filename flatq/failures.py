@@ -48,10 +48,11 @@ def shortage(error: BaseException) -> InputError | None:
 def _compile_failure(error: BaseException) -> InputError | None:
     for cause in _causes(error):
         if type(cause).__module__.startswith(_COMPILER):
+            said = str(cause).split("Set TORCHDYNAMO_VERBOSE")[0]  # what follows is for developers of torch
             return UsageError(
                 "torch.compile failed",
                 expected="a working compiler: g++ on a CPU, Triton on a GPU",
-                got=f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}",
+                got=f"{type(cause).__name__}: {' '.join(said.split())[:300]}",
                 next_step="leave out --set compile=true, or install the compiler",
             )
     return None
