@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from flatq.assessment import EvaluateSettings
+from flatq.checkpoint import file_digest
 from flatq.errors import ArtifactError, DataError, UsageError
 from flatq.evaluate.cache import Note, ReferenceCache, cache_folder
 from flatq.evaluate.compare import Comparison, Referee, compare, open_referee, stored_referee
@@ -312,7 +313,9 @@ def _entry(
         prc=comparison.prc,
         verdict=verdict,
         grid=grid,
+        grid_sha256=None if grid is None else file_digest(task.out / grid),
         sidecar=sidecar,
+        sidecar_sha256=file_digest(task.out / sidecar),
         audit=model.audit,
         looks=looks,
     )

@@ -111,7 +111,7 @@ def _verdicts(report: Report) -> str:
             lines.append(f"- **{_text(entry.label)}: not gated**")
             continue
         more = entry.verdict.samples_to_settle
-        settle = f" Samples that would settle it: {more}." if more is not None else ""
+        settle = f" Samples that are likely to settle it: {more}." if more is not None else ""
         outcome = entry.verdict.outcome.upper()
         lines.append(f"- **{_text(entry.label)}: {outcome}** - {_text(entry.verdict.reason)}{settle}")
     return "\n".join(lines) or "No models were compared."
