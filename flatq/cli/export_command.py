@@ -92,6 +92,13 @@ def command(
     batches = _batches(batch)
     path = one_artifact(path)
     kind = kind_of(path)
+    if require_int8 is not None and kind != "artifact":
+        raise UsageError(
+            f"--require-int8 cannot be checked for {path}",
+            expected="an artifact, whose layers are looked up in what the runtime says it runs",
+            got="a deployment folder" if kind == "deployment" else "a float model",
+            next_step="name the artifact; for TensorRT on the machine with the GPU",
+        )
     if kind == "deployment" and targets == ["tensorrt"] and out is None:
         _build(path, batches)
         return
@@ -100,10 +107,6 @@ def command(
             f"{path} cannot be exported so",
             expected="an artifact, or a checkpoint with --weights if you like",
             got=kind + (" with --weights" if weights else ""),
-        )
-    if require_int8 is not None and kind != "artifact":
-        raise UsageError(
-            f"{path} is a float model", expected="an artifact with --require-int8", got=f"a {kind}"
         )
     folders = {target: deployment_folder(path, target) for target in targets}
     if out is not None:
@@ -126,7 +129,19 @@ def command(
     if trt:
         if kind == "artifact" and verify:
             note("for TensorRT no layer is compared with the torch graph: that needs an engine on its GPU")
-        _build(folders["tensorrt"], batches)
+        try:
+            _build(folders["tensorrt"], batches)
+        except MissingRuntimeError as error:
+            if require_int8 is None:
+                raise
+            _require(audits, require_int8)
+            raise MissingRuntimeError(
+                f"--require-int8 was not checked for TensorRT: {error.what}",
+                expected=error.expected,
+                got=error.got,
+                next_step=f"copy {path} to the machine with the GPU, then there: "
+                f"flatq export {path.name} --trt --require-int8 {require_int8:g}",
+            ) from error
         if kind == "artifact" and (verify or require_int8 is not None):
             audits["tensorrt"] = _audit_engine(path, folders["tensorrt"])
     if require_int8 is not None:

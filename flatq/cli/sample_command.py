@@ -26,6 +26,7 @@ from flatq.cli.common import (
     progress_bar,
 )
 from flatq.errors import ModelError, UsageError
+from flatq.files import replacing
 
 __all__ = ["command"]
 
@@ -112,9 +113,8 @@ def command(
     pixels = to_uint8(images)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(f".{out.name}.partial.npz")
-        np.savez(partial, arr_0=pixels.transpose(0, 2, 3, 1))
-        partial.replace(out)
+        with replacing(out) as temporary, temporary.open("wb") as file:
+            np.savez(file, arr_0=pixels.transpose(0, 2, 3, 1))
         typer.echo(str(out))
     if grid is not None:
         grid.parent.mkdir(parents=True, exist_ok=True)
