@@ -5,12 +5,11 @@ Results go to stdout, progress and notes to stderr.
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 import traceback
 from typing import Any
 
+from flatq.cli.library_logs import quiet_libraries
 from flatq.cli.streams import keep_writing
 from flatq.errors import EXIT_BUG, FlatqError
 from flatq.failures import explained
@@ -25,15 +24,11 @@ def main() -> None:
 
     from flatq.cli.app import app
 
-    # Notes of the libraries on optional parts that flatq does not use; their errors still show.
-    for name in ("torchao", "torch.utils._pytree", "torch.onnx", "diffusers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-
     # typer may carry a click of its own, so the class is found through typer.
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
-        result = app(standalone_mode=False)
+        with quiet_libraries():
+            result = app(standalone_mode=False)
         sys.stdout.flush()
     except FlatqError as error:
         print(f"flatq: {error}", file=sys.stderr)

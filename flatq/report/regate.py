@@ -79,8 +79,8 @@ def growth(
 ) -> Growth:
     """The growth of each model's drift over that of the model of the same name in an earlier report.
 
-    Paired by image index where both reports have the same noise (seed and version), else unpaired and labelled
-    so. Models are found by name; where both reports hold one model, that.
+    Paired by image index where both reports have the same noise (seed and version), else unpaired and
+    labelled so. Models are found by name; where both reports hold one model, that.
 
     Raises:
         DataError: another feature extractor, reference or rounding, with which FIDs do not compare; damaged

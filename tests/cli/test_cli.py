@@ -176,6 +176,14 @@ def test_several_targets_at_once_and_tensorrt_without_a_gpu(
     assert (artifact / "tensorrt" / "model.onnx").is_file()
     assert cli("export", artifact / "tensorrt", "--trt") == 3  # as on the machine it is taken to
     assert cli("export", artifact / "openvino", "--trt") == 2
+    require = ("--trt", "--no-verify", "--require-int8")
+    assert cli("export", artifact, *require, 0.1) == 3
+    assert "--require-int8 was not checked for TensorRT: the engine was not built" in cli.err
+    assert f"flatq export {artifact.name} --trt --require-int8 0.1" in cli.err
+    assert cli("export", artifact, "--openvino", *require, 1) == 1
+    assert "FAIL: on openvino" in cli.err
+    assert cli("export", artifact / "tensorrt", *require, 0.1) == 2
+    assert "--require-int8 cannot be checked" in cli.err
     assert cli("export", artifact / "openvino", "--onnx") == 2
 
     out = tmp_path / "a.npz"
