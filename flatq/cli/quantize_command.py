@@ -42,8 +42,8 @@ def command(
     edges: Annotated[
         str,
         typer.Option(
-            help="First and last convolution: float (8-bit weights, image in and prediction out in float), "
-            "8 (8 bits on all sides) or same (as the rest)."
+            help="First and last layer: float (8-bit weights; the image and the prediction stay in float), "
+            "8 (8-bit weights and activations) or same (as the other layers)."
         ),
     ] = "float",
     act_range: Annotated[
