@@ -50,7 +50,7 @@ WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 ACTIVATION_BITS = (4, 5, 6, 7, 8, 32)
 
 EDGES_FROM = 7
-"""Weights of so many bits stay as they are in the first and last layers: 7 bits are taken for CPUs on which 8 saturate."""
+"""First and last layers keep weights of so many bits: 7 bits are taken for CPUs on which 8 saturate."""
 
 
 class _Frozen(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,6 +43,9 @@ from flatq.cli.gate_command import (
     worst_code,
 )
 from flatq.errors import UsageError
+
+if TYPE_CHECKING:
+    from flatq.sampler import SamplePlan
 
 __all__ = ["command"]
 
@@ -158,6 +161,8 @@ def command(
         plan = make_plan(steps, sampler, eta, seed, label, guidance)
         target = target_of(runtime or "onnxruntime", device)
         for path in paths:
+            if kind_of(path) == "artifact":
+                _compare_samplers(path, plan)
             if kind_of(path) == "artifact" and target in ("onnxruntime", "openvino"):
                 folder = deployment_folder(path, target)
                 if not folder.exists():
@@ -232,6 +237,15 @@ def command(
             result = gate_result(report, verdicts, report.gate, exit_code=code, on_inconclusive=choice)
             publish(result, junit=junit)
         raise typer.Exit(code_for(verdicts))
+
+
+def _compare_samplers(artifact: Path, plan: SamplePlan) -> None:
+    """A note where an artifact was calibrated with another sampler than it is evaluated with."""
+    from flatq.quantize.artifact import read_manifest
+
+    calibrated = read_manifest(artifact).calibration.update
+    if calibrated != plan.update:
+        note(f"{artifact} was calibrated with another sampler: {calibrated}, not {plan.update}")
 
 
 def _sibling_checkpoint(path: Path) -> Path:

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from flatq.cli.common import Guidance, Threads, Weights, note, progress_bar, say_weights
+from flatq.cli.common import (
+    Eta,
+    Guidance,
+    Sampler,
+    Steps,
+    Threads,
+    Weights,
+    make_plan,
+    note,
+    progress_bar,
+    say_weights,
+)
 
 if TYPE_CHECKING:
     from flatq.quantize.artifact import Manifest
@@ -82,8 +93,10 @@ def command(
         ),
     ] = None,
     weights: Weights = None,
-    calib_images: Annotated[int, typer.Option(help="Sampling chains to calibrate on.")] = 32,
-    calib_steps: Annotated[int, typer.Option(help="Timesteps along each chain.")] = 20,
+    calib_images: Annotated[int, typer.Option(min=1, help="Images to sample for calibration.")] = 32,
+    steps: Steps = 20,
+    sampler: Sampler = "ancestral",
+    eta: Eta = 0.0,
     seed: Annotated[int, typer.Option(help="Of the calibration noise, and of what a method draws.")] = 0,
     guidance: Guidance = 1.0,
     method: Annotated[
@@ -93,12 +106,18 @@ def command(
         bool, typer.Option(help="Add each layer's mean output error on the calibration inputs to its bias.")
     ] = False,
     samples: Annotated[
-        int, typer.Option(help="Calibration inputs that gptq, adaround and --bias-correction look at.")
+        int,
+        typer.Option(
+            help="Calibration inputs that gptq, adaround and --bias-correction look at; adaround holds an "
+            "eighth of them out to judge what it learned."
+        ),
     ] = 256,
     damping: Annotated[
         float,
-        typer.Option(help="Of gptq, with which adaround begins: as a share of the Hessian's mean diagonal."),
-    ] = 0.01,
+        typer.Option(
+            help="GPTQ damping, as a fraction of the mean Hessian diagonal; AdaRound starts from GPTQ, too."
+        ),
+    ] = 0.3,
     act_order: Annotated[
         bool, typer.Option(help="Of gptq: columns that read the largest inputs first.")
     ] = True,
@@ -109,11 +128,10 @@ def command(
 ) -> None:
     """Quantize a checkpoint into a target-neutral artifact (CKPT.w4a8, CKPT.w4a8-adaround).
 
-    Settings of a method or a range that is not asked for have no effect.
+    Calibration samples as `flatq sample` does, with --steps, --sampler, --eta, --seed and --guidance: choose
+    those that the quantized model will be sampled with. Settings of a method or a range that is not asked for
+    have no effect.
     """
-    from pydantic import ValidationError
-
-    from flatq.errors import UsageError
     from flatq.recipe import recipe_for_bits
 
     recipe = recipe_for_bits(
@@ -138,14 +156,8 @@ def command(
     from flatq.quantize.methods import USUAL
     from flatq.quantize.rounding import quantize_checkpoint
 
-    try:
-        calibration = CalibrationPlan(images=calib_images, steps=calib_steps, seed=seed, guidance=guidance)
-    except ValidationError as error:
-        raise UsageError(
-            "the calibration options are not valid",
-            expected="positive --calib-images and --calib-steps, a --seed and --guidance of at least 0",
-            got=f"{calib_images}, {calib_steps}, {seed}, {guidance}",
-        ) from error
+    plan = make_plan(steps, sampler, eta, seed, None, guidance)
+    calibration = CalibrationPlan(images=calib_images, **plan.model_dump())
     rounding = _rounding(
         {"method": method, "bias_correction": bias_correction, "samples": samples},
         {"damping": damping, "act_order": act_order},

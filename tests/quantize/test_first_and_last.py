@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from flatq.checkpoint import Checkpoint, ModelConfig
+from flatq.checkpoint import ModelConfig
 from flatq.network import build_network
 from flatq.plan import plan
 from flatq.quantize.shortcuts import split_shortcuts

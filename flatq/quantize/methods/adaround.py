@@ -60,7 +60,7 @@ def reconstruct(
     held_out: int,
     step: Callable[[], None] | None = None,
 ) -> Outcome:
-    """Learn codes, biases and ranges of a block's layers, and set them unless the held-out error is then above.
+    """Learn codes, biases and ranges of a block's layers; they are set unless the held-out error rises.
 
     Args:
         block: whose layers have codes to start from.

@@ -24,8 +24,8 @@ class Gptq(_Frozen):
     """Settings of `flatq.quantize.methods.gptq`.
 
     Attributes:
-        damping: added to the Hessian's diagonal, as a fraction of its mean. The larger, the closer a weight stays
-            to its own value while it makes up for the rounding of others.
+        damping: added to the Hessian's diagonal, as a fraction of its mean. The larger it is, the less the
+            weights change to make up for the rounding of others.
         act_order: columns with the largest Hessian first, in place of the order in the weight.
         block: columns between two updates of all the columns that follow; changes the speed, not the result.
     """
