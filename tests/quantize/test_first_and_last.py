@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import NETWORKS
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -13,7 +14,6 @@ from flatq.plan import plan
 from flatq.quantize.shortcuts import split_shortcuts
 from flatq.quantize.trace import find_layers, trace
 from flatq.recipe import PRESETS, Candidate
-from tests.networks import NETWORKS
 
 SHAPE = ModelConfig(image_size=8, image_channels=3, out_channels=3, unet={})
 
