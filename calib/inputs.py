@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from flatq.errors import ModelError
 from flatq.labels import Classes
@@ -23,23 +23,18 @@ from flatq.sampler import SamplePlan, sample
 __all__ = ["CalibrationPlan", "CalibrationSet", "collect_inputs"]
 
 
-class CalibrationPlan(BaseModel):
-    """How calibration inputs are drawn; part of the artifact.
+class CalibrationPlan(SamplePlan):
+    """How calibration inputs are drawn: a sampling plan for some images; part of the artifact.
+
+    Every step of the sampling gives `images` inputs, and as many without a label where guidance asks for
+    them. An artifact is calibrated best for the sampler that it will be used with.
 
     Attributes:
-        images: number of sampling chains; labels are dealt out to them in turn.
-        steps: timesteps along each chain; every one of them gives `images` inputs, and as many without a
-            label where guidance asks for them.
+        images: number of images sampled.
         seed: of the noise, which is the calibration stream's: no evaluated image is calibrated on.
-        guidance: of the sampling, see `flatq.sampler.SamplePlan`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     images: int = Field(default=32, gt=0)
-    steps: int = Field(default=20, gt=0)
-    seed: int = Field(default=0, ge=0)
-    guidance: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ def collect_inputs(
     classes: Classes | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CalibrationSet:
-    """Sample with the float model by the ancestral update and keep the inputs of every step.
+    """Sample with the float model by the plan and keep the inputs of every step.
 
     Raises:
         ModelError: the model's samples are not finite.
@@ -87,7 +82,7 @@ def collect_inputs(
     images = sample(
         runtime,
         process,
-        SamplePlan(steps=plan.steps, seed=plan.seed, guidance=plan.guidance),
+        plan,
         range(plan.images),
         image_shape,
         classes=classes,

@@ -54,6 +54,11 @@ class SamplePlan(BaseModel):
     label: int | None = Field(default=None, ge=0)
     guidance: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
 
+    @property
+    def update(self) -> str:
+        """The sampler in words, such as `ddim with eta 0.5`."""
+        return self.sampler if self.sampler == "ancestral" else f"{self.sampler} with eta {self.eta:g}"
+
 
 def sample_batches(
     runtime: Runtime,

@@ -12,6 +12,7 @@ from flatq.assessment import EvaluateSettings, GateSettings
 from flatq.backends import target_of
 from flatq.export.settings import ExportSettings
 from flatq.models import checkpoint_beside, deployment_folder, kind_of
+from flatq.quantize.artifact import read_manifest
 from flatq.report.gating import judge_report
 from flatq.report.html.page import write_html
 from flatq.report.html.shown import Source
@@ -56,7 +57,12 @@ def evaluate(
         settings = replace(settings, data="digits")
     target = target_of(settings.runtime)
     for path in settings.models:
-        if kind_of(path) == "artifact" and target in ("onnxruntime", "openvino"):
+        if kind_of(path) != "artifact":
+            continue
+        calibrated = read_manifest(path).calibration.update
+        if calibrated != settings.plan.update:
+            note(f"{path} was calibrated with another sampler: {calibrated}, not {settings.plan.update}")
+        if target in ("onnxruntime", "openvino"):
             folder = deployment_folder(path, target)
             if not folder.exists():
                 note(f"{path} has no export for {target} yet: writing {folder}")

@@ -91,7 +91,10 @@ def verify_parity(
     pieces = open_pieces(deployment, path, lowered, threads)
     runtime = open_runtime(deployment, path, RuntimeSettings(runtime_of(deployment.target), threads=threads))
     manifest = artifact.manifest
-    plan = inputs or VerifyInputs(guidance=manifest.calibration.guidance)
+    calibration = manifest.calibration
+    plan = inputs or VerifyInputs(
+        sampler=calibration.sampler, eta=calibration.eta, guidance=calibration.guidance
+    )
     labelled = manifest.model.classes is not None
     with (
         runtime,
