@@ -39,7 +39,7 @@ CHANGEABLE = frozenset(
 """Keys of the configuration that a resumed run may change; any other would make it a different run."""
 
 _FORMAT = "flatq-train-state"
-_VERSION = 1
+_VERSION = 2
 
 
 def write_state(state: Mapping[str, Any], folder: Path) -> None:
