@@ -29,8 +29,8 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 
 import flatq.assess  # noqa: E402
+import flatq.sampler  # noqa: E402
 from flatq.evaluate import drawing, features, samples  # noqa: E402
-from flatq.noise import ImageNoise  # noqa: E402
 from flatq.process import Process  # noqa: E402
 
 _IMPORTS_S = time.perf_counter() - _BEGIN
@@ -106,6 +106,7 @@ def prepare(folder: Path) -> None:
 
 def first(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """An evaluation of which nothing is cached, in this process, which is to be a new one."""
+    from flatq.backends import RuntimeSettings
     from flatq.sampler import SamplePlan
 
     clock = Clock()
@@ -120,7 +121,7 @@ def first(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     flatq.assess.open_model = open_timed
     clock.patch("reference", flatq.assess, "open_referee")
-    clock.patch("noise", ImageNoise, "draw")
+    clock.patch("noise", flatq.sampler, "normal")
     clock.patch("updates", Process, "ancestral_step")
     clock.patch("uint8", drawing, "to_uint8")
     clock.patch("features", features.FeatureNet, "extract")
@@ -136,8 +137,8 @@ def first(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         images=options.n,
         batch_size=options.batch_size,
         features=str(folder / "features.onnx"),
-        baseline_runtime=options.baseline_runtime,
-        threads=options.threads,
+        runtime=RuntimeSettings(threads=options.threads),
+        baseline_runtime=RuntimeSettings(options.baseline_runtime),
         max_drift=100.0,
     )
     report = flatq.assess.assess(task)

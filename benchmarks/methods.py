@@ -159,9 +159,10 @@ class _HeldOut:
 def _fidelity(
     heldout: _HeldOut, path: Path, outputs_float: Any, runtime: str, threads: int | None
 ) -> dict[str, Any]:
+    from flatq.backends import RuntimeSettings
     from flatq.models import open_model
 
-    model = open_model(path, runtime=runtime, threads=threads)
+    model = open_model(path, RuntimeSettings(runtime, threads=threads))
     with model.runtime:
         outputs = heldout.outputs(model)
     difference = heldout.losses(outputs) - heldout.losses(outputs_float)
@@ -204,6 +205,7 @@ def main() -> None:
     options = parser.parse_args()
 
     from flatq.assess import Assessment, assess
+    from flatq.backends import RuntimeSettings
     from flatq.models import open_model
     from flatq.report.environment import environment
     from flatq.sampler import SamplePlan
@@ -229,7 +231,9 @@ def main() -> None:
     if options.peers:
         variants |= _peers(options)
 
-    baseline = open_model(options.checkpoint, average=options.weights, threads=options.threads)
+    baseline = open_model(
+        options.checkpoint, RuntimeSettings(threads=options.threads), weights=options.weights
+    )
     with baseline.runtime:
         heldout = _HeldOut(options.heldout, baseline.image_shape, baseline.process, options.heldout_n)
         outputs_float = heldout.outputs(baseline)
@@ -244,8 +248,7 @@ def main() -> None:
             plan=SamplePlan(steps=options.steps),
             images=options.n,
             features=options.features,
-            runtime=options.runtime,
-            threads=options.threads,
+            runtime=RuntimeSettings(options.runtime, threads=options.threads),
         ),
         note=lambda line: print(line, file=sys.stderr),
     )

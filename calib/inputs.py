@@ -15,14 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flatq.errors import ModelError
 from flatq.labels import Classes
+from flatq.noise import NoiseStream
 from flatq.process import ProcessConfig
 from flatq.runtime.base import Condition, Runtime
 from flatq.sampler import SamplePlan, sample
 
-__all__ = ["CALIBRATION_STREAM", "CalibrationPlan", "CalibrationSet", "collect_inputs"]
-
-CALIBRATION_STREAM = 2**63
-"""First image index of the calibration's noise, so that no evaluated image was calibrated on."""
+__all__ = ["CalibrationPlan", "CalibrationSet", "collect_inputs"]
 
 
 class CalibrationPlan(BaseModel):
@@ -32,7 +30,7 @@ class CalibrationPlan(BaseModel):
         images: number of sampling chains; labels are dealt out to them in turn.
         steps: timesteps along each chain; every one of them gives `images` inputs, and as many without a
             label where guidance asks for them.
-        seed: of the noise.
+        seed: of the noise, which is the calibration stream's: no evaluated image is calibrated on.
         guidance: of the sampling, see `flatq.sampler.SamplePlan`.
     """
 
@@ -86,16 +84,16 @@ def collect_inputs(
         if "label" in cond:
             kept_label[i].append(cond["label"])
 
-    indices = range(CALIBRATION_STREAM, CALIBRATION_STREAM + plan.images)
     images = sample(
         runtime,
         process,
         SamplePlan(steps=plan.steps, seed=plan.seed, guidance=plan.guidance),
-        indices,
+        range(plan.images),
         image_shape,
         classes=classes,
         progress=progress,
         observe=keep,
+        stream=NoiseStream.CALIBRATION,
     )
     x = np.stack([np.concatenate(batches) for batches in kept_x])
     label = None if classes is None else np.stack([np.concatenate(batches) for batches in kept_label])

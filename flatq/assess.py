@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from flatq.assessment import Assessment
-from flatq.backends import target_of
 from flatq.errors import ArtifactError, DataError, UsageError
 from flatq.evaluate.cache import Note, ReferenceCache, cache_folder
 from flatq.evaluate.compare import Comparison, Referee, compare, open_referee, stored_referee
@@ -25,6 +24,7 @@ from flatq.evaluate.samples import SampleCache
 from flatq.evaluate.team import ExtractorChoice, Team
 from flatq.images import load_images, to_uint8
 from flatq.models import Model, kind_of, open_model, parent_weights
+from flatq.noise import NOISE_VERSION
 from flatq.report.environment import environment
 from flatq.report.grids import save_pair_grid
 from flatq.report.model import (
@@ -75,17 +75,21 @@ def assess(
     if task.max_samples is not None:
         tolerances.check()
         looks = plan_looks(task.images, task.max_samples, task.looks, task.confidence)
-    if task.ladder:
-        check_ladder(task.baseline, task.baseline_runtime, task.models, task.runtime)
     if team is not None:
-        task = replace(task, threads=task.threads or team.threads)
+        threads = task.runtime.threads or team.threads
+        task = replace(task, runtime=replace(task.runtime, threads=threads))
         team.extractor = ExtractorChoice(task.features, task.inception_weights, task.features_device)
-    average = parent_weights(task.models, task.baseline, task.average)
-    baseline = open_model(task.baseline, runtime=task.baseline_runtime, average=average, threads=task.threads)
+    floats = task.baseline_runtime
+    if floats.threads is None:
+        floats = replace(floats, threads=task.runtime.threads)
+    if task.ladder:
+        check_ladder(task.baseline, floats, task.models, task.runtime)
+    weights = parent_weights(task.models, task.baseline, task.weights)
+    baseline = open_model(task.baseline, floats, weights=weights)
     with ExitStack() as stack:
         stack.enter_context(baseline.runtime)
         check_labels(task.plan, baseline.classes)
-        why = "" if task.average else " (the default)" if average is None else " (those of the models)"
+        why = "" if task.weights else " (the default)" if weights is None else " (those of the models)"
         note(f"weights of the baseline: {baseline.weights}{why}")
         # before anything is sampled, so that a reference that does not fit is found at once
         referee = _referee(task, baseline.image_shape, progress, note)
@@ -96,15 +100,7 @@ def assess(
             stack.enter_context(rungs)
         entries = []
         for number, path in enumerate(task.models):
-            model = open_model(
-                path,
-                runtime=task.runtime,
-                average=average if kind_of(path) == "checkpoint" else None,
-                threads=task.threads,
-                device=task.device,
-                precision=task.precision,
-                hint=task.hint,
-            )
+            model = open_model(path, task.runtime, weights=weights if kind_of(path) == "checkpoint" else None)
             with model.runtime:
                 if model.classes != baseline.classes:
                     raise ArtifactError(
@@ -147,7 +143,7 @@ def _referee(task: Assessment, shape: tuple[int, int, int], progress: Progress |
         inception_weights=task.inception_weights,
         device=task.features_device,
     )
-    threads = task.threads or default_threads()
+    threads = task.runtime.threads or default_threads()
     if stored is not None:
         if stored.extractor_digest is None:
             note(
@@ -204,18 +200,12 @@ def _rungs(
     note: Note,
     team: Team | None,
 ) -> Rungs:
-    runtime = task.runtime or "onnxruntime"
     return Rungs(
         task.baseline,
         baseline.weights,
         float_side,
         lambda model: _growing(task, model, referee, progress, note, team),
-        runtime=runtime,
-        device=task.device,
-        precision=task.precision,
-        hint=task.hint,
-        target=target_of(runtime, task.device),
-        threads=task.threads,
+        task.runtime,
         scratch=None if team is None else team.scratch,
     )
 
@@ -334,6 +324,7 @@ def _report(
     model, net, source = float_side.model, referee.net, referee.source
     return Report(
         plan=task.plan.model_dump(),
+        noise_version=NOISE_VERSION,
         labels=None if model.classes is None else model.classes.describe(task.plan.label),
         n=n,
         first_index=task.first,
@@ -373,7 +364,15 @@ def _report(
 
 
 def _options(task: Assessment) -> Options:
-    given = {name: getattr(task, name) for name in Options.model_fields}
+    runtime = task.runtime
+    given = {
+        "runtime": runtime.runtime,
+        "device": runtime.device,
+        "precision": runtime.precision,
+        "hint": runtime.hint,
+        "baseline_runtime": task.baseline_runtime.runtime,
+    }
+    given |= {name: getattr(task, name) for name in Options.model_fields if name not in given}
     for name in ("data", "reference", "features"):
         if given[name] is not None:
             given[name] = Path(given[name]).name

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from flatq.backends import RuntimeSettings
 from flatq.images import Resize
 from flatq.sampler import SamplePlan
 
@@ -25,10 +26,9 @@ class Assessment:
         plan: how images are drawn.
         images: how many, from index `first`.
         features: an ONNX feature network, "inception", or None for the bundled one.
-        runtime: of the models; None takes each kind's default.
-        device, precision, hint: of the models, as `flatq.backends.Settings`.
-        baseline_runtime: of the baseline, torch by default.
-        average: weights of the baseline; None takes those that the models were made from.
+        runtime: how the models run; the feature network takes its threads too.
+        baseline_runtime: how the baseline runs, by default with the threads of `runtime`.
+        weights: raw, ema or swa of the baseline; by default those that the models were made from.
         max_drift, max_drift_rel, min_samples: the gate's, as `flatq.evaluate.judge.Tolerances`; without a
             tolerance there is no verdict.
         max_samples: go on drawing up to so many images until the gate has decided; None draws `images`.
@@ -49,13 +49,9 @@ class Assessment:
     first: int = 0
     batch_size: int = 64
     features: str | None = None
-    runtime: str | None = None
-    device: str | None = None
-    precision: str | None = None
-    hint: str | None = None
-    baseline_runtime: str | None = None
-    average: str | None = None
-    threads: int | None = None
+    runtime: RuntimeSettings = RuntimeSettings()
+    baseline_runtime: RuntimeSettings = RuntimeSettings()
+    weights: str | None = None
     rounding: Literal["round", "truncate"] = "round"
     confidence: float = 0.95
     max_drift: float | None = None

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.assess import Assessment, assess
+from flatq.backends import RuntimeSettings
 from flatq.calib import CalibrationPlan
 from flatq.checkpoint import Checkpoint
 from flatq.errors import UsageError
@@ -111,7 +112,7 @@ def run_demo(
                 plan=_PLAN,
                 images=images,
                 features=extractor,
-                threads=threads,
+                runtime=RuntimeSettings(threads=threads),
             )
             prefix = f"{label} {average}"
             report = assess(task, lambda what, done, total, p=prefix: progress(f"{p}: {what}", done, total))  # type: ignore[misc]
@@ -151,7 +152,7 @@ def _deploy(
 
 
 def _few(path: Path, average: str | None, threads: int | None) -> NDArray[np.uint8]:
-    model = open_model(path, average=average, threads=threads)
+    model = open_model(path, RuntimeSettings(threads=threads), weights=average)
     with model.runtime:
         images = sample(model.runtime, model.process, _PLAN, range(_SHOWN), model.image_shape)
     return to_uint8(images)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from flatq.backends import (
     EXPORT_FLAGS,
-    Settings,
+    RuntimeSettings,
     check_place,
     check_settings,
     open_runtime,
@@ -34,12 +34,8 @@ class Opening:
     """The arguments of `open_model`, to open the same again elsewhere."""
 
     path: Path
-    runtime: str | None = None
-    average: str | None = None
-    threads: int | None = None
-    device: str | None = None
-    precision: str | None = None
-    hint: str | None = None
+    runtime: RuntimeSettings = RuntimeSettings()
+    weights: str | None = None
     lowered_for: Target = "onnxruntime"
 
 
@@ -116,22 +112,16 @@ def deployment_folder(path: Path, target: Target = "onnxruntime") -> Path:
 
 def open_model(
     path: Path,
+    runtime: RuntimeSettings = RuntimeSettings(),
     *,
-    runtime: str | None = None,
-    average: str | None = None,
-    threads: int | None = None,
-    device: str | None = None,
-    precision: str | None = None,
-    hint: str | None = None,
+    weights: str | None = None,
     lowered_for: Target = "onnxruntime",
 ) -> Model:
     """Open a checkpoint, an artifact or a deployment folder.
 
     Args:
-        runtime: by default a checkpoint runs in torch, a deployment on the runtime that it was lowered for,
-            an artifact on ONNX Runtime. An artifact must have been exported for it.
-        average: weights of a checkpoint.
-        device, threads, precision, hint: as `flatq.backends.Settings`.
+        runtime: how it runs. An artifact must have been exported for that runtime.
+        weights: raw, ema or swa of a checkpoint; ema if there, else raw, by default.
         lowered_for: whose lowered graph an artifact runs as in torch.
 
     Raises:
@@ -139,25 +129,25 @@ def open_model(
         ArtifactError: no export for that runtime, or a damaged one.
         MissingRuntimeError: the runtime or the device is not there.
     """
-    opening = Opening(path, runtime, average, threads, device, precision, hint, lowered_for)
+    opening = Opening(path, runtime, weights, lowered_for)
     return replace(_open(opening), opening=opening)
 
 
 def _open(opening: Opening) -> Model:
-    path, average, device = opening.path, opening.average, opening.device
+    path, weights, settings = opening.path, opening.weights, opening.runtime
     kind = kind_of(path)
-    runtime = opening.runtime or _default_runtime(path, kind, device)
-    settings = Settings(runtime, device, opening.threads, opening.precision, opening.hint)
+    if settings.runtime is None:
+        settings = replace(settings, runtime=_default_runtime(path, kind, settings.device))
     check_settings(settings)
-    if average is not None and kind != "checkpoint":
+    if weights is not None and kind != "checkpoint":
         raise UsageError(
             f"{path} holds one set of weights",
             expected="--weights only with a checkpoint",
-            got=f"--weights {average}",
+            got=f"--weights {weights}",
             next_step="leave --weights out",
         )
-    if runtime != "torch":
-        target = target_of(runtime, device)
+    if settings.runtime != "torch":
+        target = target_of(settings)
         folder = path if kind == "deployment" else deployment_folder(path, target)
         if not (folder / MANIFEST).is_file():
             raise ArtifactError(
@@ -175,7 +165,7 @@ def _open(opening: Opening) -> Model:
             next_step="name the artifact to run it in torch",
         )
     if kind == "checkpoint":
-        return _open_checkpoint(path, average, settings)
+        return _open_checkpoint(path, weights, settings)
     return _open_artifact(path, settings, opening.lowered_for)
 
 
@@ -231,7 +221,7 @@ def _default_runtime(path: Path, kind: Kind, device: str | None) -> str:
     return "torch" if kind == "checkpoint" and device != "tensorrt" else "onnxruntime"
 
 
-def _open_deployment(folder: Path, name: str, settings: Settings) -> Model:
+def _open_deployment(folder: Path, name: str, settings: RuntimeSettings) -> Model:
     deployment, file = read_deployment(folder)
     check_place(deployment, folder, settings)
     parent: dict[str, Any] = deployment.provenance.get("parent", {})
@@ -249,12 +239,12 @@ def _open_deployment(folder: Path, name: str, settings: Settings) -> Model:
     )
 
 
-def _open_checkpoint(path: Path, average: str | None, settings: Settings) -> Model:
+def _open_checkpoint(path: Path, weights: str | None, settings: RuntimeSettings) -> Model:
     from flatq.checkpoint import load_checkpoint
     from flatq.runtime.torch import TorchRuntime
 
     checkpoint = load_checkpoint(path)
-    chosen = checkpoint.choose(average)
+    chosen = checkpoint.choose(weights)
     network = checkpoint.network(chosen)
     size = sum(value.numel() * value.element_size() for value in checkpoint.weights[chosen].values())
     shape, classes, digest = checkpoint.model.image_shape, checkpoint.model.classes, checkpoint.digest or ""
@@ -264,7 +254,7 @@ def _open_checkpoint(path: Path, average: str | None, settings: Settings) -> Mod
     return Model(runtime, checkpoint.process, shape, classes, path.name, "fp32", chosen, digest, size)
 
 
-def _open_artifact(path: Path, settings: Settings, target: Target) -> Model:
+def _open_artifact(path: Path, settings: RuntimeSettings, target: Target) -> Model:
     from flatq.checkpoint import file_digest
     from flatq.quantize.artifact import read_artifact
     from flatq.quantize.lowering import lower

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flatq.assess import Assessment, assess
+from flatq.backends import RuntimeSettings
 from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.errors import ArtifactError, UsageError
 from flatq.sampler import SamplePlan
@@ -28,7 +29,7 @@ def task(labelled: Checkpoint, feature_net: Path, tmp_path: Path) -> Assessment:
         plan=SamplePlan(steps=1, guidance=2.0),
         images=12,
         features=str(feature_net),
-        threads=1,
+        runtime=RuntimeSettings(threads=1),
         cache=False,
     )
 

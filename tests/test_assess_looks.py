@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from toy_runtime import Toy
 
 from flatq.assess import Assessment, assess
+from flatq.backends import RuntimeSettings
 from flatq.errors import UsageError
 from flatq.evaluate.drift import fid_drift
 from flatq.evaluate.moments import reference_from_features
@@ -45,7 +46,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> dict[str, Off]:
     """By the name of a model's file."""
     found = {"float.pt": Off(0.0), "near.pt": Off(0.002), "far.pt": Off(-1.0)}
 
-    def open_toy(path: Path, **_: Any) -> Model:
+    def open_toy(path: Path, *_: Any, **__: Any) -> Model:
         process = ProcessConfig(schedule="cosine")
         return Model(found[path.name], process, (3, 16, 16), None, path.name, "fp32", "raw", path.name, 1)
 
@@ -68,7 +69,7 @@ def task(toys: dict[str, Off], feature_net: Path, tmp_path: Path) -> Assessment:
         images=40,
         batch_size=20,
         features=str(feature_net),
-        threads=1,
+        runtime=RuntimeSettings(threads=1),
         cache=False,
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flatq.assess import Assessment, assess
+from flatq.backends import RuntimeSettings
 from flatq.checkpoint import Checkpoint
 from flatq.errors import DataError, UsageError
 from flatq.evaluate.drift import fid_drift
@@ -62,7 +63,7 @@ def test_on_a_runtime(
         plan=SamplePlan(steps=2),
         images=24,
         features=str(feature_net),
-        threads=1,
+        runtime=RuntimeSettings(threads=1),
         cache=False,
         ladder=True,
     )
@@ -91,6 +92,6 @@ def test_on_a_runtime(
     with pytest.raises(UsageError, match="no ladder"):
         assess(dataclasses.replace(task, models=(artifact / "onnxruntime",)))
     with pytest.raises(UsageError, match="no ladder"):
-        check_ladder(tiny.source, None, (artifact,), "torch")
+        check_ladder(tiny.source, RuntimeSettings(), (artifact,), RuntimeSettings("torch"))
     with pytest.raises(UsageError, match="starts at the float model"):
-        check_ladder(tiny.source, "onnxruntime", (artifact,), None)
+        check_ladder(tiny.source, RuntimeSettings("onnxruntime"), (artifact,), RuntimeSettings())

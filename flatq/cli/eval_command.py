@@ -130,7 +130,7 @@ def command(
     Several processes share the sampling: `accelerate launch -m flatq eval ...`, or torchrun.
     """
     from flatq.assess import Assessment, assess
-    from flatq.backends import target_of
+    from flatq.backends import RuntimeSettings, target_of
     from flatq.evaluate.ladder import ERRORS
     from flatq.evaluate.team import leading
     from flatq.models import deployment_folder, kind_of
@@ -156,7 +156,8 @@ def command(
         paths = tuple(models) if models else (one_artifact(None),)
         baseline = baseline or _sibling_checkpoint(paths[0])
         plan = make_plan(steps, sampler, eta, seed, label, guidance)
-        target = target_of(runtime or "onnxruntime", device)
+        settings = RuntimeSettings(runtime, device, precision, threads, hint)
+        target = target_of(settings)
         for path in paths:
             if kind_of(path) == "artifact" and target in ("onnxruntime", "openvino"):
                 folder = deployment_folder(path, target)
@@ -175,13 +176,9 @@ def command(
             first=first,
             batch_size=batch_size,
             features=features,
-            runtime=runtime,
-            device=device,
-            precision=precision,
-            hint=hint,
-            baseline_runtime=baseline_runtime,
-            average=weights,
-            threads=threads,
+            runtime=settings,
+            baseline_runtime=RuntimeSettings(baseline_runtime),
+            weights=weights,
             rounding="round" if rounding == "round" else "truncate",
             confidence=confidence,
             max_drift=None if plan_only else max_drift,

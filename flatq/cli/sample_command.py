@@ -57,6 +57,7 @@ def command(
     """Sample images; the same index gives the same noise whatever the batch size or runtime."""
     import numpy as np
 
+    from flatq.backends import RuntimeSettings
     from flatq.images import save_grid, to_uint8
     from flatq.models import open_model
     from flatq.sampler import check_labels, sample
@@ -68,15 +69,7 @@ def command(
             "no images", expected="-n at least 1 and --first at least 0", got=f"-n {n} --first {first}"
         )
     plan = make_plan(steps, sampler, eta, seed, label, guidance)
-    model = open_model(
-        path,
-        runtime=runtime,
-        average=weights,
-        threads=threads,
-        device=device,
-        precision=precision,
-        hint=hint,
-    )
+    model = open_model(path, RuntimeSettings(runtime, device, precision, threads, hint), weights=weights)
     identity = model.runtime.identity
     floats = f", floats in {identity['float precision']}" if "float precision" in identity else ""
     check_labels(plan, model.classes)

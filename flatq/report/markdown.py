@@ -220,6 +220,7 @@ def _setting(report: Report) -> str:
     lines = [f"- n: {report.n} pairs on the same noise, indices {report.first_index} to {report.last_index}"]
     lines += [f"- {key}: {_text(plan.pop(key))}" for key in ("steps", "sampler", "seed") if key in plan]
     lines += [f"- {_text(key)}: {_text(value)}" for key, value in plan.items()]
+    lines.append(f"- noise: version {report.noise_version}")
     if report.labels is not None:
         lines.append(f"- labels: {_text(report.labels)}")
     net = report.extractor

@@ -152,7 +152,8 @@ class Options(_Part):
 
 
 class Report(_Part):
-    """All of report.json. plan: the fields of the `SamplePlan`. labels: which label an image got, in words;
+    """All of report.json. plan: the fields of the `SamplePlan`. noise_version: `flatq.noise.NOISE_VERSION` of
+    the samples; reports that are older than the field have 1. labels: which label an image got, in words;
     None for a network without classes. n: the number of pairs; a model that was decided on earlier has fewer.
     gate: what the verdicts rest on, if there are any. options: None in reports that are older than they."""
 
@@ -160,6 +161,7 @@ class Report(_Part):
     version: Literal[1] = 1
     created_with: str = __version__
     plan: dict[str, Any]
+    noise_version: int = Field(default=1, gt=0)
     labels: str | None = None
     n: int = Field(gt=0)
     first_index: int = Field(ge=0)

@@ -79,8 +79,8 @@ def growth(
 ) -> Growth:
     """The growth of each model's drift over that of the model of the same name in an earlier report.
 
-    Paired by image index where both reports have the same seed of the noise and the same reference, else
-    unpaired and labelled so. Models are found by name; where both reports hold one model, that.
+    Paired by image index where both reports have the same noise (seed and version) and the same reference,
+    else unpaired and labelled so. Models are found by name; where both reports hold one model, that.
 
     Raises:
         DataError: other feature extractors, in which distances do not compare; damaged sidecars.
@@ -139,6 +139,8 @@ def _unpaired(report: Report, earlier: Report) -> str | None:
     seeds = report.plan.get("seed"), earlier.plan.get("seed")
     if seeds[0] != seeds[1]:
         return f"the seeds of the noise differ, {seeds[1]} and {seeds[0]}"
+    if report.noise_version != earlier.noise_version:
+        return f"the versions of the noise differ, {earlier.noise_version} and {report.noise_version}"
     if report.reference.digest != earlier.reference.digest:
         return f"the references differ, {earlier.reference.name} and {report.reference.name}"
     return None

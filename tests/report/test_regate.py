@@ -83,6 +83,8 @@ def test_growth_that_does_not_pair_says_so(tmp_path: Path) -> None:
     old = make_report(tmp_path / "old", {"w4": 0.3})
     new = make_report(tmp_path / "new", {"w4": 0.31}, seed=1)
     assert "unpaired: the seeds of the noise differ, 0 and 1" in _growth(tmp_path, new, old)[1]
+    new = make_report(tmp_path / "new", {"w4": 0.31}, noise_version=2)
+    assert "unpaired: the versions of the noise differ, 1 and 2" in _growth(tmp_path, new, old)[1]
     elsewhere = ReferenceEntry(name="others", digest="12" * 32, n=9)
     new = make_report(tmp_path / "new", {"w4": 0.31}, reference=elsewhere)
     assert "unpaired: the references differ" in _growth(tmp_path, new, old)[1]
