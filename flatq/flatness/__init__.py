@@ -10,6 +10,7 @@ squared error of the network's output. Nothing is trained or written to a networ
     sharpness.py  loss at SAM's ascent point
     curvature.py  largest eigenvalue and trace of the Hessian
     weights.py    norm, range and kurtosis of each weight tensor
+    exposure.py   norm of the predicted noise in training against sampling
     damage.py     loss increase under an artifact's own quantization error, and its forecasts
     result.py     what the measurements are, as JSON
     measure.py    all of them on one checkpoint
