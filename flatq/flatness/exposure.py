@@ -1,7 +1,7 @@
 """Exposure bias: what the network predicts in training against what it predicts along its own samples.
 
-At each kept timestep the predicted noise is measured twice: on x_t of the forward process from real images (as in
-training), and on x_t of the model's own trajectories (Ning et al. 2024, ADM-ES). The model may be a float
+At each kept timestep the predicted noise is measured twice: on x_t of the forward process from real images,
+as in training, and on x_t along the model's own samples (Ning et al. 2024, ADM-ES). The model may be a float
 checkpoint or a deployed quantized one on its runtime.
 """
 
@@ -114,7 +114,7 @@ def measure_exposure(
     """Measure both sides on n images each.
 
     The training side takes n images spread evenly over the source, each with the noise of its index (draw 0
-    of the probes' stream, seed `plan.seed`) at every kept timestep. The sampling side draws images 0 to n - 1.
+    of the probes' stream, seed `plan.seed`) at every kept timestep. The sampling side draws images 0 to n-1.
 
     Raises:
         UsageError: a process that does not predict the noise, or guidance, under which training has no such
