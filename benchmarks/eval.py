@@ -29,8 +29,8 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 
 import flatq.assess  # noqa: E402
+import flatq.sampler  # noqa: E402
 from flatq.evaluate import drawing, features, samples  # noqa: E402
-from flatq.noise import ImageNoise  # noqa: E402
 from flatq.process import Process  # noqa: E402
 
 _IMPORTS_S = time.perf_counter() - _BEGIN
@@ -111,7 +111,7 @@ def first(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     flatq.assess.open_model = open_timed
     clock.patch("reference", flatq.assess, "open_referee")
-    clock.patch("noise", ImageNoise, "draw")
+    clock.patch("noise", flatq.sampler, "normal")
     clock.patch("updates", Process, "ancestral_step")
     clock.patch("uint8", drawing, "to_uint8")
     clock.patch("features", features.FeatureNet, "extract")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from flatq.assessment import EvaluateSettings
+from flatq.checkpoint import file_digest
 from flatq.errors import ArtifactError, DataError, UsageError
 from flatq.evaluate.cache import Note, ReferenceCache, cache_folder
 from flatq.evaluate.compare import Comparison, Referee, compare, open_referee, stored_referee
@@ -25,6 +26,7 @@ from flatq.evaluate.samples import SampleCache
 from flatq.evaluate.team import ExtractorChoice, Team
 from flatq.images import load_images, to_uint8
 from flatq.models import Model, kind_of, open_model, parent_weights
+from flatq.noise import NOISE_VERSION
 from flatq.report.environment import environment
 from flatq.report.grids import save_pair_grid
 from flatq.report.model import (
@@ -311,7 +313,9 @@ def _entry(
         prc=comparison.prc,
         verdict=verdict,
         grid=grid,
+        grid_sha256=None if grid is None else file_digest(task.out / grid),
         sidecar=sidecar,
+        sidecar_sha256=file_digest(task.out / sidecar),
         audit=model.audit,
         looks=looks,
     )
@@ -329,6 +333,7 @@ def _report(
     model, net, source = float_side.model, referee.net, referee.source
     return Report(
         plan=task.plan.model_dump(),
+        noise_version=NOISE_VERSION,
         labels=None if model.classes is None else model.classes.describe(task.plan.label),
         n=n,
         first_index=task.first,

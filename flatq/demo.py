@@ -77,7 +77,7 @@ def run_demo(
     for method in _METHODS:
         label = method.upper()
 
-        def trained(step: int, loss: float, label: str = label) -> None:
+        def trained(step: int, loss: float | None, label: str = label) -> None:
             progress(f"{label}: training", step, steps)
 
         config = TrainConfig.model_validate(

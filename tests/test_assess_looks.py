@@ -16,7 +16,7 @@ from flatq.backends import RuntimeSettings
 from flatq.errors import UsageError
 from flatq.evaluate.drift import fid_drift
 from flatq.evaluate.moments import reference_from_features
-from flatq.models import Model
+from flatq.models import Model, Opening
 from flatq.process import ProcessConfig
 from flatq.report.model import Report, read_report
 from flatq.report.planning import plan_text
@@ -48,7 +48,8 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> dict[str, Off]:
 
     def open_toy(path: Path, *_: Any, **__: Any) -> Model:
         process = ProcessConfig(schedule="cosine")
-        return Model(found[path.name], process, (3, 16, 16), None, path.name, "fp32", "raw", path.name, 1)
+        opened = (path.name, "fp32", "raw", path.name, 1, None, Opening(path))
+        return Model(found[path.name], process, (3, 16, 16), None, *opened)
 
     monkeypatch.setattr("flatq.assess.open_model", open_toy)
     return found

@@ -47,6 +47,7 @@ def evaluate(
         MissingRuntimeError: a runtime is not installed.
     """
     from flatq.assess import assess
+    from flatq.quantize.artifact import read_manifest
 
     if settings.models and settings.baseline is None:
         baseline = checkpoint_beside(settings.models[0])
@@ -56,7 +57,12 @@ def evaluate(
         settings = replace(settings, data="digits")
     target = target_of(settings.runtime)
     for path in settings.models:
-        if kind_of(path) == "artifact" and target in ("onnxruntime", "openvino"):
+        if kind_of(path) != "artifact":
+            continue
+        calibrated = read_manifest(path).calibration.update
+        if calibrated != settings.plan.update:
+            note(f"{path} was calibrated with another sampler: {calibrated}, not {settings.plan.update}")
+        if target in ("onnxruntime", "openvino"):
             folder = deployment_folder(path, target)
             if not folder.exists():
                 note(f"{path} has no export for {target} yet: writing {folder}")

@@ -127,9 +127,12 @@ def _check_export(path: Path, settings: ExportSettings, out: str | Path | None) 
             expected="an artifact, or a checkpoint with --weights if you like",
             got=kind + (" with --weights" if settings.weights else ""),
         )
-    if settings.require_int8 is not None and kind == "checkpoint":
+    if settings.require_int8 is not None and kind != "artifact":
         raise UsageError(
-            f"{path} is a float model", expected="an artifact with --require-int8", got=f"a {kind}"
+            f"--require-int8 cannot be checked for {path}",
+            expected="an artifact, whose layers are looked up in what the runtime says it runs",
+            got="a deployment folder" if kind == "deployment" else "a float model",
+            next_step="name the artifact; for TensorRT on the machine with the GPU",
         )
 
 
@@ -215,6 +218,14 @@ def _with_engine(
     try:
         engine = build_engine(exported.folder, settings.batches)
     except MissingRuntimeError as error:
+        if artifact is not None and settings.require_int8 is not None:
+            error = MissingRuntimeError(
+                f"--require-int8 was not checked for TensorRT: {error.what}",
+                expected=error.expected,
+                got=error.got,
+                next_step=f"copy {artifact} to the machine with the GPU, then there: "
+                f"flatq export {artifact.name} --trt --require-int8 {settings.require_int8:g}",
+            )
         return replace(exported, missing=error)
     exported = replace(exported, engine=engine)
     if artifact is None or not quantized or not (settings.verify or settings.require_int8 is not None):

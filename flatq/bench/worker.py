@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from flatq.bench.memory import Watermark
-from flatq.bench.timing import timed
+from flatq.bench.timing import settle, timed
 from flatq.errors import FlatqError, ModelError
 
 __all__ = ["main"]
@@ -98,6 +98,7 @@ def _serve(questions: IO[str], answers: IO[str]) -> None:
                         next_step="a time of such a run says nothing: check the model with `flatq sample`",
                     )
             timing = timed(lambda given=inputs[batch]: runtime(*given))  # type: ignore[misc]
+            settle()
             _answer(answers, {"wall_ms": timing.wall_ms, "cpu_ms": timing.cpu_ms})
 
 

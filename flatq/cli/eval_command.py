@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -44,6 +44,9 @@ from flatq.cli.gate_command import (
     publish,
 )
 from flatq.errors import UsageError
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["command"]
 

@@ -10,7 +10,17 @@ import typer
 from pydantic import ValidationError
 
 from flatq.calib import CalibrationPlan
-from flatq.cli.common import Guidance, Threads, Weights, note, progress_bar
+from flatq.cli.common import (
+    Eta,
+    Guidance,
+    Sampler,
+    Steps,
+    Threads,
+    Weights,
+    make_plan,
+    note,
+    progress_bar,
+)
 from flatq.errors import UsageError
 from flatq.quantize.methods import WeightRounding
 from flatq.quantize.settings import QuantizeSettings
@@ -54,8 +64,8 @@ def command(
     edges: Annotated[
         str,
         typer.Option(
-            help="First and last convolution: float (8-bit weights, image in and prediction out in float), "
-            "8 (8 bits on all sides) or same (as the rest)."
+            help="First and last layer: float (8-bit weights; the image and the prediction stay in float), "
+            "8 (8-bit weights and activations) or same (as the other layers)."
         ),
     ] = _RECIPE["edges"],
     act_range: Annotated[
@@ -94,8 +104,12 @@ def command(
         ),
     ] = _RECIPE["equalize"],
     weights: Weights = None,
-    calib_images: Annotated[int, typer.Option(help="Sampling chains to calibrate on.")] = _CALIBRATION.images,
-    calib_steps: Annotated[int, typer.Option(help="Timesteps along each chain.")] = _CALIBRATION.steps,
+    calib_images: Annotated[
+        int, typer.Option(min=1, help="Images to sample for calibration.")
+    ] = _CALIBRATION.images,
+    steps: Steps = _CALIBRATION.steps,
+    sampler: Sampler = _CALIBRATION.sampler,
+    eta: Eta = _CALIBRATION.eta,
     seed: Annotated[
         int, typer.Option(help="Of the calibration noise, and of what a method draws.")
     ] = _CALIBRATION.seed,
@@ -107,11 +121,17 @@ def command(
         bool, typer.Option(help="Add each layer's mean output error on the calibration inputs to its bias.")
     ] = _ROUNDING.bias_correction,
     samples: Annotated[
-        int, typer.Option(help="Calibration inputs that gptq, adaround and --bias-correction look at.")
+        int,
+        typer.Option(
+            help="Calibration inputs that gptq, adaround and --bias-correction look at; adaround holds an "
+            "eighth of them out to judge what it learned."
+        ),
     ] = _ROUNDING.samples,
     damping: Annotated[
         float,
-        typer.Option(help="Of gptq, with which adaround begins: as a share of the Hessian's mean diagonal."),
+        typer.Option(
+            help="GPTQ damping, as a fraction of the mean Hessian diagonal; AdaRound starts from GPTQ, too."
+        ),
     ] = _ROUNDING.gptq.damping,
     act_order: Annotated[
         bool, typer.Option(help="Of gptq: columns that read the largest inputs first.")
@@ -127,7 +147,9 @@ def command(
 ) -> None:
     """Quantize a checkpoint into a target-neutral artifact (CKPT.w4a8, CKPT.w4a8-adaround).
 
-    Settings of a method or a range that is not asked for have no effect.
+    Calibration samples as `flatq sample` does, with --steps, --sampler, --eta, --seed and --guidance: choose
+    those that the quantized model will be sampled with. Settings of a method or a range that is not asked for
+    have no effect.
     """
     recipe = recipe_for_bits(
         bits,
@@ -146,14 +168,8 @@ def command(
 
     import flatq
 
-    try:
-        calibration = CalibrationPlan(images=calib_images, steps=calib_steps, seed=seed, guidance=guidance)
-    except ValidationError as error:
-        raise UsageError(
-            "the calibration options are not valid",
-            expected="positive --calib-images and --calib-steps, a --seed and --guidance of at least 0",
-            got=f"{calib_images}, {calib_steps}, {seed}, {guidance}",
-        ) from error
+    plan = make_plan(steps, sampler, eta, seed, None, guidance)
+    calibration = CalibrationPlan(images=calib_images, **plan.model_dump())
     rounding = _rounding(
         {"method": method, "bias_correction": bias_correction, "samples": samples},
         {"damping": damping, "act_order": act_order},

@@ -27,6 +27,7 @@ from flatq.cli.common import (
     progress_bar,
 )
 from flatq.errors import UsageError
+from flatq.files import replacing
 
 __all__ = ["command"]
 
@@ -80,9 +81,8 @@ def command(
         pixels = flatq.sample(model, n, plan, first=first, batch_size=batch_size, progress=bar).pixels
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(f".{out.name}.partial.npz")
-        np.savez(partial, arr_0=pixels.transpose(0, 2, 3, 1))
-        partial.replace(out)
+        with replacing(out) as temporary, temporary.open("wb") as file:
+            np.savez(file, arr_0=pixels.transpose(0, 2, 3, 1))
         typer.echo(str(out))
     if grid is not None:
         grid.parent.mkdir(parents=True, exist_ok=True)

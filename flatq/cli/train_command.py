@@ -66,11 +66,15 @@ def command(
     dropout: Annotated[float | None, typer.Option(help="Dropout in the residual blocks.")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine or linear.")] = None,
     variance: Annotated[str | None, typer.Option(help="fixed_large or learned_range.")] = None,
-    timesteps: Annotated[str | None, typer.Option(help="uniform or loss-second-moment.")] = None,
+    timesteps: Annotated[
+        str | None, typer.Option(help="uniform, or loss-second-moment (differs between methods).")
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Crop and resize the images to SIZE pixels.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first LIMIT images.")] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the images.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, batches, noise and dropout.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of weights, batches, noise and dropout.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
 ) -> None:

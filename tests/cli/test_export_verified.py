@@ -69,7 +69,7 @@ def test_an_export_is_verified_and_can_be_looked_at(artifact: Path, run: Run) ->
 def test_integer_attention_is_planned_verified_and_audited(
     tiny: Checkpoint, run: Run, tmp_path: Path
 ) -> None:
-    few = ("--calib-images", "2", "--calib-steps", "2", "--threads", "1")
+    few = ("--calib-images", "2", "--steps", "2", "--threads", "1")
     out = tmp_path / "artifact"
     code, _, err = run("quantize", tiny.source, "--attention-bits", "8", "--edges", "8", *few, "-o", out)
     assert code == 0, err

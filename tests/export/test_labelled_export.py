@@ -16,6 +16,7 @@ from flatq.errors import ModelError, UsageError
 from flatq.export import export_artifact, export_checkpoint
 from flatq.labels import Classes
 from flatq.models import Model, open_model
+from flatq.noise import NoiseStream, normal
 from flatq.quantize.artifact import read_manifest, write_artifact
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS
@@ -97,5 +98,7 @@ def test_calibration_sees_every_class_and_with_guidance_the_null_label(labelled:
             assert found.label is not None
             assert found.x.shape == (2, n, 3, 16, 16)
             assert found.label.shape == (2, n)
+            start = normal(0, range(6), 0, (3, 16, 16), stream=NoiseStream.CALIBRATION)
+            np.testing.assert_array_equal(found.x[-1, :6], start)
             assert (set(found.label[0]) == {0, 1, 2, 3, 4, 5}) == (guidance != 1)
             assert {0, 1, 2, 3, 4} <= set(found.label[0])

@@ -18,7 +18,7 @@ from flatq.deployment import read_deployment
 from flatq.errors import ArtifactError, MissingRuntimeError, ModelError, UsageError
 from flatq.export import export_artifact, export_checkpoint
 from flatq.models import open_model
-from flatq.quantize.artifact import Artifact, write_artifact
+from flatq.quantize.artifact import Artifact, read_artifact, write_artifact
 from flatq.quantize.lowering import Lowered, lower
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import recipe_for_bits
@@ -193,7 +193,7 @@ def test_layers_whose_bias_is_zero_compute_what_torch_does_and_are_found(tmp_pat
     kept: list[Lowered] = []
     export_artifact(tmp_path / "a", "openvino", tmp_path / "d", check=lambda _, __, graph: kept.append(graph))
     (lowered,) = kept
-    audit = audit_deployment(artifact, tmp_path / "d", lowered=lowered, threads=1)
+    audit = audit_deployment(read_artifact(tmp_path / "a"), tmp_path / "d", lowered=lowered, threads=1)
     assert audit.integer_share == 1
     assert audit.unmatched == ()
     x = np.random.default_rng(7).standard_normal((4, 1, 8, 8)).astype(np.float32)

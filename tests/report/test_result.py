@@ -215,6 +215,22 @@ def test_the_worked_workflow_uses_what_the_action_offers() -> None:
         assert set(step["with"]) <= set(action["inputs"])
 
 
+def test_the_worked_workflow_ships_no_samples() -> None:
+    """Of the cache folder only the reference goes from machine to machine."""
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load((ROOT / "examples" / "drift-gate.yml").read_text())
+    steps = workflow["jobs"]["gate"]["steps"]
+    (cache,) = {step["env"]["FLATQ_CACHE"] for step in steps if "FLATQ_CACHE" in step.get("env", {})}
+    shipped = {
+        line.strip()
+        for step in steps
+        if step.get("uses", "").startswith("actions/")
+        for line in step.get("with", {}).get("path", "").splitlines()
+    }
+    assert {path for path in shipped if path.startswith(cache)} == {f"{cache}/reference"}
+    assert not shipped & {".", "./"}
+
+
 def test_the_options_of_the_worked_workflow_exist(cli: Cli) -> None:
     yaml = pytest.importorskip("yaml")
     workflow = yaml.safe_load((ROOT / "examples" / "drift-gate.yml").read_text())
