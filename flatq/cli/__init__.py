@@ -10,13 +10,16 @@ import traceback
 from typing import Any
 
 from flatq.cli.library_logs import quiet_libraries
+from flatq.cli.streams import keep_writing
 from flatq.errors import EXIT_BUG, FlatqError
+from flatq.failures import explained
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line and exit with the codes of `flatq.errors`."""
+    keep_writing()
     import typer
 
     from flatq.cli.app import app
@@ -26,6 +29,7 @@ def main() -> None:
     try:
         with quiet_libraries():
             result = app(standalone_mode=False)
+        sys.stdout.flush()
     except FlatqError as error:
         print(f"flatq: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -35,9 +39,12 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         print("flatq: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
-    except Exception:  # a bug must never look like a failed gate
+    except (Exception, SystemExit) as error:  # a bug must never look like a failed gate
+        # typer turns the broken pipe to another process, which is no pipe of the streams, into SystemExit(1).
+        known = explained(error)
+        if known is not None:
+            print(f"flatq: {known}", file=sys.stderr)
+            sys.exit(known.exit_code)
         traceback.print_exc()
         print(
             "flatq: this is a bug in flatq, not a verdict; please report it with the lines above",

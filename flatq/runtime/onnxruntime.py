@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import ArtifactError, MissingRuntimeError, UsageError
+from flatq.failures import shortage
 from flatq.runtime.base import (
     UNCONDITIONED,
     Condition,
@@ -113,7 +114,7 @@ class OnnxRuntime:
         try:
             self._session = ort.InferenceSession(str(path), session, providers=providers)
         except Exception as error:  # ONNX Runtime raises its own types, which share no base but Exception
-            raise _refusal(path, file, self._version, error) from error
+            raise shortage(error) or _refusal(path, file, self._version, error) from error
         if first not in self._session.get_providers():
             raise MissingRuntimeError(
                 f"ONNX Runtime did not start its {first}",

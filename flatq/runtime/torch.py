@@ -76,6 +76,9 @@ class TorchRuntime:
             "runtime": "torch",
             "version": str(self._torch.__version__),
             "device": str(self._device),
+            **(
+                {"gpu": self._torch.cuda.get_device_name(self._device)} if self._device.type == "cuda" else {}
+            ),
             "threads": self._threads,
         }
 
