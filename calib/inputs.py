@@ -73,7 +73,13 @@ def collect_inputs(
     kept_label: list[list[NDArray[np.int64]]] = [[] for _ in range(plan.steps)]
     t = np.empty(plan.steps, dtype=np.int64)
 
-    def keep(i: int, batch: NDArray[np.float32], timesteps: NDArray[np.int64], cond: Condition) -> None:
+    def keep(
+        i: int,
+        batch: NDArray[np.float32],
+        timesteps: NDArray[np.int64],
+        cond: Condition,
+        _: NDArray[np.float32],
+    ) -> None:
         kept_x[i].append(batch.copy())
         t[i] = timesteps[0]
         if "label" in cond:

@@ -25,8 +25,8 @@ __all__ = ["SamplePlan", "check_batch_size", "check_labels", "sample", "sample_b
 Progress = Callable[[int], None]
 """Called with the number of network evaluations times images since the last call."""
 
-Observer = Callable[[int, NDArray[np.float32], NDArray[np.int64], Condition], None]
-"""Called before each evaluation with (step index, x, t, what else the network is told)."""
+Observer = Callable[[int, NDArray[np.float32], NDArray[np.int64], Condition, NDArray[np.float32]], None]
+"""Called after each evaluation with (step index, x, t, what else the network is told, its output)."""
 
 
 class SamplePlan(BaseModel):
@@ -98,16 +98,17 @@ def sample_batches(
         cond = UNCONDITIONED if classes is None else {"label": classes.assign(batch, plan.label)}
         for i in range(last, -1, -1):
             t = np.full(len(batch), process.timesteps[i], dtype=np.int64)
-            if observe is not None:
-                observe(i, x, t, cond)
             output = _evaluate(runtime, process, x, t, cond)
+            if observe is not None:
+                observe(i, x, t, cond, output)
             if plan.guidance != 1:
                 assert classes is not None
                 assert classes.null is not None
                 null = {"label": np.full(len(batch), classes.null, dtype=np.int64)}
+                unlabelled = _evaluate(runtime, process, x, t, null)
                 if observe is not None:
-                    observe(i, x, t, null)
-                output = _guide(output, _evaluate(runtime, process, x, t, null), plan.guidance, len(x[0]))
+                    observe(i, x, t, null, unlabelled)
+                output = _guide(output, unlabelled, plan.guidance, len(x[0]))
             noisy = i > 0 and (plan.sampler == "ancestral" or plan.eta > 0)
             drawn = noise(draw=1 + last - i) if noisy else None
             if plan.sampler == "ancestral":

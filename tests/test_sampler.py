@@ -66,7 +66,7 @@ def test_x_t_is_draw_0_and_an_update_takes_1_and_the_updates_made(
     monkeypatch.setattr("flatq.sampler.normal", normal)
     seen: list[NDArray[np.float32]] = []
     plan = SamplePlan(steps=4, sampler=sampler, eta=eta, seed=9)
-    indices, observe = [3, 8], lambda i, x, t, cond: seen.append(x)
+    indices, observe = [3, 8], lambda i, x, t, cond, output: seen.append(x)
     sample(Toy(), FIXED, plan, indices, SHAPE, observe=observe, stream=stream)
     assert asked == draws  # none at the last update
     np.testing.assert_array_equal(seen[0], noise.normal(9, indices, 0, SHAPE, stream=stream))
@@ -84,7 +84,7 @@ def test_batches_come_in_order_and_every_step_is_seen() -> None:
             SHAPE,
             batch_size=3,
             progress=done.append,
-            observe=lambda i, x, t, cond: seen.append((i, len(x))),
+            observe=lambda i, x, t, cond, output: seen.append((i, len(x))),
         )
     )
     assert [len(batch) for batch in batches] == [3, 3, 1]

@@ -12,7 +12,6 @@ from flatq.assessment import EvaluateSettings, GateSettings
 from flatq.backends import target_of
 from flatq.export.settings import ExportSettings
 from flatq.models import checkpoint_beside, deployment_folder, kind_of
-from flatq.quantize.artifact import read_manifest
 from flatq.report.gating import judge_report
 from flatq.report.html.page import write_html
 from flatq.report.html.shown import Source
@@ -48,6 +47,7 @@ def evaluate(
         MissingRuntimeError: a runtime is not installed.
     """
     from flatq.assess import assess
+    from flatq.quantize.artifact import read_manifest
 
     if settings.models and settings.baseline is None:
         baseline = checkpoint_beside(settings.models[0])

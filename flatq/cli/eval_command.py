@@ -46,7 +46,7 @@ from flatq.cli.gate_command import (
 from flatq.errors import UsageError
 
 if TYPE_CHECKING:
-    from flatq.sampler import SamplePlan
+    pass
 
 __all__ = ["command"]
 
