@@ -16,7 +16,7 @@ from flatq.runtime.base import UNCONDITIONED, Condition, check_inputs, default_t
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TorchRuntime", "torch_threads"]
+__all__ = ["TorchRuntime", "move_to", "torch_threads"]
 
 
 @contextmanager
@@ -31,6 +31,18 @@ def torch_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def move_to(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The module on a device; a traced graph's own mentions of a device too, such as that of an arange."""
+    import torch
+
+    if isinstance(module, torch.fx.GraphModule):
+        for node in module.graph.nodes:
+            if node.kwargs.get("device") is not None:
+                node.update_kwarg("device", device)
+        module.recompile()
+    return module.to(device)
 
 
 class TorchRuntime:
@@ -65,7 +77,7 @@ class TorchRuntime:
                 next_step="take --device cpu",
             )
         self._device = torch.device(device)
-        self._module = module.to(self._device)
+        self._module = move_to(module, self._device)
         self._conditions = ("label",) if labelled else ()
         self._threads = threads or default_threads()
         self._threads_before = torch.get_num_threads()
