@@ -144,11 +144,7 @@ def throughput(settings: Settings, results: Path) -> dict[str, Any]:
     measured = _matmul_tflops(settings.matmul, device)
     name = torch.cuda.get_device_name() if device == "cuda" else ""
     datasheet = DATASHEET_TFLOPS.get(name)
-    found: dict[str, Any] = {
-        "bf16_matmul_tflops": measured,
-        "bf16_datasheet_tflops": datasheet,
-        "training": {},
-    }
+    training: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, open_workers(device) as workers:
         data = _random_images(Path(folder))
         for compiled in (False, True) if settings.compile else (False,):
@@ -167,7 +163,7 @@ def throughput(settings: Settings, results: Path) -> dict[str, Any]:
                 start = time.perf_counter()
                 for _ in range(5):
                     run.batches.draw(run.timesteps)
-                found["training"][f"{method}-{'compiled' if compiled else 'eager'}"] = {
+                training[f"{method}-{'compiled' if compiled else 'eager'}"] = {
                     "images_per_second": rate,
                     "images_per_second_windows": rates,
                     "model_tflops": tflops,
@@ -183,12 +179,12 @@ def throughput(settings: Settings, results: Path) -> dict[str, Any]:
                     "forward_macs_per_image": size.macs,
                     "gradients_per_step": gradients,
                 }
-                print(json.dumps(found["training"]), flush=True)
+                print(json.dumps(training), flush=True)
                 del run
                 if device == "cuda":
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats()
-    return found
+    return {"bf16_matmul_tflops": measured, "bf16_datasheet_tflops": datasheet, "training": training}
 
 
 def sam(settings: Settings, results: Path) -> dict[str, Any]:
@@ -409,6 +405,10 @@ def _images_per_second(run: Trainer, window_s: float, device: str) -> float:
 def _synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def _peak_memory_gib(device: str) -> float | None:
+    return torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
 
 
 def _machine(device: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ for part in "${parts[@]}"; do
     fi
     limit=${GPU_LIMIT_S:-${limit_s[$part]}}
     echo "$part: at most $limit s" | tee -a "$results/log.txt"
-    # -P: the checkout's flatq/ folder lacks the packages that lie beside it
+    # -P: benchmarks/ holds files that are named like packages, such as coverage
     timeout -k 10 "$limit" "$python" -P benchmarks/gpu.py "$part" "$results" ${REHEARSAL:+--rehearsal} 2>&1 |
         tee -a "$results/log.txt"
     code=${PIPESTATUS[0]}
