@@ -72,13 +72,12 @@ class TorchRuntime:
 
     @property
     def identity(self) -> dict[str, Any]:
+        cuda = self._device.type == "cuda"
         return {
             "runtime": "torch",
             "version": str(self._torch.__version__),
             "device": str(self._device),
-            **(
-                {"gpu": self._torch.cuda.get_device_name(self._device)} if self._device.type == "cuda" else {}
-            ),
+            **({"gpu": self._torch.cuda.get_device_name(self._device)} if cuda else {}),
             "threads": self._threads,
         }
 
