@@ -11,37 +11,30 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from flatq.errors import ModelError
 from flatq.labels import Classes
+from flatq.noise import NoiseStream
 from flatq.process import ProcessConfig
 from flatq.runtime.base import Condition, Runtime
 from flatq.sampler import SamplePlan, sample
 
-__all__ = ["CALIBRATION_STREAM", "CalibrationPlan", "CalibrationSet", "collect_inputs"]
-
-CALIBRATION_STREAM = 2**63
-"""First image index of the calibration's noise, so that no evaluated image was calibrated on."""
+__all__ = ["CalibrationPlan", "CalibrationSet", "collect_inputs"]
 
 
-class CalibrationPlan(BaseModel):
-    """How calibration inputs are drawn; part of the artifact.
+class CalibrationPlan(SamplePlan):
+    """How calibration inputs are drawn: a sampling plan for some images; part of the artifact.
+
+    Every step of the sampling gives `images` inputs, and as many without a label where guidance asks for
+    them. An artifact is calibrated best for the sampler that it will be used with.
 
     Attributes:
-        images: number of sampling chains; labels are dealt out to them in turn.
-        steps: timesteps along each chain; every one of them gives `images` inputs, and as many without a
-            label where guidance asks for them.
-        seed: of the noise.
-        guidance: of the sampling, see `flatq.sampler.SamplePlan`.
+        images: number of images sampled.
+        seed: of the noise, which is the calibration stream's: no evaluated image is calibrated on.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     images: int = Field(default=32, gt=0)
-    steps: int = Field(default=20, gt=0)
-    seed: int = Field(default=0, ge=0)
-    guidance: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ def collect_inputs(
     classes: Classes | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CalibrationSet:
-    """Sample with the float model by the ancestral update and keep the inputs of every step.
+    """Sample with the float model by the plan and keep the inputs of every step.
 
     Raises:
         ModelError: the model's samples are not finite.
@@ -80,22 +73,28 @@ def collect_inputs(
     kept_label: list[list[NDArray[np.int64]]] = [[] for _ in range(plan.steps)]
     t = np.empty(plan.steps, dtype=np.int64)
 
-    def keep(i: int, batch: NDArray[np.float32], timesteps: NDArray[np.int64], cond: Condition) -> None:
+    def keep(
+        i: int,
+        batch: NDArray[np.float32],
+        timesteps: NDArray[np.int64],
+        cond: Condition,
+        _: NDArray[np.float32],
+    ) -> None:
         kept_x[i].append(batch.copy())
         t[i] = timesteps[0]
         if "label" in cond:
             kept_label[i].append(cond["label"])
 
-    indices = range(CALIBRATION_STREAM, CALIBRATION_STREAM + plan.images)
     images = sample(
         runtime,
         process,
-        SamplePlan(steps=plan.steps, seed=plan.seed, guidance=plan.guidance),
-        indices,
+        plan,
+        range(plan.images),
         image_shape,
         classes=classes,
         progress=progress,
         observe=keep,
+        stream=NoiseStream.CALIBRATION,
     )
     x = np.stack([np.concatenate(batches) for batches in kept_x])
     label = None if classes is None else np.stack([np.concatenate(batches) for batches in kept_label])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from flatq.export.onnx import to_onnx, weight_initializers
 from flatq.export.portable import without_group_norm
 from flatq.export.rewrites import summary, tune
 from flatq.export.targets import check_floats, converter_versions, writer_for
+from flatq.files import replacing
 from flatq.process import ProcessConfig
 from flatq.quantize.artifact import Artifact, read_artifact
 from flatq.quantize.lowering import Lowered, lower
@@ -67,7 +66,7 @@ def export_artifact(
     names = weight_initializers(model, lowered.layers)
     bits = {d.node: d.scheme.bits for d in manifest.decisions if d.port == "weight" and d.scheme}
     provenance = {
-        "artifact": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
+        "artifact": artifact.digest,
         "recipe": manifest.recipe.name,
         "rounding": manifest.rounding.describe(),
         "weights_bits": {layer: bits[layer] for layer in names},
@@ -176,8 +175,8 @@ def _write(
     model.metadata_props.add(key="flatq.provenance", value=json.dumps(provenance, sort_keys=True))
     model.producer_name = "flatq"
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with replacing(out) as partial:
+        partial.mkdir()
         main = writer_for(target)(model, bits, partial, float_precision)
         files = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
         deployment = Deployment(
@@ -195,10 +194,6 @@ def _write(
         (partial / MANIFEST).write_text(deployment.model_dump_json(indent=1) + "\n", encoding="utf-8")
         if check is not None:
             check(partial)
-        partial.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return deployment

@@ -7,13 +7,13 @@ engine. Precision comes from the graph alone. Works with TensorRT 10 and 11.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flatq.deployment import read_deployment
 from flatq.errors import FlatqError, MissingRuntimeError, ModelError, UsageError
+from flatq.files import replacing
 from flatq.runtime.cuda import open_device
 from flatq.runtime.engines import TIMING_CACHE, EngineRecord, engine_stem
 from flatq.runtime.onnxfile import read_onnx_file
@@ -119,10 +119,8 @@ def _check(file: Path) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as partial:
-        partial.write(content)
-    Path(partial.name).chmod(0o644)
-    Path(partial.name).replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def parse(file: Path) -> Parsed:

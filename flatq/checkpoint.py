@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from flatq.archive import check_archive, is_archive
 from flatq.errors import CheckpointError, UsageError
+from flatq.failures import shortage
+from flatq.files import replacing
 from flatq.labels import Classes
 from flatq.process import ProcessConfig
 
@@ -29,6 +32,7 @@ __all__ = [
     "Checkpoint",
     "ModelConfig",
     "check_weights",
+    "choose_weights",
     "file_digest",
     "load_checkpoint",
     "read_tensors",
@@ -186,6 +190,18 @@ def _load_strictly(network: Denoiser, weights: Mapping[str, torch.Tensor], where
     network.unet.load_state_dict(dict(weights), strict=True)
 
 
+def choose_weights(checkpoint: Checkpoint, asked: str | None, note: Callable[[str], None]) -> str:
+    """The name of the weights to use, passed to `note`, and that it is the default where it is.
+
+    Raises:
+        UsageError: the checkpoint does not hold the weights asked for.
+    """
+    chosen = checkpoint.choose(asked)
+    held = "" if asked else f" (the default; {checkpoint.source} holds {', '.join(checkpoint.weights)})"
+    note(f"weights: {chosen}{held}")
+    return chosen
+
+
 def file_digest(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
@@ -203,7 +219,6 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """
     import torch
 
-    partial = path.with_name(f".{path.name}.partial")
     content = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -217,18 +232,16 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, partial)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch wraps what the file system says
+        with replacing(path) as partial, partial.open("wb") as file:  # given a name, torch hides a full disk
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        full = shortage(error)
         raise CheckpointError(
             f"cannot write {path}",
             expected="a file name in a folder that can be written, and room for the weights",
-            got=_one_line(error),
+            got=_one_line(error) if full is None else full.got,
             next_step="choose another -o",
         ) from error
-    finally:
-        if partial.is_file():
-            partial.unlink()
     return Checkpoint(
         checkpoint.model,
         checkpoint.process,
@@ -242,8 +255,12 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
 def read_tensors(path: Path) -> Any:
     """What a `.pt` file holds, whoever wrote it: tensors and plain values only.
 
+    A zip archive, which torch has written since 1.6, is checked against its checksums first. Older files have
+    none, so that a changed weight in them goes unnoticed.
+
     Raises:
-        CheckpointError: missing, truncated, or pickled objects inside.
+        CheckpointError: missing, damaged, or pickled objects inside.
+        InputError: a whole archive, but too little memory.
     """
     import pickle
 
@@ -256,7 +273,12 @@ def read_tensors(path: Path) -> Any:
             got="a folder" if path.is_dir() else "nothing at that path",
             next_step="check the path",
         )
+    whole = False
     try:
+        with path.open("rb") as stream:
+            if is_archive(stream):
+                check_archive(stream)
+                whole = True
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -265,7 +287,9 @@ def read_tensors(path: Path) -> Any:
             got=_what_was_pickled(error),
             next_step="save the state dict alone; flatq never unpickles code",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the unpickler raises whatever damaged bytes lead it to
+        if whole and (short := shortage(error)):
+            raise short from error
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint",
             expected="a complete .pt file",

@@ -12,24 +12,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.assess import Assessment, assess
+import flatq
+from flatq.assessment import EvaluateSettings
+from flatq.backends import RuntimeSettings
 from flatq.calib import CalibrationPlan
 from flatq.checkpoint import Checkpoint
 from flatq.errors import UsageError
 from flatq.evaluate.drift import Drift
-from flatq.export import export_artifact
-from flatq.images import to_uint8
-from flatq.models import open_model
-from flatq.quantize.artifact import Artifact, write_artifact
-from flatq.quantize.lowering import Lowered
-from flatq.quantize.methods import USUAL, WeightRounding
-from flatq.quantize.rounding import quantize_checkpoint
+from flatq.export.settings import ExportSettings
+from flatq.quantize.settings import QuantizeSettings
 from flatq.recipe import PRESETS
 from flatq.report.grids import save_labelled_rows
 from flatq.report.model import ModelEntry
-from flatq.sampler import SamplePlan, sample
-from flatq.train import TrainConfig, train
-from flatq.verify.recorded import verify_deployment
+from flatq.sampler import SamplePlan
+from flatq.train.config import TrainConfig
 
 __all__ = ["DemoRow", "conclusion", "run_demo"]
 
@@ -81,7 +77,7 @@ def run_demo(
     for method in _METHODS:
         label = method.upper()
 
-        def trained(step: int, loss: float, label: str = label) -> None:
+        def trained(step: int, loss: float | None, label: str = label) -> None:
             progress(f"{label}: training", step, steps)
 
         config = TrainConfig.model_validate(
@@ -95,7 +91,7 @@ def run_demo(
                 "threads": threads,
             }
         )
-        checkpoint = train(config, out / method, progress=trained)
+        checkpoint = flatq.train(config, out / method, progress=trained)
         for average in _AVERAGES:
             folder = out / method / average
             paths = [
@@ -103,7 +99,7 @@ def run_demo(
                 for recipe in _RECIPES
             ]
             assert checkpoint.source is not None
-            task = Assessment(
+            task = EvaluateSettings(
                 models=tuple(paths),
                 baseline=checkpoint.source,
                 data="digits",
@@ -111,10 +107,13 @@ def run_demo(
                 plan=_PLAN,
                 images=images,
                 features=extractor,
-                threads=threads,
+                runtime=RuntimeSettings(threads=threads),
             )
             prefix = f"{label} {average}"
-            report = assess(task, lambda what, done, total, p=prefix: progress(f"{p}: {what}", done, total))  # type: ignore[misc]
+            report = flatq.evaluate(
+                task,
+                progress=lambda what, done, total, p=prefix: progress(f"{p}: {what}", done, total),  # type: ignore[misc]
+            )
             rows += [DemoRow(method, average, entry) for entry in report.models]
             for name, path, weights in (
                 ("float", checkpoint.source, average),
@@ -130,31 +129,19 @@ def _deploy(
 ) -> Path:
     what = f"{str(checkpoint.provenance['method']).upper()} {average}: {recipe}, quantize and export"
     progress(what, 0, 2)
-    calibration = CalibrationPlan(images=16)
-    artifact = quantize_checkpoint(
-        checkpoint,
-        PRESETS[recipe],
-        average=average,
-        calibration=calibration,
-        threads=threads,
-        rounding=WeightRounding(method=USUAL),
+    settings = QuantizeSettings(
+        PRESETS[recipe], calibration=CalibrationPlan(images=16), weights=average, threads=threads
     )
-    write_artifact(artifact, folder)
+    quantized = flatq.quantize(checkpoint, settings, folder)
     progress(what, 1, 2)
-
-    def audit(written: Path, artifact: Artifact, lowered: Lowered) -> None:
-        verify_deployment(artifact, written, lowered, parity=False, threads=threads)
-
-    export_artifact(folder, "onnxruntime", folder / "onnxruntime", check=audit)
+    flatq.export(quantized, ExportSettings(verify=False, threads=threads))
     progress(what, 2, 2)
     return folder
 
 
 def _few(path: Path, average: str | None, threads: int | None) -> NDArray[np.uint8]:
-    model = open_model(path, average=average, threads=threads)
-    with model.runtime:
-        images = sample(model.runtime, model.process, _PLAN, range(_SHOWN), model.image_shape)
-    return to_uint8(images)
+    with flatq.load(path, weights=average, runtime=RuntimeSettings(threads=threads)) as model:
+        return flatq.sample(model, _SHOWN, _PLAN).pixels
 
 
 def conclusion(rows: list[DemoRow]) -> list[str]:

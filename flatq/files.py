@@ -1,33 +1,82 @@
-"""A file that is whole or not there, written under a temporary name; a folder that is free to be written."""
+"""Files and folders that are whole or not there; a folder that is free to be written."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flatq.errors import UsageError
 
 __all__ = ["check_free_folder", "replacing"]
 
+_SUFFIX = ".flatq-tmp"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; what was written takes the place of `path` at the end.
+    """A name to write a file or a folder to; what was written takes the place of `path` at the end.
 
-    After an error `path` is as it was, and the temporary file is gone.
+    It lies in a temporary folder beside `path`, which is locked while this process lives. After an error
+    `path` is as it was and the temporary folder is gone. Those that killed processes left beside `path` are
+    removed. A folder replaces only an empty one.
 
     Raises:
         OSError: nothing was written, or it cannot be moved.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove_leftovers(path.parent)
+    temporary, lock = _make_temporary(path.parent)
     try:
-        yield temporary
-        temporary.replace(path)
+        yield temporary / path.name
+        (temporary / path.name).replace(path)
     finally:
-        if temporary.is_file():
-            temporary.unlink()
+        shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _make_temporary(parent: Path) -> tuple[Path, int | None]:
+    """A new folder and its lock; None where the file system has no locks, so that nobody removes it."""
+    while True:
+        temporary = parent / f".{secrets.token_hex(4)}{_SUFFIX}"
+        temporary.mkdir()
+        try:
+            return temporary, _lock(temporary)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # another process took it for a leftover, between the two lines above
+        except OSError:
+            return temporary, None
+
+
+def _remove_leftovers(parent: Path) -> None:
+    for temporary in parent.glob(f".*{_SUFFIX}"):
+        with suppress(OSError):
+            lock = _lock(temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(temporary: Path) -> int:
+    """Lock a temporary folder until the file that is returned is closed, or this process ends.
+
+    Raises:
+        BlockingIOError: another process has it.
+        FileNotFoundError: another process removed it.
+        OSError: the file system has no locks, or the folder is another user's.
+    """
+    file = os.open(temporary / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file).st_nlink == 0:
+            raise FileNotFoundError(temporary)
+    except OSError:
+        os.close(file)
+        raise
+    return file
 
 
 def check_free_folder(folder: Path) -> None:

@@ -32,8 +32,6 @@ def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]
         speaks of both its halves. The layers of a float branch are float.
     """
     decisions = []
-    convolutions = [c.node for c in candidates if c.kind == "conv2d" and branch_of(c.node) is None]
-    ends = {convolutions[i]: word for i, word in ((0, "first"), (-1, "last")) if convolutions}
     for candidate in candidates:
         name = whole_name(candidate.node, candidate.group)
         rule = next(
@@ -43,40 +41,45 @@ def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]
         if candidate.kind == "attention":
             ports, reason = _attention_ports(candidate, rule, reason)
         else:
-            ports, reason = _layer_ports(recipe, candidate, rule, reason, ends.get(candidate.node))
-        about = candidate.model_dump(exclude={"obstacle"})
+            ports, reason = _layer_ports(recipe, candidate, rule, reason)
+        about = candidate.model_dump(exclude={"obstacle", "reads_image", "predicts"})
         for port, scheme in ports.items():
-            end = ends.get(candidate.node) if scheme and recipe.edges == "float" else None
-            why = _FLOAT_ENDS.get((end, port))
+            why = _why_float(candidate, port) if scheme and recipe.edges == "float" else None
             decisions.append(
                 Decision(**about, port=port, scheme=None if why else scheme, reason=why or reason)
             )
     return decisions
 
 
-_FLOAT_ENDS: dict[tuple[str | None, Port], str] = {
-    ("first", "input"): "the image reaches the network in float: at low noise its rounding looks like the "
-    "noise that is to be predicted (--edges 8 rounds it)",
-    ("first", "output"): "a convolution of a float image yields float",
-    ("last", "output"): "what the network predicts is not rounded (--edges 8 rounds it)",
-}
-"""Why a port of the first or the last convolution stays float."""
+def _why_float(candidate: Candidate, port: Port) -> str | None:
+    """Why a port of a first or a last layer stays float; None for any other port."""
+    if candidate.predicts and port == "output":
+        return "what the network predicts is not rounded (--edges 8 rounds it)"
+    if candidate.reads_image and port == "input":
+        return (
+            "the image reaches the network in float: at low noise its rounding looks like the noise that is "
+            "to be predicted (--edges 8 rounds it)"
+        )
+    if candidate.reads_image and port == "output":
+        return "a layer that reads a float image yields float"
+    return None
 
 
 def _layer_ports(
-    recipe: QuantRecipe, candidate: Candidate, rule: Rule | None, reason: str, end: str | None
+    recipe: QuantRecipe, candidate: Candidate, rule: Rule | None, reason: str
 ) -> tuple[dict[Port, Scheme | None], str]:
     """The ports of a layer, and why they are what they are."""
     weight = rule.weight if rule else None
     activation = rule.activation if rule and weight else None
     if candidate.node != whole_name(candidate.node, candidate.group):
         reason += f"; half {candidate.group} of a shortcut that reads two concatenated tensors"
-    if end and recipe.edges != "same" and weight:
+    if (candidate.reads_image or candidate.predicts) and recipe.edges != "same" and weight:
         given = (weight, activation)
         weight, activation = _widened(weight, EDGES_FROM), activation and _widened(activation, 8)
         if (weight, activation) != given:
+            end = "last" if candidate.predicts else "first"
             reason = (
-                f"the {end} convolution has 8 bits where the rest has fewer: few multiplications, much error "
+                f"the {end} layer has 8 bits where the rest has fewer: few multiplications, much error "
                 "(--edges same leaves it like the rest)"
             )
     if (owner := branch_of(candidate.node)) is not None:

@@ -50,7 +50,7 @@ WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8)
 ACTIVATION_BITS = (4, 5, 6, 7, 8, 32)
 
 EDGES_FROM = 7
-"""Weights of so many bits stay as they are at the edges: 7 bits are taken for CPUs on which 8 saturate."""
+"""First and last layers keep weights of so many bits: 7 bits are taken for CPUs on which 8 saturate."""
 
 
 class _Frozen(BaseModel):
@@ -99,10 +99,10 @@ class QuantRecipe(_Frozen):
     """An ordered list of rules; the first that matches a candidate decides it. And how ranges are found.
 
     Attributes:
-        edges: the first and the last convolution. "8" gives them 8 bits where the rest has fewer (weights of
-            7 bits stay 7). "float" does so, too, and rounds neither the image that the first one reads nor
-            what either yields: at low noise a rounded image looks like one with more noise, and noise is
-            what the network predicts. "same" treats them as the rest.
+        edges: the first and the last layers, which read the image and yield the prediction. "8" gives them 8
+            bits where the rest has fewer (weights of 7 bits stay 7). "float" does so, too, and rounds neither
+            the image nor what either layer yields: at low noise a rounded image looks like one with more
+            noise, and noise is what the network predicts. "same" treats them as the rest.
         activation_range: which range of the values that calibration sees a scale covers: all of them, all but
             the outermost on either side, or the one with the least squared error.
         percentile: of the values that a `percentile` range leaves below its upper end, and above its lower.
@@ -137,6 +137,8 @@ class Candidate(_Frozen):
         macs: multiply-accumulates for one image.
         group: which half of a split shortcut it is, 0 or 1; else 0.
         obstacle: why it can only be float; empty where nothing stands in the way.
+        reads_image: whether the layer's input is the image, with no other layer in between.
+        predicts: whether the layer's output is the network's prediction, or a part of it.
     """
 
     node: str
@@ -145,6 +147,8 @@ class Candidate(_Frozen):
     macs: int = 0
     group: int = Field(default=0, ge=0)
     obstacle: str = ""
+    reads_image: bool = False
+    predicts: bool = False
 
 
 class Decision(_Frozen):
@@ -197,7 +201,7 @@ def branch_of(node: str) -> str | None:
 
 
 def recipe_for_bits(
-    bits: int,
+    bits: int = 8,
     activation_bits: int = 8,
     *,
     granularity: Granularity = "per_channel",

@@ -7,6 +7,7 @@ are paired image by image, whatever the batch size or the runtime.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flatq.errors import ModelError, UsageError
 from flatq.labels import Classes
-from flatq.noise import ImageNoise
+from flatq.noise import NoiseStream, normal
 from flatq.process import Process, ProcessConfig
 from flatq.runtime.base import UNCONDITIONED, Condition, Runtime
 
@@ -24,8 +25,8 @@ __all__ = ["SamplePlan", "check_batch_size", "check_labels", "sample", "sample_b
 Progress = Callable[[int], None]
 """Called with the number of network evaluations times images since the last call."""
 
-Observer = Callable[[int, NDArray[np.float32], NDArray[np.int64], Condition], None]
-"""Called before each evaluation with (step index, x, t, what else the network is told)."""
+Observer = Callable[[int, NDArray[np.float32], NDArray[np.int64], Condition, NDArray[np.float32]], None]
+"""Called after each evaluation with (step index, x, t, what else the network is told, its output)."""
 
 
 class SamplePlan(BaseModel):
@@ -53,6 +54,11 @@ class SamplePlan(BaseModel):
     label: int | None = Field(default=None, ge=0)
     guidance: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
 
+    @property
+    def update(self) -> str:
+        """The sampler in words, such as `ddim with eta 0.5`."""
+        return self.sampler if self.sampler == "ancestral" else f"{self.sampler} with eta {self.eta:g}"
+
 
 def sample_batches(
     runtime: Runtime,
@@ -65,12 +71,14 @@ def sample_batches(
     batch_size: int = 64,
     progress: Progress | None = None,
     observe: Observer | None = None,
+    stream: NoiseStream = NoiseStream.SAMPLING,
 ) -> Iterator[NDArray[np.float32]]:
     """Draw the images of the given indices, batch by batch.
 
     Args:
         image_shape: [C, H, W].
         classes: the labels that the network takes; None for a network without.
+        stream: of the noise.
 
     Yields:
         float32 [<= batch_size, C, H, W], about [-1, 1]; not finite where the model is not.
@@ -85,25 +93,27 @@ def sample_batches(
     last = len(process.timesteps) - 1
     for start in range(0, len(indices), batch_size):
         batch = indices[start : start + batch_size]
-        noise = ImageNoise(plan.seed, batch, image_shape)
-        x = noise.draw()
+        noise = partial(normal, plan.seed, batch, shape=image_shape, stream=stream)
+        x = noise(draw=0)
         cond = UNCONDITIONED if classes is None else {"label": classes.assign(batch, plan.label)}
         for i in range(last, -1, -1):
             t = np.full(len(batch), process.timesteps[i], dtype=np.int64)
-            if observe is not None:
-                observe(i, x, t, cond)
             output = _evaluate(runtime, process, x, t, cond)
+            if observe is not None:
+                observe(i, x, t, cond, output)
             if plan.guidance != 1:
                 assert classes is not None
                 assert classes.null is not None
                 null = {"label": np.full(len(batch), classes.null, dtype=np.int64)}
+                unlabelled = _evaluate(runtime, process, x, t, null)
                 if observe is not None:
-                    observe(i, x, t, null)
-                output = _guide(output, _evaluate(runtime, process, x, t, null), plan.guidance, len(x[0]))
+                    observe(i, x, t, null, unlabelled)
+                output = _guide(output, unlabelled, plan.guidance, len(x[0]))
+            noisy = i > 0 and (plan.sampler == "ancestral" or plan.eta > 0)
+            drawn = noise(draw=1 + last - i) if noisy else None
             if plan.sampler == "ancestral":
-                x, _ = process.ancestral_step(x, output, i, noise.draw() if i else None, clip=plan.clip)
+                x, _ = process.ancestral_step(x, output, i, drawn, clip=plan.clip)
             else:
-                drawn = noise.draw() if i and plan.eta > 0 else None
                 x, _ = process.ddim_step(x, output, i, eta=plan.eta, noise=drawn, clip=plan.clip)
             if progress is not None:
                 progress(len(batch))
@@ -182,6 +192,7 @@ def sample(
     batch_size: int = 64,
     progress: Progress | None = None,
     observe: Observer | None = None,
+    stream: NoiseStream = NoiseStream.SAMPLING,
 ) -> NDArray[np.float32]:
     """All images of `sample_batches` in one array [n, C, H, W]; same arguments, same errors."""
     batches = sample_batches(
@@ -194,6 +205,7 @@ def sample(
         batch_size=batch_size,
         progress=progress,
         observe=observe,
+        stream=stream,
     )
     empty = np.empty((0, *image_shape), dtype=np.float32)
     return np.concatenate([empty, *batches])

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import random
+import resource
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
+from damage import damaged
 
-from flatq.checkpoint import Checkpoint, file_digest, load_checkpoint, save_checkpoint
-from flatq.errors import CheckpointError, UsageError
+from flatq.archive import check_archive
+from flatq.checkpoint import Checkpoint, file_digest, load_checkpoint, read_tensors, save_checkpoint
+from flatq.errors import CheckpointError, InputError, UsageError
+from flatq.train.state import write_state
 
 
 class _Stranger:
@@ -41,8 +48,8 @@ def test_a_checkpoint_reads_as_it_was_written(tiny: Checkpoint, tmp_path: Path) 
 def test_a_failed_save_leaves_nothing_behind(
     tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(content: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    def fail(content: object, file: BinaryIO) -> None:
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
@@ -68,6 +75,79 @@ def test_a_file_that_cannot_be_read_is_refused(what: str, tiny: Checkpoint, tmp_
         torch.save(_content(tiny) | {"provenance": _Stranger()}, path)
     with pytest.raises(CheckpointError, match=r"c\.pt"):
         load_checkpoint(path)
+
+
+def _saved(content: object, archive: bool) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream, _use_new_zipfile_serialization=archive)
+    return stream.getvalue()
+
+
+_SMALL = {"format": "flatq-checkpoint", "weights": {"raw": {"a": torch.arange(6.0), "b": torch.ones(2, 3)}}}
+
+
+def test_any_damage_to_an_archive_is_found(tmp_path: Path) -> None:
+    """Of `ckpt.pt` and `state.pt` alike; torch reads most of these without a word."""
+    path, good, rng = tmp_path / "c.pt", _saved(_SMALL, archive=True), random.Random(0)
+    path.write_bytes(good)
+    assert read_tensors(path)["weights"]["raw"]["a"].tolist() == list(range(6))
+    for at in range(0, len(good), 7):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        with pytest.raises(CheckpointError, match=r"c\.pt"):
+            read_tensors(path)
+    for _ in range(150):
+        path.write_bytes(damaged(good, rng))
+        with pytest.raises(CheckpointError, match=r"c\.pt"):
+            read_tensors(path)
+
+
+def test_damage_to_an_older_file_is_an_error_or_goes_unnoticed(tmp_path: Path) -> None:
+    """Files from before torch 1.6 have no checksums; random bytes reach the unpickler in the same way."""
+    path, good, rng = tmp_path / "c.pt", _saved(_SMALL, archive=False), random.Random(0)
+    path.write_bytes(good)
+    assert read_tensors(path)["weights"]["raw"]["a"].tolist() == list(range(6))
+    refused = 0
+    for attempt in range(300):
+        path.write_bytes(damaged(good, rng) if attempt % 3 else b"\x80\2" + rng.randbytes(200))
+        try:
+            read_tensors(path)
+        except CheckpointError:
+            refused += 1
+    assert refused > 250
+
+
+def test_archives_of_other_writers(tmp_path: Path) -> None:
+    """Without zip64 records and padding, sizes before the data, compressed."""
+    path = tmp_path / "c.zip"
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            for name in ("a", "b"):
+                archive.writestr(zipfile.ZipInfo(name), b"content" * 99, compression)
+        with path.open("rb") as stream:
+            check_archive(stream)
+
+
+def test_no_memory_for_a_whole_archive_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **named: object) -> None:
+        torch.empty(10**15)
+
+    (tmp_path / "c.pt").write_bytes(_saved(_SMALL, archive=True))
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(InputError, match="out of memory"):
+        read_tensors(tmp_path / "c.pt")
+
+
+def test_a_full_disk_is_named(tiny: Checkpoint, tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
+    try:
+        with pytest.raises(CheckpointError, match="File too large"):
+            save_checkpoint(tiny, tmp_path / "c.pt")
+        with pytest.raises(CheckpointError, match="File too large"):
+            write_state({"weights": tiny.weights["raw"]}, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,12 @@ from flatq.recipe import (
 
 LAYERS = [
     Candidate(node="embed", kind="linear", shape=(8, 4), macs=32),
-    Candidate(node="first", kind="conv2d", shape=(8, 3, 3, 3)),
+    Candidate(node="first", kind="conv2d", shape=(8, 3, 3, 3), reads_image=True),
     Candidate(node="middle", kind="conv2d", shape=(8, 8, 3, 3)),
     Candidate(node="attention", kind="attention"),
     Candidate(node=half_name("shortcut", 0), kind="conv2d", shape=(8, 4, 1, 1)),
     Candidate(node=half_name("shortcut", 1), kind="conv2d", shape=(8, 4, 1, 1), group=1),
-    Candidate(node="last", kind="conv2d", shape=(3, 8, 3, 3)),
+    Candidate(node="last", kind="conv2d", shape=(3, 8, 3, 3), predicts=True),
 ]
 
 
@@ -47,7 +47,7 @@ def _widths(recipe: QuantRecipe) -> dict[str, tuple[int | None, ...]]:
         (3, 32, (8, None, None), (3, None, None)),
     ],
 )
-def test_the_first_and_the_last_convolution_have_8_bits(
+def test_the_first_and_the_last_layer_have_8_bits(
     bits: int, activation_bits: int, edge: tuple[int | None, ...], rest: tuple[int | None, ...]
 ) -> None:
     found = _widths(recipe_for_bits(bits, activation_bits, edges="8"))
@@ -73,8 +73,8 @@ def test_the_plan_says_why_the_image_and_the_prediction_are_not_rounded() -> Non
 
 def test_the_plan_says_why_an_edge_is_wider() -> None:
     reasons = {d.node: d.reason for d in plan(PRESETS["w4a8"], LAYERS) if d.port == "weight"}
-    assert "the first convolution has 8 bits" in reasons["first"]
-    assert "the last convolution has 8 bits" in reasons["last"]
+    assert "the first layer has 8 bits" in reasons["first"]
+    assert "the last layer has 8 bits" in reasons["last"]
     assert "recipe w4a8" in reasons["middle"]
     assert "half 1" in reasons["shortcut.half1"]
     assert all("has 8 bits" not in d.reason for d in plan(PRESETS["w8a8"], LAYERS) if d.port == "weight")
@@ -96,20 +96,20 @@ def test_a_float_branch_stands_beside_layers_of_few_bits_and_costs_no_more_than_
     recipe = recipe_for_bits(4, 4, low_rank=16)
     down, up = branch_names("middle")
     candidates = [
-        Candidate(node="first", kind="conv2d", shape=(32, 3, 3, 3)),
+        Candidate(node="first", kind="conv2d", shape=(32, 3, 3, 3), reads_image=True),
         Candidate(node="middle", kind="conv2d", shape=(32, 32, 3, 3)),
         Candidate(node=down, kind="conv2d", shape=(16, 32, 3, 3)),
         Candidate(node=up, kind="conv2d", shape=(32, 16, 1, 1)),
         Candidate(node="thin", kind="linear", shape=(24, 24)),
         Candidate(node="row", kind="linear", shape=(1, 24)),
-        Candidate(node="last", kind="conv2d", shape=(3, 32, 3, 3)),
+        Candidate(node="last", kind="conv2d", shape=(3, 32, 3, 3), predicts=True),
     ]
     decisions = {d.node: d for d in plan(recipe, candidates) if d.port == "input"}
     bits = {name: decision.scheme and decision.scheme.bits for name, decision in decisions.items()}
     assert bits == {"first": None, "middle": 4, down: None, up: None, "thin": 4, "row": 4, "last": 8}
     assert decisions["middle"].reason.endswith("; beside a float branch of rank 16")
     assert "part of the float branch beside middle" in decisions[down].reason
-    assert "last convolution has 8 bits" in decisions["last"].reason
+    assert "last layer has 8 bits" in decisions["last"].reason
     # 12 x (24 + 24) multiplications, as many as the layer's own 24 x 24.
     assert "rank 12, not 16, which would multiply more" in decisions["thin"].reason
     assert "no float branch: one of rank 1 would multiply more" in decisions["row"].reason
@@ -141,3 +141,10 @@ def test_attention_is_float_by_default_and_where_something_stands_in_the_way() -
     (found,) = plan(recipe_for_bits(8, attention_bits=8), [masked])
     assert (found.port, found.scheme, found.reason) == ("products", None, "it has a mask")
     assert "obstacle" not in found.model_dump()
+
+
+def test_one_layer_may_read_the_image_and_predict() -> None:
+    only = Candidate(node="only", kind="linear", shape=(3, 3), reads_image=True, predicts=True)
+    found = {d.port: d.scheme and d.scheme.bits for d in plan(PRESETS["w4a4"], [only])}
+    assert found == {"weight": 8, "input": None, "output": None}
+    assert all(d.scheme for d in plan(recipe_for_bits(4, 4, edges="same"), [only]))

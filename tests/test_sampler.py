@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from toy_runtime import Toy
 
+from flatq import noise
 from flatq.errors import ModelError, UsageError
+from flatq.noise import NoiseStream
 from flatq.process import ProcessConfig
 from flatq.runtime.base import UNCONDITIONED, Condition
 from flatq.sampler import SamplePlan, sample, sample_batches
@@ -47,6 +49,29 @@ def test_an_image_depends_on_its_index_alone(plan: SamplePlan, config: ProcessCo
     assert not np.allclose(other, eight)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "eta", "draws"),
+    [("ancestral", 0.0, [0, 1, 2, 3]), ("ddim", 0.7, [0, 1, 2, 3]), ("ddim", 0.0, [0])],
+)
+@pytest.mark.parametrize("stream", NoiseStream)
+def test_x_t_is_draw_0_and_an_update_takes_1_and_the_updates_made(
+    stream: NoiseStream, sampler: Any, eta: float, draws: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def normal(*args: Any, **kwargs: Any) -> NDArray[np.float32]:
+        asked.append(kwargs["draw"])
+        return noise.normal(*args, **kwargs)
+
+    monkeypatch.setattr("flatq.sampler.normal", normal)
+    seen: list[NDArray[np.float32]] = []
+    plan = SamplePlan(steps=4, sampler=sampler, eta=eta, seed=9)
+    indices, observe = [3, 8], lambda i, x, t, cond, output: seen.append(x)
+    sample(Toy(), FIXED, plan, indices, SHAPE, observe=observe, stream=stream)
+    assert asked == draws  # none at the last update
+    np.testing.assert_array_equal(seen[0], noise.normal(9, indices, 0, SHAPE, stream=stream))
+
+
 def test_batches_come_in_order_and_every_step_is_seen() -> None:
     model, seen, done = Toy(), [], []
     plan = SamplePlan(steps=4)
@@ -59,7 +84,7 @@ def test_batches_come_in_order_and_every_step_is_seen() -> None:
             SHAPE,
             batch_size=3,
             progress=done.append,
-            observe=lambda i, x, t, cond: seen.append((i, len(x))),
+            observe=lambda i, x, t, cond, output: seen.append((i, len(x))),
         )
     )
     assert [len(batch) for batch in batches] == [3, 3, 1]

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from flatq.images import ImageSet, load_images, to_float
 from flatq.train.config import TrainConfig
+from flatq.train.streams import stream
 from flatq.train.timesteps import TimestepSampler
 
 __all__ = ["Batch", "Batches", "read_images"]
 
-_OTHER_STREAM = 0x9E3779B9  # any constant: keeps the second generator's seed apart from the first's
+_STREAMS = ("order", "timesteps", "noise", "perturbation", "label_dropout")
 
 
 def read_images(config: TrainConfig, source: str | None = None, *, limit: int | None = None) -> ImageSet:
@@ -61,11 +62,16 @@ class Batch:
     label: torch.Tensor | None
 
     def part(self, rank: int, processes: int, device: torch.device) -> Batch:
-        """The rank-th of `processes` consecutive parts, on the device. The batch must divide evenly."""
+        """The rank-th of `processes` consecutive parts, on the device. The batch must divide evenly.
+
+        Nothing waits for a copy to a CUDA device: it goes through pinned memory.
+        """
         size = len(self.t) // processes
         rows = slice(rank * size, (rank + 1) * size)
 
         def take(value: torch.Tensor) -> torch.Tensor:
+            if device.type == "cuda":
+                return value[rows].pin_memory().to(device, non_blocking=True)
             return value[rows].to(device)
 
         return Batch(
@@ -81,9 +87,10 @@ class Batch:
 class Batches:
     """Draws joint batches.
 
-    The images are taken in a new random order in each pass; a batch may span passes. Order, flips, timesteps
-    and noise have one generator; input perturbation and the dropout of labels have another, so that all
-    methods see the same batches at the same seed.
+    The images are taken in a new random order in each pass; a batch may span passes. Order and flips,
+    timesteps, noise, input perturbation and the dropout of labels have a random stream each. So at one seed
+    all methods see the same images, flips and noise, and with uniform timesteps the same timesteps. With the
+    loss-second-moment sampler the timesteps follow the losses, which differ between the methods.
 
     Args:
         pixels: uint8 [n, C, H, W].
@@ -103,31 +110,30 @@ class Batches:
         self._labels = None if labels is None else torch.from_numpy(labels)
         self._null_label = null_label
         self._config = config
-        self._generator = torch.Generator().manual_seed(config.seed)
-        self._other = torch.Generator().manual_seed(config.seed ^ _OTHER_STREAM)
+        self._streams = {name: stream(config.seed, name) for name in _STREAMS}
         self._order = torch.empty(0, dtype=torch.int64)
         self._taken = 0
 
     def draw(self, timesteps: TimestepSampler) -> Batch:
         """The next joint batch."""
-        config, generator, size = self._config, self._generator, self._config.batch_size
+        config, streams, size = self._config, self._streams, self._config.batch_size
         while len(self._order) < size:
-            order = torch.randperm(len(self._pixels), generator=generator)
+            order = torch.randperm(len(self._pixels), generator=streams["order"])
             self._order = torch.cat([self._order, order])
         rows, self._order = self._order[:size], self._order[size:]
         self._taken += size
         x0 = torch.from_numpy(to_float(self._pixels[rows.numpy()]))
         if config.flip:
-            mirrored = torch.rand(size, 1, 1, 1, generator=generator) < 0.5
+            mirrored = torch.rand(size, 1, 1, 1, generator=streams["order"]) < 0.5
             x0 = torch.where(mirrored, x0.flip(3), x0)
-        t, weight = timesteps.draw(size, generator)
-        noise = torch.randn(x0.shape, generator=generator)
+        t, weight = timesteps.draw(size, streams["timesteps"])
+        noise = torch.randn(x0.shape, generator=streams["noise"])
         shift = None
         if config.perturbation > 0:
-            shift = config.perturbation * torch.randn(x0.shape, generator=self._other)
+            shift = config.perturbation * torch.randn(x0.shape, generator=streams["perturbation"])
         label = None if self._labels is None else self._labels[rows]
         if label is not None and self._null_label is not None:
-            dropped = torch.rand(size, generator=self._other) < config.label_dropout
+            dropped = torch.rand(size, generator=streams["label_dropout"]) < config.label_dropout
             label = torch.where(dropped, self._null_label, label)
         return Batch(x0, t, weight, noise, shift, label)
 
@@ -139,14 +145,13 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "generator": self._generator.get_state(),
-            "other": self._other.get_state(),
+            "streams": {name: generator.get_state() for name, generator in self._streams.items()},
             "order": self._order.clone(),
             "taken": self._taken,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._generator.set_state(state["generator"])
-        self._other.set_state(state["other"])
+        for name, generator in self._streams.items():
+            generator.set_state(state["streams"][name])
         self._order = state["order"]
         self._taken = int(state["taken"])

@@ -44,10 +44,10 @@ class TrainConfig(BaseModel):
         swa_start, swa_period: SWA (Izmailov et al. 2018): the equal-weight mean of the weights after steps
             start, start + period, ...; a start below 1 is a share of `steps`. None: no SWA.
         variance: "learned_range" learns the variance with the hybrid loss, see `flatq.train.objective`.
-        timesteps: how t is drawn, see `flatq.train.timesteps`.
+        timesteps: how t is drawn, see `flatq.train.timesteps`. Only "uniform" gives all methods the same.
         labels: trains with the classes of the images, num_classes of them (None: highest label plus one);
             label_dropout is the share that loses its class, for classifier-free guidance.
-        seed: of the initial weights, dropout, batches, timesteps and noise.
+        seed: of all random streams, see `flatq.train.streams`.
         threads: torch threads during the run; None leaves them as they are.
         device: "auto" takes a CUDA device where there is one.
         flip: mirrors each image left to right with probability 1/2.

@@ -44,6 +44,10 @@ class Workers(Processes):
         gathered: torch.Tensor = self._accelerator.gather(values) if self._accelerator else values
         return gathered
 
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over all processes of values [n] that each has for its part, [n]."""
+        return self.gather(values).view(self.count, -1).mean(0) if self._accelerator else values
+
 
 @contextmanager
 def open_workers(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Workers]:

@@ -54,6 +54,11 @@ class Curve:
             point["sharp_loss"] = fmean(self._sharp)
         return point
 
+    def loss_at(self, step: int) -> float | None:
+        """The mean loss of the point that this step completes, None where it completes none."""
+        last = self._points[-1] if self._points else None
+        return last["loss"] if last is not None and last["step"] == step else None
+
     def points(self, step: int) -> list[dict[str, float]]:
         """All points, the last one of the steps since the one before."""
         return [*self._points, self._point(step)] if self._losses else list(self._points)

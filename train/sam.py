@@ -19,7 +19,7 @@ def sam_gradients(
     rho: float,
     *,
     unsynchronised: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> tuple[float, float]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Leaves the gradient at w + e in `.grad`, where e = rho * g / ||g||_2 and g is the gradient at w.
 
     The norm is taken over all parameters together. Both passes start from the same state of torch's global
@@ -36,7 +36,7 @@ def sam_gradients(
             each perturbs by its own, and only the second pass is shared (Foret et al. 2021, section 4.1).
 
     Returns:
-        The loss at w and at w + e.
+        The loss at w and at w + e, scalars on the weights' device: nothing here waits for the device.
 
     Raises:
         UsageError: rho is not positive and finite.
@@ -58,28 +58,28 @@ def sam_gradients(
     moved = [(w, w.grad) for w in weights if w.grad is not None]
     if not moved:
         return loss, loss
-    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for _, g in moved])))
-    copies = [w.detach().clone() for w, _ in moved]
+    held, gradients = [w for w, _ in moved], [g for _, g in moved]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    # divided first: rho / norm may overflow where the gradient is tiny
+    direction = torch._foreach_div(gradients, norm.masked_fill(norm == 0, torch.inf))
+    copies = [w.detach().clone() for w in held]
     try:
         with torch.no_grad():
-            for w, gradient in moved if norm else ():
-                # divided first: rho / norm may overflow where the gradient is tiny
-                w.add_(gradient / norm, alpha=rho)
+            torch._foreach_add_(held, direction, alpha=rho)
         torch.set_rng_state(cpu_state)
         for device, state in zip(devices, cuda_states, strict=True):
             torch.cuda.set_rng_state(state, device)
         sharp_loss = _backward(weights, closure)
     finally:
         with torch.no_grad():
-            for (w, _), copy in zip(moved, copies, strict=True):
-                w.copy_(copy)
+            torch._foreach_copy_(held, copies)
     return loss, sharp_loss
 
 
-def _backward(weights: list[torch.nn.Parameter], closure: Callable[[], torch.Tensor]) -> float:
+def _backward(weights: list[torch.nn.Parameter], closure: Callable[[], torch.Tensor]) -> torch.Tensor:
     for w in weights:
         w.grad = None
     with torch.enable_grad():
         loss = closure()
     loss.backward()  # type: ignore[no-untyped-call]
-    return float(loss.detach())
+    return loss.detach()

@@ -14,6 +14,7 @@ import torch
 
 from flatq.checkpoint import read_tensors
 from flatq.errors import CheckpointError, UsageError
+from flatq.failures import shortage
 from flatq.train.config import TrainConfig
 
 __all__ = ["CHANGEABLE", "STATE_FILE", "check_agreement", "read_state", "write_state"]
@@ -38,7 +39,7 @@ CHANGEABLE = frozenset(
 """Keys of the configuration that a resumed run may change; any other would make it a different run."""
 
 _FORMAT = "flatq-train-state"
-_VERSION = 1
+_VERSION = 2
 
 
 def write_state(state: Mapping[str, Any], folder: Path) -> None:
@@ -57,10 +58,11 @@ def write_state(state: Mapping[str, Any], folder: Path) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch wraps what the file system says
+        full = shortage(error)
         raise CheckpointError(
             f"cannot write {path}",
             expected="a folder that can be written, and room for weights, optimizer and averages",
-            got=" ".join(str(error).split())[:200],
+            got=" ".join(str(error).split())[:200] if full is None else full.got,
             next_step="make room or choose another folder; what was there before is whole",
         ) from error
     finally:

@@ -17,7 +17,13 @@ _UNIFORM_SHARE = 0.001
 
 
 class TimestepSampler(Protocol):
-    """Draws timesteps. A loss times its weight has the mean that uniform timesteps would give it."""
+    """Draws timesteps. A loss times its weight has the mean that uniform timesteps would give it.
+
+    Attributes:
+        needs_losses: whether `update` has to see every step's losses, for which the host waits.
+    """
+
+    needs_losses: bool
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """t int64 [count] in [0, T), and their weights, float32 [count]."""
@@ -48,6 +54,8 @@ def timestep_sampler(name: str, train_steps: int) -> TimestepSampler:
 class Uniform:
     """Each timestep with the same probability, weight 1."""
 
+    needs_losses = False
+
     def __init__(self, train_steps: int) -> None:
         self._steps = train_steps
 
@@ -68,8 +76,11 @@ class LossSecondMoment:
     """Probabilities in proportion to the root mean square of a timestep's last losses (IDDPM section 3.3).
 
     As guided-diffusion: 10 losses for each timestep, a share of 0.001 of uniform timesteps, and uniform
-    altogether until every timestep has its 10.
+    altogether until every timestep has its 10. The timesteps depend on the losses, so at one seed two methods
+    see different ones.
     """
+
+    needs_losses = True
 
     def __init__(self, train_steps: int) -> None:
         self._losses = np.zeros((train_steps, _HISTORY))

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Latency", "Ratio", "Timing", "latency", "paired", "race", "timed"]
+__all__ = ["Latency", "Ratio", "Timing", "latency", "paired", "race", "settle", "timed"]
 
 Clock = Callable[[], float]
 Key = TypeVar("Key", bound=Hashable)
@@ -60,6 +60,23 @@ def timed(
     call()
     after = wall(), cpu()
     return Timing(1e3 * (after[0] - before[0]), 1e3 * (after[1] - before[1]))
+
+
+def settle(cpu: Clock = time.process_time, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Wait until this process's threads sleep, 0.1 s at most.
+
+    OpenMP's threads wait for more work in a loop for some ms after a call, on the cores on which the next
+    model is measured.
+
+    Args:
+        cpu: clock of the time that the threads spent on the CPU, in seconds.
+        sleep: waits the seconds that it is given.
+    """
+    for _ in range(50):
+        before = cpu()
+        sleep(0.002)
+        if cpu() - before < 0.0002:
+            return
 
 
 def race(

@@ -5,32 +5,31 @@ Results go to stdout, progress and notes to stderr.
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 import traceback
 from typing import Any
 
+from flatq.cli.library_logs import quiet_libraries
+from flatq.cli.streams import keep_writing
 from flatq.errors import EXIT_BUG, FlatqError
+from flatq.failures import explained
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line and exit with the codes of `flatq.errors`."""
+    keep_writing()
     import typer
 
     from flatq.cli.app import app
 
-    # Notes of the libraries on optional parts that flatq does not use; their errors still show.
-    for name in ("torchao", "torch.utils._pytree", "torch.onnx", "diffusers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-
     # typer may carry a click of its own, so the class is found through typer.
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
-        result = app(standalone_mode=False)
+        with quiet_libraries():
+            result = app(standalone_mode=False)
+        sys.stdout.flush()
     except FlatqError as error:
         print(f"flatq: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -40,9 +39,12 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         print("flatq: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
-    except Exception:  # a bug must never look like a failed gate
+    except (Exception, SystemExit) as error:  # a bug must never look like a failed gate
+        # typer turns the broken pipe to another process, which is no pipe of the streams, into SystemExit(1).
+        known = explained(error)
+        if known is not None:
+            print(f"flatq: {known}", file=sys.stderr)
+            sys.exit(known.exit_code)
         traceback.print_exc()
         print(
             "flatq: this is a bug in flatq, not a verdict; please report it with the lines above",

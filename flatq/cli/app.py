@@ -35,7 +35,9 @@ def _root(
     pass
 
 
-_COMMANDS = "demo train import convert quantize inspect export sample stats eval gate report bench doctor"
+_COMMANDS = (
+    "demo train import convert flatness quantize inspect export sample stats eval gate report bench doctor"
+)
 
 for _name in _COMMANDS.split():
     _module = importlib.import_module(f"flatq.cli.{_name}_command")

@@ -108,13 +108,13 @@ def _branches(decisions: list[Decision]) -> str:
 
 
 def _print_decisions(content: dict[str, Any]) -> None:
+    from flatq.calib import CalibrationPlan
     from flatq.quantize.methods import WeightRounding
     from flatq.recipe import Decision, Scheme
 
-    parent, calibration = content["parent"], content["calibration"]
-    chains, timesteps, seed = (calibration[key] for key in ("images", "steps", "seed"))
+    parent, plan = content["parent"], CalibrationPlan(**content["calibration"])
     typer.echo(f"recipe {content['recipe']['name']}, {parent['weights']} weights of {parent['file']}")
-    typer.echo(f"calibrated on {chains} chains x {timesteps} timesteps, seed {seed}")
+    typer.echo(f"calibrated on {plan.images} images, {plan.steps} steps, {plan.update}, seed {plan.seed}")
     typer.echo(f"rounding: {WeightRounding(**content['rounding']).describe()}")
     for name, why in content["rounding_notes"].items():
         typer.echo(f"  {name}: {why}")

@@ -66,11 +66,15 @@ def command(
     dropout: Annotated[float | None, typer.Option(help="Dropout in the residual blocks.")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine or linear.")] = None,
     variance: Annotated[str | None, typer.Option(help="fixed_large or learned_range.")] = None,
-    timesteps: Annotated[str | None, typer.Option(help="uniform or loss-second-moment.")] = None,
+    timesteps: Annotated[
+        str | None, typer.Option(help="uniform, or loss-second-moment (differs between methods).")
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Crop and resize the images to SIZE pixels.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first LIMIT images.")] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the images.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, batches, noise and dropout.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of weights, batches, noise and dropout.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
 ) -> None:
@@ -90,18 +94,18 @@ def command(
     }  # fmt: skip
     options = _options({name: value for name, value in given.items() if value is not None}, settings or [])
 
-    from flatq.train import train
+    import flatq
 
     config = _configuration(preset, options, run if resume else None)
     if dry_run:
         _describe(config)
         return
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
-        train(config, run, resume=resume)
+        flatq.train(config, run, resume=resume)
         return
     with progress_bar() as bar:
         what = f"training ({config.method})"
-        checkpoint = train(
+        checkpoint = flatq.train(
             config, run, resume=resume, progress=lambda step, loss: bar(what, step, config.steps)
         )
     note(f"weights: {', '.join(checkpoint.weights)}; final loss {checkpoint.provenance['final_loss']:.4f}")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flatq import __version__
 from flatq.errors import DataError
 from flatq.evaluate.extractor import Extractor
 from flatq.evaluate.moments import F64, Moments, as_features
@@ -42,9 +43,15 @@ def cache_folder() -> Path:
 
 
 def cache_key(images: ImageSet, extractor: Extractor, threads: int) -> dict[str, Any]:
-    """Whatever moves the features, in plain values; dim and n are in it to check an entry by."""
+    """Whatever changes the features, in plain values; dim and n are in it to check an entry by.
+
+    The machine is not: two machines' features differ by roundings of float32, which is nothing beside the
+    images, and both models of a comparison are measured against the same reference. So an entry may go from
+    machine to machine, as a file of `flatq stats` does.
+    """
     return {
         "version": _VERSION,
+        "flatq": __version__,
         "images": images.digest,
         "n": len(images.pixels),
         "extractor": extractor.digest,

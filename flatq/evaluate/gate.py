@@ -21,6 +21,7 @@ from flatq.evaluate.moments import normal_quantile
 __all__ = [
     "COLLAPSE_LIMIT",
     "COLLAPSE_VARIANCE",
+    "POWER",
     "Verdict",
     "decide",
     "decide_difference",
@@ -33,6 +34,8 @@ COLLAPSE_LIMIT = 0.5
 """KID drift, in units of the KID of a model that repeats one of the float model's images."""
 COLLAPSE_VARIANCE = 0.05
 """Share of the float samples' total feature variance under which the quantized samples count as one image."""
+POWER = 0.8
+"""Probability of a decision at the number of samples that an inconclusive verdict names."""
 
 _NOT_FINITE = "The quantized model gave samples that are not finite."
 
@@ -40,7 +43,9 @@ _NOT_FINITE = "The quantized model gave samples that are not finite."
 @dataclass(frozen=True)
 class Verdict:
     """outcome, one sentence of reason with the numbers, the metric it rests on ("samples", "kid" or
-    "fid"), and for an inconclusive outcome the number of samples that would settle it, if any would."""
+    "fid"). samples_to_settle: for an inconclusive outcome, the number of samples at which a new evaluation
+    reaches a decision with 80 % power if the true drift is the measured one; where the drift has no interval
+    or there were too few samples, the number that gives it one or is enough. None where no number would."""
 
     outcome: Literal["pass", "fail", "inconclusive"]
     reason: str
@@ -112,7 +117,7 @@ def decide(
     if drift.low > tolerance:
         return Verdict("fail", f"The drift ({interval}) is above {label}.", "fid")
     n = _settle(drift, tolerance)
-    more = f"about {n} samples would settle it" if n is not None else "no feasible n would settle it"
+    more = _more(n, "samples", f"drift is {drift.corrected:+.4g}")
     return Verdict(
         "inconclusive", f"The drift ({interval}) may be on either side of {label}; {more}.", "fid", n
     )
@@ -168,9 +173,12 @@ def decide_difference(
     if difference.low > max_drift:
         text = f"The drift over the earlier report ({interval}) is above the tolerated {max_drift:g}{why}."
         return Verdict("fail", text, "fid")
-    half, gap = difference.half_width or 0.0, abs(max_drift - difference.corrected)
-    n = None if gap <= 1e-3 * half else max(math.ceil(max(old, new) * (half / gap) ** 2), max(old, new) + 1)
-    more = f"about {n} samples of both would settle it" if n is not None else "no feasible n would settle it"
+    gap = abs(max_drift - difference.corrected)
+    n = None
+    if gap > 1e-3 * (difference.half_width or 0.0):
+        needed = (_z_with_power(difference.confidence) * (difference.standard_error or 0.0) / gap) ** 2
+        n = max(math.ceil(max(old, new) * needed), max(old, new) + 1)
+    more = _more(n, "samples of both", f"growth is {difference.corrected:+.4g}")
     return Verdict(
         "inconclusive",
         f"The drift over the earlier report ({interval}) may be on either side of the tolerated "
@@ -193,7 +201,7 @@ def samples_for_half_width(drift: Drift, half_width: float) -> int:
     return _samples(drift, normal_quantile(drift.confidence) / half_width)
 
 
-def samples_to_pass(drift: Drift, max_drift: float, expected_drift: float, power: float = 0.8) -> int:
+def samples_to_pass(drift: Drift, max_drift: float, expected_drift: float, power: float = POWER) -> int:
     """n to pass max_drift with the given power where the true drift is expected_drift.
 
     n = ((z_confidence + z_power) s / (max_drift - expected_drift))^2: (2.8 s / ...)^2 at 95 % and 80 %.
@@ -210,7 +218,12 @@ def samples_to_pass(drift: Drift, max_drift: float, expected_drift: float, power
         )
     if not 0.0 < power < 1.0:
         raise DataError("The power is out of range.", expected="0 < power < 1", got=f"{power}")
-    return _samples(drift, (normal_quantile(drift.confidence) + NormalDist().inv_cdf(power)) / gap)
+    return _samples(drift, _z_with_power(drift.confidence, power) / gap)
+
+
+def _z_with_power(confidence: float, power: float = POWER) -> float:
+    """Standard errors between truth and tolerance at which the interval excludes the tolerance that often."""
+    return normal_quantile(confidence) + NormalDist().inv_cdf(power)
 
 
 def _samples(drift: Drift, z_over_gap: float) -> int:
@@ -235,7 +248,14 @@ def _settle(drift: Drift, tolerance: float) -> int | None:
     gap = abs(tolerance - drift.corrected)
     if gap <= 1e-3 * (drift.half_width or 0.0):  # a million times as many samples: no plan
         return None
-    return max(samples_for_half_width(drift, gap), drift.n + 1)
+    return max(_samples(drift, _z_with_power(drift.confidence) / gap), drift.n + 1)
+
+
+def _more(n: int | None, samples: str, truth: str) -> str:
+    """How many samples would settle it, as the end of an inconclusive verdict's reason."""
+    if n is None:
+        return "no feasible n would settle it"
+    return f"about {n} {samples} would settle it with {_percent(POWER)} power if the true {truth}"
 
 
 def _tolerance(drift: Drift, max_drift: float | None) -> tuple[float, str]:

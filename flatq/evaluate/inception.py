@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from flatq.archive import check_archive, is_archive
 from flatq.errors import DataError, MissingRuntimeError, UsageError
 from flatq.evaluate.extractor import Progress, check_finite, check_pixels
 from flatq.runtime.torch import torch_threads
@@ -247,9 +247,13 @@ def _find_or_download(url: str) -> Path:
 def _read_state(data: bytes, file: Path) -> dict[str, torch.Tensor]:
     import torch
 
+    stream = io.BytesIO(data)
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        if is_archive(stream):
+            check_archive(stream)
+        stream.seek(0)
+        state = torch.load(stream, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises whatever damaged bytes lead it to
         raise DataError(
             f"the Inception weights {file} cannot be read as plain tensors",
             expected="a state dict that torch.load(weights_only=True) accepts",

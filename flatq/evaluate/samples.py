@@ -16,17 +16,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flatq import __version__
 from flatq.errors import DataError
 from flatq.evaluate.cache import Note
 from flatq.evaluate.extractor import Extractor
 from flatq.evaluate.moments import F64
 from flatq.evaluate.reference import write_npz
 from flatq.models import Model
+from flatq.noise import NOISE_VERSION
+from flatq.runtime.cpu import instruction_set
 from flatq.sampler import SamplePlan
 
 __all__ = ["Batch", "SampleCache", "sample_key"]
 
 _VERSION = 1
+_RESOLVED = {"path", "runtime", "weights"}
+"""Fields of an `Opening` that the key holds as they turned out: the model's digest, its runtime's identity
+with every default filled in, and its weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +56,10 @@ def sample_key(
     rounding: str,
     threads: int,
 ) -> dict[str, Any]:
-    """Whatever moves images or features, in plain values.
+    """Whatever changes images or features, in plain values.
 
     The batch size is among it, as kernels may sum in another order, and `first`, which the batches start at.
+    Of the opening every field is, but for those that `_RESOLVED` names.
 
     Args:
         threads: of the extractor; the runtime's are in its identity.
@@ -63,6 +70,11 @@ def sample_key(
         "weights": model.weights,
         "precision": model.precision,
         "runtime": model.runtime.identity,
+        "opening": {name: value for name, value in vars(model.opening).items() if name not in _RESOLVED},
+        "machine": instruction_set(),
+        "flatq": __version__,
+        "numpy": np.__version__,
+        "noise": NOISE_VERSION,
         "process": model.process.model_dump(mode="json"),
         "classes": None if model.classes is None else model.classes.model_dump(mode="json"),
         "shape": list(model.image_shape),

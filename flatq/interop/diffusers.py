@@ -6,8 +6,6 @@ the process `diffusers_scheduler`'s.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flatq import __version__
 from flatq.checkpoint import Checkpoint, ModelConfig, file_digest
 from flatq.errors import CheckpointError, UsageError
-from flatq.files import check_free_folder
+from flatq.files import check_free_folder, replacing
 from flatq.interop.diffusers_library import quiet_diffusers
 from flatq.interop.diffusers_scheduler import process_of_scheduler, scheduler_arguments
 from flatq.interop.diffusers_source import Source, locate, read_json, scheduler_file
@@ -197,18 +195,10 @@ def export_diffusers(checkpoint: Checkpoint, folder: Path, *, average: str | Non
         if model.null_label is not None:
             note(f"null label {model.null_label}: diffusers has no setting that holds it, so keep it in mind")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        with quiet_diffusers() as diffusers:
-            scheduler = diffusers.DDPMScheduler(**arguments)
-            pipeline = diffusers.DDPMPipeline(unet=checkpoint.network(name).unet, scheduler=scheduler)
-            pipeline.save_pretrained(partial)
-        partial.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with replacing(folder) as partial, quiet_diffusers() as diffusers:
+        scheduler = diffusers.DDPMScheduler(**arguments)
+        pipeline = diffusers.DDPMPipeline(unet=checkpoint.network(name).unet, scheduler=scheduler)
+        pipeline.save_pretrained(partial)
 
 
 def _check_expressible(model: ModelConfig) -> None:

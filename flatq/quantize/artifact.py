@@ -7,8 +7,6 @@ and no zero point: those depend on the target and are `flatq.quantize.lowering`'
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import ModelConfig, file_digest
 from flatq.deployment import MANIFEST
 from flatq.errors import ArtifactError
-from flatq.files import check_free_folder
+from flatq.files import check_free_folder, replacing
 from flatq.process import ProcessConfig
 from flatq.quantize.methods import WeightRounding
 from flatq.recipe import Decision, QuantRecipe
@@ -92,6 +90,8 @@ class Artifact:
         scales: layer name -> float32 scales, [channels] or [].
         rest: the parameters left in float, by their name in the network.
         ranges: `Decision.range_name` -> float32 [groups, 2], lower and upper end of what a scale covers.
+        digest: sha256 of the manifest's file, hex, which names the digests of the tensors; None before the
+            artifact is written.
     """
 
     manifest: Manifest
@@ -99,6 +99,7 @@ class Artifact:
     scales: Mapping[str, torch.Tensor]
     rest: Mapping[str, torch.Tensor]
     ranges: Mapping[str, torch.Tensor]
+    digest: str | None = None
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -146,8 +147,8 @@ def write_artifact(artifact: Artifact, folder: Path) -> Manifest:
 
     check_free_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with replacing(folder) as partial:
+        partial.mkdir()
         tensors = {name: value.contiguous() for name, value in artifact.rest.items()}
         for decision, bits in _weight_decisions(artifact.manifest):
             tensors[f"{decision.node}.weight.codes"] = pack(artifact.codes[decision.node], bits)
@@ -157,12 +158,6 @@ def write_artifact(artifact: Artifact, folder: Path) -> Manifest:
         files = {name: file_digest(partial / name) for name in (_WEIGHTS, _RANGES)}
         manifest = artifact.manifest.model_copy(update={"files": files})
         (partial / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        partial.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return manifest
 
 
@@ -225,4 +220,4 @@ def read_artifact(folder: Path) -> Artifact:
             got=" ".join(str(error).split())[:200],
             next_step="quantize again",
         ) from error
-    return Artifact(manifest, codes, scales, rest, ranges)
+    return Artifact(manifest, codes, scales, rest, ranges, file_digest(folder / MANIFEST))

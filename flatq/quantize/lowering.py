@@ -36,7 +36,7 @@ from flatq.quantize.shortcuts import split_shortcuts, whole_weights
 from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
 from flatq.recipe import Decision, branch_names
 
-__all__ = ["TARGETS", "Lowered", "Placement", "lower"]
+__all__ = ["TARGETS", "Lowered", "Placement", "dequantized_weights", "lower"]
 
 _quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
 
@@ -120,16 +120,22 @@ def lower(artifact: Artifact, target: Target) -> Lowered:
     return Lowered(converted, _check_codes(converted, layers, artifact), products)
 
 
-def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, list[Layer]]:
-    network = build_network(config)
+def dequantized_weights(artifact: Artifact) -> dict[str, torch.Tensor]:
+    """Every parameter by its name in the network, integers times their scales; and the low-rank factors."""
     state = dict(artifact.rest)
     for name, codes in artifact.codes.items():
         scale = artifact.scales[name]
         columns = scale.reshape(-1, *[1] * (codes.ndim - 1)) if scale.ndim else scale
         state[f"{name}.weight"] = codes.float() * columns
-    halves = whole_weights(artifact.manifest.decisions)
-    for name, parts in halves.items():
+    for name, parts in whole_weights(artifact.manifest.decisions).items():
         state[f"{name}.weight"] = torch.cat([state.pop(f"{part}.weight") for part in parts], dim=1)
+    return state
+
+
+def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, list[Layer]]:
+    network = build_network(config)
+    state = dequantized_weights(artifact)
+    halves = whole_weights(artifact.manifest.decisions)
     try:
         factors = {
             name: (state.pop(f"{down}.weight"), state.pop(f"{up}.weight"))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import operator
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,35 @@ _KINDS: dict[Any, Kind] = {
     _aten.linear.default: "linear",
     _aten.scaled_dot_product_attention.default: "attention",
 }
+
+_MOVES = frozenset(
+    {
+        _aten.cat.default,
+        _aten.clone.default,
+        _aten.constant_pad_nd.default,
+        _aten.flip.default,
+        _aten.pad.default,
+        _aten.pixel_shuffle.default,
+        _aten.pixel_unshuffle.default,
+        _aten.repeat.default,
+        _aten.roll.default,
+        _aten.stack.default,
+        operator.getitem,
+    }
+)
+"""Operators that move values and change none, besides the views."""
+
+_AFFINE = frozenset(
+    {
+        _aten.add.Tensor,
+        _aten.div.Tensor,
+        _aten.einsum.default,
+        _aten.mul.Tensor,
+        _aten.neg.default,
+        _aten.sub.Tensor,
+    }
+)
+"""Operators that are affine in one tensor where no layer computes the others."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +179,7 @@ def find_layers(graph: fx.GraphModule) -> list[Layer]:
     """
     layers = []
     seen: set[str] = set()
+    first, last = _first_and_last(graph)
     for node in graph.graph.nodes:
         kind = _KINDS.get(node.target) if node.op == "call_function" else None
         scores = None
@@ -176,7 +207,15 @@ def find_layers(graph: fx.GraphModule) -> list[Layer]:
             output = node.meta["val"].shape
             positions = math.prod(int(n) for n in (output[2:] if kind == "conv2d" else output[1:-1]))
             macs, group = math.prod(shape) * positions, node.meta.get(HALF, 0)
-            candidate = Candidate(node=name, kind=kind, shape=shape, macs=macs, group=group)
+            candidate = Candidate(
+                node=name,
+                kind=kind,
+                shape=shape,
+                macs=macs,
+                group=group,
+                reads_image=node in first,
+                predicts=node in last,
+            )
         if name in seen:
             raise ModelError(
                 f"two layers share the name or the weight {name}", expected="one layer for each weight"
@@ -184,6 +223,40 @@ def find_layers(graph: fx.GraphModule) -> list[Layer]:
         seen.add(name)
         layers.append(Layer(candidate, node, scores))
     return layers
+
+
+def _first_and_last(graph: fx.GraphModule) -> tuple[set[fx.Node], set[fx.Node]]:
+    """The layers that read the image, and those whose outputs are the prediction.
+
+    Between the image and a first layer values are only moved or joined with others, or no other layer comes
+    before it (`2 * x - 1`). Between a last layer and the network's output they are only moved, or scaled and
+    shifted by what no layer computes.
+    """
+    tensors = [
+        node for node in graph.graph.nodes if not isinstance(node.meta.get("val"), (int, torch.SymInt))
+    ]
+    image = next(node for node in tensors if node.op == "placeholder")
+    behind: set[fx.Node] = set()  # the layers and what depends on them
+    carriers = {image}
+    for node in tensors:
+        if node.target in _KINDS or not behind.isdisjoint(node.all_input_nodes):
+            behind.add(node)
+        if not carriers.isdisjoint(node.all_input_nodes) and (node not in behind or _moves(node)):
+            carriers.add(node)
+    predicting: set[fx.Node] = set()
+    for node in reversed(tensors):
+        sources = behind.intersection(node.all_input_nodes)
+        halves = all(HALF in source.meta for source in sources)  # of a split convolution, which are added
+        affine = node.target in _AFFINE and (len(sources) == 1 or halves)
+        if node.op == "output" or (node in predicting and (_moves(node) or affine)):
+            predicting |= sources
+    layers = [node for node in tensors if node.target in _KINDS]
+    first = {node for node in layers if node.args[0] in carriers}
+    return first, predicting.intersection(layers)
+
+
+def _moves(node: fx.Node) -> bool:
+    return node.target in _MOVES or bool(getattr(node.target, "is_view", False))
 
 
 def _obstacle(attention: fx.Node) -> str:
@@ -220,6 +293,7 @@ def graph_digest(graph: fx.GraphModule) -> str:
     """
     operators = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
     layers = [
-        layer.candidate.model_dump(mode="json", exclude={"group", "obstacle"}) for layer in find_layers(graph)
+        layer.candidate.model_dump(mode="json", exclude={"group", "obstacle", "reads_image", "predicts"})
+        for layer in find_layers(graph)
     ]
     return hashlib.sha256(json.dumps([operators, layers]).encode()).hexdigest()

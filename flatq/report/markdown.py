@@ -111,7 +111,7 @@ def _verdicts(report: Report) -> str:
             lines.append(f"- **{_text(entry.label)}: not gated**")
             continue
         more = entry.verdict.samples_to_settle
-        settle = f" Samples that would settle it: {more}." if more is not None else ""
+        settle = f" Samples that are likely to settle it: {more}." if more is not None else ""
         outcome = entry.verdict.outcome.upper()
         lines.append(f"- **{_text(entry.label)}: {outcome}** - {_text(entry.verdict.reason)}{settle}")
     return "\n".join(lines) or "No models were compared."
@@ -220,6 +220,7 @@ def _setting(report: Report) -> str:
     lines = [f"- n: {report.n} pairs on the same noise, indices {report.first_index} to {report.last_index}"]
     lines += [f"- {key}: {_text(plan.pop(key))}" for key in ("steps", "sampler", "seed") if key in plan]
     lines += [f"- {_text(key)}: {_text(value)}" for key, value in plan.items()]
+    lines.append(f"- noise: version {report.noise_version}")
     if report.labels is not None:
         lines.append(f"- labels: {_text(report.labels)}")
     net = report.extractor

@@ -99,8 +99,10 @@ class ModelEntry(_Part):
     name: of the file or folder. label: for tables. latency_ms: median of one network evaluation at the
     sampling batch. seconds_per_image: wall time of sampling and of extracting features. drift, kid, prc
     (precision and recall), finite and the distances: as in `flatq.evaluate.compare.Comparison`. grid,
-    sidecar: paths relative to the report's folder. audit: the kernels that ran it. looks: where the gate
-    looked at a growing sample, which also sets the interval's confidence. ladder: where it was asked for.
+    sidecar: paths relative to the report's folder. grid_sha256, sidecar_sha256: of those files; None in
+    reports that are older than these fields, whose files are not checked. audit: the kernels that ran it.
+    looks: where the gate looked at a growing sample, which also sets the interval's confidence. ladder: where
+    it was asked for.
     """
 
     name: str
@@ -119,7 +121,9 @@ class ModelEntry(_Part):
     prc: PrecisionRecall | None = None
     verdict: Verdict | None = None
     grid: str | None = None
+    grid_sha256: str | None = None
     sidecar: str | None = None
+    sidecar_sha256: str | None = None
     audit: Audit | None = None
     looks: Looks | None = None
     ladder: Ladder | None = None
@@ -152,7 +156,8 @@ class Options(_Part):
 
 
 class Report(_Part):
-    """All of report.json. plan: the fields of the `SamplePlan`. labels: which label an image got, in words;
+    """All of report.json. plan: the fields of the `SamplePlan`. noise_version: `flatq.noise.NOISE_VERSION` of
+    the samples; reports that are older than the field have 1. labels: which label an image got, in words;
     None for a network without classes. n: the number of pairs; a model that was decided on earlier has fewer.
     gate: what the verdicts rest on, if there are any. options: None in reports that are older than they."""
 
@@ -160,6 +165,7 @@ class Report(_Part):
     version: Literal[1] = 1
     created_with: str = __version__
     plan: dict[str, Any]
+    noise_version: int = Field(default=1, gt=0)
     labels: str | None = None
     n: int = Field(gt=0)
     first_index: int = Field(ge=0)

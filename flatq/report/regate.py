@@ -79,22 +79,15 @@ def growth(
 ) -> Growth:
     """The growth of each model's drift over that of the model of the same name in an earlier report.
 
-    Paired by image index where both reports have the same seed of the noise and the same reference, else
-    unpaired and labelled so. Models are found by name; where both reports hold one model, that.
+    Paired by image index where both reports have the same noise (seed and version), else unpaired and
+    labelled so. Models are found by name; where both reports hold one model, that.
 
     Raises:
-        DataError: other feature extractors, in which distances do not compare; damaged sidecars.
+        DataError: another feature extractor, reference or rounding, with which FIDs do not compare; damaged
+            sidecars.
         UsageError: a model that the earlier report does not hold, or holds without finite samples.
     """
-    if report.extractor.digest != earlier.extractor.digest or report.rounding != earlier.rounding:
-        raise DataError(
-            "the reports' distances do not compare",
-            expected=f"{earlier.extractor.name}, sha256 {earlier.extractor.digest[:16]}..., "
-            f"rounding {earlier.rounding}",
-            got=f"{report.extractor.name}, sha256 {report.extractor.digest[:16]}..., "
-            f"rounding {report.rounding}",
-            next_step="evaluate both with one extractor",
-        )
+    _check_comparable(report, earlier)
     unpaired = _unpaired(report, earlier)
     notes = [
         f"{what} differ between the reports: the drift over the earlier report holds that too"
@@ -134,13 +127,43 @@ def with_verdicts(report: Report, verdicts: list[Verdict], gate: Tolerances | No
     return report.model_copy(update={"models": models, "gate": gate or report.gate})
 
 
+def _check_comparable(report: Report, earlier: Report) -> None:
+    """Refuse reports whose FIDs differ for other reasons than their models.
+
+    Raises:
+        DataError: names each of extractor, reference and rounding that differs.
+    """
+    differing = {
+        "extractor": report.extractor.digest != earlier.extractor.digest,
+        "reference": report.reference.digest != earlier.reference.digest,
+        "rounding": report.rounding != earlier.rounding,
+    }
+    names = [name for name, differs in differing.items() if differs]
+    if names:
+        raise DataError(
+            f"the drifts of the two reports cannot be compared: different {' and '.join(names)}",
+            expected=f"as in the earlier report: {_settings(earlier, names)}",
+            got=_settings(report, names),
+            next_step="evaluate both models with the same extractor, reference and rounding",
+        )
+
+
+def _settings(report: Report, names: list[str]) -> str:
+    words = {
+        "extractor": f"extractor {report.extractor.name} (sha256 {report.extractor.digest[:16]}...)",
+        "reference": f"reference {report.reference.name} (sha256 {report.reference.digest[:16]}...)",
+        "rounding": f"rounding {report.rounding}",
+    }
+    return ", ".join(words[name] for name in names)
+
+
 def _unpaired(report: Report, earlier: Report) -> str | None:
     """Why the images of an index do not pair up; None where they do."""
     seeds = report.plan.get("seed"), earlier.plan.get("seed")
     if seeds[0] != seeds[1]:
         return f"the seeds of the noise differ, {seeds[1]} and {seeds[0]}"
-    if report.reference.digest != earlier.reference.digest:
-        return f"the references differ, {earlier.reference.name} and {report.reference.name}"
+    if report.noise_version != earlier.noise_version:
+        return f"the versions of the noise differ, {earlier.noise_version} and {report.noise_version}"
     return None
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flatq.checkpoint import file_digest
 from flatq.errors import DataError
 from flatq.evaluate.difference import Measured
 from flatq.evaluate.judge import Influences
@@ -22,7 +23,7 @@ from flatq.evaluate.moments import F64, standard_error_of_mean
 if TYPE_CHECKING:
     from flatq.report.model import ModelEntry
 
-__all__ = ["Sidecar", "measured", "read_arrays", "read_sidecar"]
+__all__ = ["Sidecar", "check_digest", "measured", "read_arrays", "read_sidecar"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +44,13 @@ def read_sidecar(entry: ModelEntry, folder: Path) -> Sidecar | None:
     """The sidecar of a report's model; None where there is no such file.
 
     Raises:
-        DataError: a file that is damaged, or that is not of the report's samples (its influence values do not
-            give the report's standard error).
+        DataError: a file that is damaged or changed, or that is not of the report's samples (its influence
+            values do not give the report's standard error).
     """
     if entry.sidecar is None or entry.drift is None or not (folder / entry.sidecar).is_file():
         return None
     file = folder / entry.sidecar
+    check_digest(file, entry.sidecar_sha256)
     kept = read_arrays(file, ("indices", "influence_float", "influence_quantized", "clusters"))
     if "indices" not in kept:
         raise _unreadable(file, "no indices")
@@ -63,6 +65,27 @@ def read_sidecar(entry: ModelEntry, folder: Path) -> Sidecar | None:
             next_step="keep the report's folder together, or evaluate again",
         )
     return sidecar
+
+
+def check_digest(file: Path, expected: str | None) -> None:
+    """Compare a file beside a report with the sha256 that the report gives; older reports give None.
+
+    Raises:
+        DataError: another digest, or a file that cannot be read.
+    """
+    if expected is None:
+        return
+    try:
+        got = file_digest(file)
+    except OSError as error:
+        raise _unreadable(file, error.strerror or str(error)) from error
+    if got != expected:
+        raise DataError(
+            f"checksum mismatch: {file} is not the file that was written with its report",
+            expected=f"sha256 {expected}",
+            got=got,
+            next_step="restore the report's folder from a copy, or evaluate again",
+        )
 
 
 def read_arrays(file: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -81,8 +104,8 @@ def read_arrays(file: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
 
 def _unreadable(file: Path, why: str) -> DataError:
     return DataError(
-        f"the sidecar {file} cannot be read",
-        expected="the npz that `flatq eval` wrote",
+        f"{file} cannot be read",
+        expected="the file that `flatq eval` wrote",
         got=why,
         next_step="evaluate again",
     )

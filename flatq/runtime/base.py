@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.errors import ArtifactError, ModelError
+from flatq.errors import ArtifactError, InputError, ModelError
+from flatq.failures import shortage
 
 __all__ = [
     "UNCONDITIONED",
@@ -125,13 +126,13 @@ def check_input_names(path: Path, names: list[str]) -> tuple[str, ...]:
     return tuple(names[2:])
 
 
-def failed_run(backend: str, error: Exception) -> ModelError:
+def failed_run(backend: str, error: Exception) -> InputError:
     """What a backend said when it failed on inputs that `check_inputs` had passed."""
-    return ModelError(
+    return shortage(error) or ModelError(
         f"{backend} failed to run the model",
         expected="an output for these inputs",
         got=" ".join(str(error).split())[:300],
-        next_step="check the labels and the memory, or take a smaller batch",
+        next_step="check the labels",
     )
 
 

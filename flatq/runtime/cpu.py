@@ -1,10 +1,11 @@
-"""What this machine's CPU says of itself, as far as it decides what integer kernels compute."""
+"""What this machine's CPU says of itself, as far as it decides what kernels compute."""
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
-__all__ = ["cpu_flags", "saturation_note"]
+__all__ = ["cpu_flags", "instruction_set", "saturation_note"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
@@ -12,12 +13,18 @@ _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 def cpu_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str] | None:
     """The flags of an x86 CPU; None where they are not known: another CPU, another system."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    flags = next((line.partition(":")[2] for line in lines if line.partition(":")[0].strip() == "flags"), "")
-    return frozenset(flags.split()) or None
+    return frozenset(_words(cpuinfo, "flags")) or None
+
+
+def instruction_set(cpuinfo: Path = _CPUINFO) -> str:
+    """The architecture, the CPU's vendor and its vector instructions: libraries choose kernels by these.
+
+    Where the system lists no instructions, the processor's name stands for them.
+    """
+    flags = _words(cpuinfo, "flags")
+    vector = {flag for flag in flags if flag.startswith(("avx", "amx", "f16c", "fma", "sse4"))}
+    known = vector or set(_words(cpuinfo, "Features")) or {platform.processor()}
+    return " ".join([platform.machine(), *_words(cpuinfo, "vendor_id"), *sorted(known)])
 
 
 def saturation_note(cpuinfo: Path = _CPUINFO) -> str | None:
@@ -33,3 +40,13 @@ def saturation_note(cpuinfo: Path = _CPUINFO) -> str | None:
         "this CPU has no VNNI: sums of products with 8-bit weights may saturate on it; "
         "`flatq quantize --bits 7` avoids that"
     )
+
+
+def _words(cpuinfo: Path, key: str) -> list[str]:
+    """What the first line of this key lists; nothing where there is none."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    pairs = (line.partition(":") for line in lines)
+    return next((value.split() for name, _, value in pairs if name.strip() == key), [])

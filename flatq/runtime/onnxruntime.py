@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import ArtifactError, MissingRuntimeError, UsageError
+from flatq.failures import shortage
 from flatq.runtime.base import (
     UNCONDITIONED,
     Condition,
@@ -57,11 +58,13 @@ def cpu_options(ort: Any, threads: int) -> Any:
     """Session options with which every model runs here.
 
     A product with a narrow weight and a float input is computed in float; by default ONNX Runtime quantizes
-    the input to 8 bits, which nobody asked for.
+    the input to 8 bits, which nobody asked for. Its threads wait for a call asleep, not in a loop that takes
+    the cores from whoever else computes: another model that is measured, or torch between two calls.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     return options
 
@@ -111,7 +114,7 @@ class OnnxRuntime:
         try:
             self._session = ort.InferenceSession(str(path), session, providers=providers)
         except Exception as error:  # ONNX Runtime raises its own types, which share no base but Exception
-            raise _refusal(path, file, self._version, error) from error
+            raise shortage(error) or _refusal(path, file, self._version, error) from error
         if first not in self._session.get_providers():
             raise MissingRuntimeError(
                 f"ONNX Runtime did not start its {first}",

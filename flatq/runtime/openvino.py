@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import ArtifactError, MissingRuntimeError, UsageError
+from flatq.failures import shortage
 from flatq.runtime.base import (
     UNCONDITIONED,
     Condition,
@@ -106,7 +107,7 @@ class OpenVinoRuntime:
             names = [value.get_any_name() for value in model.inputs]
             self._model = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
-            raise ArtifactError(
+            raise shortage(error) or ArtifactError(
                 f"OpenVINO {self._version} refuses {path}",
                 expected="an IR that this version can load and compile",
                 got=" ".join(str(error).split())[-300:],

@@ -52,7 +52,8 @@ class TorchRuntime:
         module: already in eval mode, or a graph that has no modes.
         labelled: whether the module takes labels.
         device: a torch device.
-        threads: intra-op threads while it is open; the process's own setting comes back on exit.
+        threads: intra-op threads of each call, all cores by default; between calls torch's setting is the
+            caller's.
 
     Raises:
         MissingRuntimeError: a CUDA device is asked for and there is none.
@@ -80,15 +81,15 @@ class TorchRuntime:
         self._module = move_to(module, self._device)
         self._conditions = ("label",) if labelled else ()
         self._threads = threads or default_threads()
-        self._threads_before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
 
     @property
     def identity(self) -> dict[str, Any]:
+        cuda = self._device.type == "cuda"
         return {
             "runtime": "torch",
             "version": str(self._torch.__version__),
             "device": str(self._device),
+            **({"gpu": self._torch.cuda.get_device_name(self._device)} if cuda else {}),
             "threads": self._threads,
         }
 
@@ -98,7 +99,7 @@ class TorchRuntime:
         check_inputs(x, t, cond, self._conditions)
         torch = self._torch
         inputs = (x, t, *(cond[name] for name in self._conditions))
-        with torch.no_grad():
+        with torch_threads(self._threads), torch.no_grad():
             output = self._module(
                 *(torch.from_numpy(np.ascontiguousarray(value)).to(self._device) for value in inputs)
             )
@@ -111,4 +112,4 @@ class TorchRuntime:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._torch.set_num_threads(self._threads_before)
+        pass

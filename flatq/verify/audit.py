@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from flatq.deployment import Deployment, read_deployment
-from flatq.errors import UsageError
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered, lower
 from flatq.recipe import Decision
 from flatq.runtime.base import default_threads
 from flatq.verify.inspection import Found, Inspection
+from flatq.verify.origin import check_origin
 from flatq.verify.results import Audit, AuditEntry
 
 __all__ = ["audit_deployment", "audit_from"]
@@ -26,23 +26,17 @@ def audit_deployment(
     """Ask the runtime of a deployment what it runs.
 
     Args:
-        folder: the deployment, exported from the artifact.
+        artifact: as `flatq.quantize.artifact.read_artifact` returns it.
+        folder: the deployment that was exported from it.
         lowered: the artifact's graph for the deployment's target, where it is at hand already.
 
     Raises:
         ArtifactError: the deployment is damaged.
         MissingRuntimeError: its runtime is not installed, or TensorRT has no engine for this machine.
-        UsageError: the deployment is another artifact's.
+        UsageError: the deployment was exported from another artifact.
     """
     deployment, path = read_deployment(folder)
-    precision = artifact.manifest.precision
-    if deployment.precision != precision:
-        raise UsageError(
-            f"{folder} was not exported from this artifact",
-            expected=f"the recipe {precision}",
-            got=deployment.precision,
-            next_step="name the artifact that it was exported from",
-        )
+    check_origin(deployment, folder, artifact)
     if lowered is None:
         lowered = lower(artifact, deployment.target)
     inspection = _inspect(deployment, path, artifact, lowered, threads or default_threads())

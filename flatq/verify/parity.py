@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flatq.backends import Settings, open_runtime, runtime_of
+from flatq.backends import RuntimeSettings, open_runtime, runtime_of
 from flatq.calib.inputs import CalibrationPlan, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import read_deployment
@@ -23,7 +23,8 @@ from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered, lower
 from flatq.recipe import Kind
 from flatq.runtime.base import Condition, default_threads
-from flatq.runtime.torch import TorchRuntime
+from flatq.runtime.torch import TorchRuntime, torch_threads
+from flatq.verify.origin import check_origin
 from flatq.verify.pieces import Pieces, open_pieces
 from flatq.verify.reference import (
     AnyReference,
@@ -78,19 +79,28 @@ def verify_parity(
 
     Raises:
         ArtifactError: the deployment is damaged.
-        UsageError: parity on this target is not offered.
+        UsageError: parity on this target is not offered, or the deployment was exported from another
+            artifact.
     """
     deployment, path = read_deployment(folder)
+    check_origin(deployment, folder, artifact)
     threads = threads or default_threads()
     if lowered is None:
         lowered = lower(artifact, deployment.target)
     references = find_references(lowered)
     pieces = open_pieces(deployment, path, lowered, threads)
-    runtime = open_runtime(deployment, path, Settings(runtime_of(deployment.target), threads=threads))
+    runtime = open_runtime(deployment, path, RuntimeSettings(runtime_of(deployment.target), threads=threads))
     manifest = artifact.manifest
-    plan = inputs or VerifyInputs(guidance=manifest.calibration.guidance)
+    calibration = manifest.calibration
+    plan = inputs or VerifyInputs(
+        sampler=calibration.sampler, eta=calibration.eta, guidance=calibration.guidance
+    )
     labelled = manifest.model.classes is not None
-    with runtime, TorchRuntime(lowered.graph, labelled=labelled, threads=threads) as graph:
+    with (
+        runtime,
+        torch_threads(threads),
+        TorchRuntime(lowered.graph, labelled=labelled, threads=threads) as graph,
+    ):
         drawn = collect_inputs(
             graph, manifest.process, plan, manifest.model.image_shape, classes=manifest.model.classes
         )

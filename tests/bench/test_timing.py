@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from flatq.bench.timing import Timing, latency, paired, race, timed
+from flatq.bench.timing import Timing, latency, paired, race, settle, timed
 
 
 def _clock(*seconds: float) -> Callable[[], float]:
@@ -19,6 +19,16 @@ def test_a_call_is_timed_between_two_readings_of_both_clocks() -> None:
     timing = timed(lambda: calls.append(1), wall=_clock(10.0, 10.25), cpu=_clock(3.0, 3.5))
     assert calls == [1]
     assert timing == Timing(wall_ms=250.0, cpu_ms=500.0)
+
+
+def test_a_process_is_settled_once_its_threads_take_no_time() -> None:
+    slept: list[float] = []
+    # Busy for two waits, then still: 0.1 ms of 2 are its own bookkeeping.
+    settle(cpu=_clock(0, 0.002, 0.002, 0.0035, 0.0035, 0.0036), sleep=slept.append)
+    assert slept == [0.002] * 3
+    busy: list[float] = []
+    settle(cpu=lambda: 0.001 * len(busy), sleep=busy.append)
+    assert sum(busy) == pytest.approx(0.1)
 
 
 def test_median_and_p90_are_those_of_the_definition() -> None:

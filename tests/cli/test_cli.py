@@ -42,12 +42,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("quantize", "CKPT", "--act-range", "percentile", "--percentile", "0.9999"),
         ("quantize", "CKPT", "--weight-range", "percentile"),
         ("quantize", "CKPT", "--calib-images", "0"),
+        ("quantize", "CKPT", "--sampler", "euler"),
+        ("quantize", "CKPT", "--sampler", "ddim", "--eta", "2"),
         ("quantize", "CKPT", "--method", "best"),
         ("quantize", "CKPT", "--method", "adaround", "--iterations", "0"),
         ("quantize", "CKPT", "--method", "gptq", "--damping", "inf"),
         ("quantize", "CKPT", "--guidance", "inf"),
         ("quantize", "CKPT", "--guidance", "2"),
-        ("quantize", "CKPT", "--calib-steps", "1001"),
+        ("quantize", "CKPT", "--steps", "1001"),
         ("quantize", "CKPT", "--seed", str(2**64)),
         ("quantize", "CKPT", "--threads", "-1"),
         ("quantize", "CKPT", "--equalize", "nan"),
@@ -167,7 +169,7 @@ def test_several_targets_at_once_and_tensorrt_without_a_gpu(
 
     monkeypatch.setattr("flatq.export.engine.open_device", absent)
     artifact = tmp_path / "q"
-    assert cli("quantize", digits, "--calib-images", 2, "--calib-steps", 2, "-o", artifact) == 0
+    assert cli("quantize", digits, "--calib-images", 2, "--steps", 2, "-o", artifact) == 0
     assert cli("export", artifact, "--trt", "--openvino", "--generic") == 3
     written = {target: artifact / target for target in ("openvino", "generic", "tensorrt")}
     assert cli.out.split() == [str(folder) for folder in written.values()]
@@ -176,6 +178,14 @@ def test_several_targets_at_once_and_tensorrt_without_a_gpu(
     assert (artifact / "tensorrt" / "model.onnx").is_file()
     assert cli("export", artifact / "tensorrt", "--trt") == 3  # as on the machine it is taken to
     assert cli("export", artifact / "openvino", "--trt") == 2
+    require = ("--trt", "--no-verify", "--require-int8")
+    assert cli("export", artifact, *require, 0.1) == 3
+    assert "--require-int8 was not checked for TensorRT: the engine was not built" in cli.err
+    assert f"flatq export {artifact.name} --trt --require-int8 0.1" in cli.err
+    assert cli("export", artifact, "--openvino", *require, 1) == 1
+    assert "FAIL: on openvino" in cli.err
+    assert cli("export", artifact / "tensorrt", *require, 0.1) == 2
+    assert "--require-int8 cannot be checked" in cli.err
     assert cli("export", artifact / "openvino", "--onnx") == 2
 
     out = tmp_path / "a.npz"
@@ -214,11 +224,13 @@ def test_a_checkpoint_against_itself_does_not_drift(cli: Cli, digits: Path, tmp_
 
 def test_from_checkpoint_to_a_verdict(cli: Cli, digits: Path, tmp_path: Path) -> None:
     artifact = tmp_path / "q"
-    quantize = ("quantize", digits, "--calib-images", 2, "--calib-steps", 2, "-o", artifact)
+    quantize = ("quantize", digits, "--calib-images", 2, "--steps", 2, "--sampler", "ddim", "--eta", 0.5)
+    quantize = (*quantize, "-o", artifact)
     assert cli(*quantize) == 0
     assert cli.out.strip() == str(artifact)
     assert cli(*quantize) == 2  # it exists
     assert cli("inspect", artifact) == 0
+    assert "calibrated on 2 images, 2 steps, ddim with eta 0.5, seed 0" in cli.out
     assert cli("sample", artifact, "-n", 2, "--steps", 2, "-o", tmp_path / "a.npz") == 2  # not exported
     assert cli("export", artifact, "--onnx", "--plain") == 0
     assert read_deployment(artifact / "onnxruntime")[0].provenance["rewrites"] == {}
@@ -229,6 +241,7 @@ def test_from_checkpoint_to_a_verdict(cli: Cli, digits: Path, tmp_path: Path) ->
 
     out = tmp_path / "ladder"
     assert _evaluate(cli, artifact, digits, out, 130, "--ladder", "--plan") == 0
+    assert "was calibrated with another sampler: ddim with eta 0.5, not ancestral" in cli.err
     assert "  quantization" in cli.out
     assert "130 images resolve" in cli.out
     assert "to resolve 0.25, half the tolerance" in cli.out

@@ -69,7 +69,7 @@ def test_an_export_is_verified_and_can_be_looked_at(artifact: Path, run: Run) ->
 def test_integer_attention_is_planned_verified_and_audited(
     tiny: Checkpoint, run: Run, tmp_path: Path
 ) -> None:
-    few = ("--calib-images", "2", "--calib-steps", "2", "--threads", "1")
+    few = ("--calib-images", "2", "--steps", "2", "--threads", "1")
     out = tmp_path / "artifact"
     code, _, err = run("quantize", tiny.source, "--attention-bits", "8", "--edges", "8", *few, "-o", out)
     assert code == 0, err
@@ -108,6 +108,10 @@ def test_an_export_that_fails_parity_is_not_put_in_place(
     assert out == ""
     assert "1 of 51 layers do not compute on onnxruntime what the torch graph does" in err
     assert "unet.conv_out: up to " in err
+    # An evaluation that exports by itself does not accept it either.
+    code, out, err = run("eval", artifact, "--fid", "-o", artifact.parent / "eval")
+    assert code == 2
+    assert "1 of 51 layers do not compute on onnxruntime what the torch graph does" in err
     assert sorted(p.name for p in artifact.iterdir()) == [
         "flatq.json",
         "ranges.safetensors",

@@ -15,6 +15,7 @@ from flatq.bench.machine import this_machine
 from flatq.bench.result import BenchResult, Entry, Measured, write_result
 from flatq.bench.speeds import speeds_of
 from flatq.bench.timing import Latency
+from flatq.checkpoint import file_digest
 from flatq.report.again import eval_command, what_is_not_known
 from flatq.report.html.scatter import Speed
 from flatq.report.model import Report, read_report
@@ -80,6 +81,9 @@ def test_the_page_from_what_eval_left(cli: Cli, folder: Path, tmp_path: Path) ->
     assert cli("report", out) == 0
     assert cli.out.strip() == str(out / "report.html")
     assert (out / "report.html").read_bytes() == made
+    entry = read_report(out).models[0]
+    for name, digest in ((entry.sidecar, entry.sidecar_sha256), (entry.grid, entry.grid_sha256)):
+        assert file_digest(out / str(name)) == digest
     assert cli("report", out / "report.json", "-o", tmp_path / "other.html") == 0
     assert (tmp_path / "other.html").read_bytes() == made
 

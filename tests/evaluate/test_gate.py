@@ -56,10 +56,27 @@ def test_pass_fail_inconclusive() -> None:
     assert decide(DRIFT, None, 0.1, finite=True).outcome == "fail"
     open_ = decide(DRIFT, None, 0.4, finite=True)
     assert open_.outcome == "inconclusive"
-    assert open_.samples_to_settle == 3842  # (1.96 * 0.1 sqrt(1000) / 0.1)^2
-    assert "3842 samples" in open_.reason
+    assert open_.samples_to_settle == 7849  # ((1.96 + 0.8416) * 0.1 sqrt(1000) / 0.1)^2
+    assert "about 7849 samples would settle it with 80 % power if the true drift is +0.3." in open_.reason
     at_the_tolerance = decide(DRIFT, None, 0.3, finite=True)
     assert (at_the_tolerance.outcome, at_the_tolerance.samples_to_settle) == ("inconclusive", None)
+
+
+@pytest.mark.parametrize("tolerance", [0.4, 0.2, 0.45, 0.11])
+def test_the_samples_named_settle_it_four_times_of_five(tolerance: float) -> None:
+    named = decide(DRIFT, None, tolerance, finite=True).samples_to_settle
+    assert named is not None
+    se = 0.1 * np.sqrt(1000 / named)
+    half = NormalDist().inv_cdf(0.975) * se
+    expected = "pass" if tolerance > 0.3 else "fail"
+    settled = 0
+    for value in np.random.default_rng(0).normal(0.3, se, size=4000).tolist():
+        again = replace(
+            DRIFT, corrected=value, standard_error=se, half_width=half, low=value - half, high=value + half,
+            n=named,
+        )  # fmt: skip
+        settled += decide(again, None, tolerance, finite=True).outcome == expected
+    assert settled / 4000 == pytest.approx(0.8, abs=0.025)  # 4 standard errors
 
 
 def test_upper_end_on_the_tolerance_passes() -> None:

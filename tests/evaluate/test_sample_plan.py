@@ -103,7 +103,12 @@ def test_the_verdict_on_a_difference() -> None:
     assert "paired on 400 images, n = 400 and 500" in passed.reason
     assert decide_difference(DIFFERENCE, None, 0.05, finite=True).outcome == "fail"
     open_ = decide_difference(DIFFERENCE, None, 0.4, finite=True)
-    assert (open_.outcome, open_.samples_to_settle) == ("inconclusive", 2000)  # 500 (0.2 / 0.1)^2
+    # 500 ((1.96 + 0.8416) 0.1 / 0.1)^2, at a standard error of 0.1
+    assert (open_.outcome, open_.samples_to_settle) == ("inconclusive", 3925)
+    assert (
+        "about 3925 samples of both would settle it with 80 % power if the true growth is +0.3"
+        in open_.reason
+    )
     apart = replace(DIFFERENCE, paired=False, unpaired="the seeds differ")
     for limit in (0.5, 0.05, 0.4):
         assert "(unpaired: the seeds differ)" in decide_difference(apart, None, limit, finite=True).reason

@@ -74,8 +74,8 @@ class Watched(Toy):
         return super().__call__(x, t, cond)
 
 
-def toy_model(runtime: Watched, opening: Opening | None = None) -> Model:
-    process = ProcessConfig(schedule="cosine")
+def toy_model(runtime: Watched) -> Model:
+    process, opening = ProcessConfig(schedule="cosine"), Opening(Path("toy.pt"))
     return Model(runtime, process, (3, 16, 16), None, "toy", "fp32", "raw", "digest", 1, None, opening)
 
 
@@ -96,7 +96,7 @@ class Crew:
         self.codes: list[int] = []
         self.cache = SampleCache(tmp_path / "cache", lambda line: pytest.fail(line))
         self._referee, self._scratch = referee, tmp_path
-        monkeypatch.setattr(team_module, "open_model", lambda path, **_: toy_model(self.helper))
+        monkeypatch.setattr(team_module, "open_model", lambda path, *_, **__: toy_model(self.helper))
 
     def grown(self, n: int, features: Path, *, code: int = 0) -> Growing:
         queues: list[Queue[Any]] = [Queue() for _ in range(3)]
@@ -122,7 +122,7 @@ class Crew:
 
     def growing(self, team: Team | None) -> Growing:
         return Growing(
-            toy_model(self.own, Opening(Path("toy.pt"))),
+            toy_model(self.own),
             self._referee,
             SamplePlan(steps=3),
             first=7,

@@ -301,7 +301,10 @@ def test_several_reports_on_one_page(tmp_path: Path) -> None:
         "ema w4a8",
         "ema w8a8 w8a8 #3",
     ]
-    assert len(document.by_id("samples").all("div", "part")) == 2  # other noise
+    assert len(document.by_id("samples").all("div", "part")) == 2  # another seed
+    other = make_report(tmp_path / "c", {"w8a8": 0.3}, noise_version=2)
+    document = parse(render_html([*sources, Source(other, tmp_path / "c")]))
+    assert len(document.by_id("samples").all("div", "part")) == 2  # another version of the noise
 
     net = Extractor(name="other", digest="00" * 32, dim=6)
     odd = make_report(tmp_path / "d", {"w8a8": 0.3}, extractor=net)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import Cli
@@ -12,7 +13,7 @@ from flatq.errors import DataError, UsageError
 from flatq.evaluate.drift import fid_drift
 from flatq.evaluate.judge import Tolerances
 from flatq.evaluate.looks import Looks
-from flatq.report.model import ReferenceEntry, Report, read_report, write_report
+from flatq.report.model import Extractor, ReferenceEntry, Report, read_report, write_report
 from flatq.report.regate import growth, regate, with_confidence
 
 
@@ -83,9 +84,8 @@ def test_growth_that_does_not_pair_says_so(tmp_path: Path) -> None:
     old = make_report(tmp_path / "old", {"w4": 0.3})
     new = make_report(tmp_path / "new", {"w4": 0.31}, seed=1)
     assert "unpaired: the seeds of the noise differ, 0 and 1" in _growth(tmp_path, new, old)[1]
-    elsewhere = ReferenceEntry(name="others", digest="12" * 32, n=9)
-    new = make_report(tmp_path / "new", {"w4": 0.31}, reference=elsewhere)
-    assert "unpaired: the references differ" in _growth(tmp_path, new, old)[1]
+    new = make_report(tmp_path / "new", {"w4": 0.31}, noise_version=2)
+    assert "unpaired: the versions of the noise differ, 1 and 2" in _growth(tmp_path, new, old)[1]
     new = make_report(tmp_path / "new", {"w4": 0.31}, plan={"steps": 50, "seed": 0})
     found = growth(new, tmp_path / "new", old, tmp_path / "old", 0.2)
     assert "the plans of sampling differ" in found.notes[0]
@@ -100,12 +100,33 @@ def test_growth_refuses(tmp_path: Path) -> None:
     new = make_report(tmp_path / "new", {"other": 0.3})
     with pytest.raises(UsageError, match="which model"):
         _growth(tmp_path, new, old)
-    other = old.extractor.model_copy(update={"digest": "99" * 32})
-    with pytest.raises(DataError, match="do not compare"):
-        _growth(tmp_path, make_report(tmp_path / "new", {"w4": 0.3}, extractor=other), old)
     broken = make_report(tmp_path / "old", {"w4": float("nan")})
     with pytest.raises(UsageError, match="holds no drift"):
         _growth(tmp_path, make_report(tmp_path / "new", {"w4": 0.3}), broken)
+
+
+@pytest.mark.parametrize(
+    ("changed", "differing"),
+    [
+        ({"reference": ReferenceEntry(name="others", digest="12" * 32, n=9)}, "different reference\n"),
+        ({"extractor": Extractor(name="digits48", digest="99" * 32, dim=6)}, "different extractor\n"),
+        ({"rounding": "truncate"}, "different rounding\n"),
+        (
+            {"reference": ReferenceEntry(name="others", digest="12" * 32, n=9), "rounding": "truncate"},
+            "different reference and rounding\n",
+        ),
+    ],
+)
+def test_a_baseline_whose_fids_do_not_compare_is_refused(
+    cli: Cli, tmp_path: Path, changed: dict[str, Any], differing: str
+) -> None:
+    make_report(tmp_path / "old", {"w4": 0.3})
+    make_report(tmp_path / "new", {"w4": 0.3}, **changed)
+    assert cli("gate", tmp_path / "new", "--baseline", tmp_path / "old", "--max-drift", 2) == 2
+    assert differing in cli.err
+    renamed = ReferenceEntry(name="another name of the same images", digest="ef" * 32, n=2000)
+    make_report(tmp_path / "new", {"w4": 0.3}, reference=renamed)
+    assert cli("gate", tmp_path / "new", "--baseline", tmp_path / "old", "--max-drift", 2) == 0
 
 
 def test_the_command(cli: Cli, tmp_path: Path) -> None:

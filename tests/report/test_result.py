@@ -15,10 +15,11 @@ import pytest
 from command_line import Cli
 from reports import make_report
 
+from flatq.assessment import OnInconclusive
 from flatq.evaluate.judge import Tolerances
 from flatq.evaluate.looks import Looks
 from flatq.report.regate import regate
-from flatq.report.result import GateResult, OnInconclusive, gate_result, junit, summary
+from flatq.report.result import GateResult, gate_result, junit, summary
 from flatq.report.schema import FOLDER, MODELS, schema_text
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,6 @@ def _result(
         report,
         regate(report, tolerances),
         tolerances,
-        exit_code=1,
         on_inconclusive=on_inconclusive,
         notes=["a|note\nof two lines"],
     )
@@ -213,6 +213,22 @@ def test_the_worked_workflow_uses_what_the_action_offers() -> None:
     assert len(steps) == 2
     for step in steps:
         assert set(step["with"]) <= set(action["inputs"])
+
+
+def test_the_worked_workflow_ships_no_samples() -> None:
+    """Of the cache folder only the reference goes from machine to machine."""
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load((ROOT / "examples" / "drift-gate.yml").read_text())
+    steps = workflow["jobs"]["gate"]["steps"]
+    (cache,) = {step["env"]["FLATQ_CACHE"] for step in steps if "FLATQ_CACHE" in step.get("env", {})}
+    shipped = {
+        line.strip()
+        for step in steps
+        if step.get("uses", "").startswith("actions/")
+        for line in step.get("with", {}).get("path", "").splitlines()
+    }
+    assert {path for path in shipped if path.startswith(cache)} == {f"{cache}/reference"}
+    assert not shipped & {".", "./"}
 
 
 def test_the_options_of_the_worked_workflow_exist(cli: Cli) -> None:

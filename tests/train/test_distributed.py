@@ -97,7 +97,7 @@ with open_workers("cpu") as workers:
         model.parameters(), lambda: wrapped(x).square().sum(), 0.3,
         unsynchronised=workers.unsynchronised(wrapped),
     )
-    print(loss, sharp, *model.weight.grad.flatten().tolist(), workers.agree(workers.rank))
+    print(float(loss), float(sharp), *model.weight.grad.flatten().tolist(), workers.agree(workers.rank))
 """
 
 

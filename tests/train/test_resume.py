@@ -51,7 +51,7 @@ def test_a_run_resumed_in_the_same_process_is_the_same(tmp_path: Path) -> None:
         """A kill that pytest can see."""
 
     def stop_at(last: int) -> Any:
-        def progress(step: int, loss: float) -> None:
+        def progress(step: int, loss: float | None) -> None:
             if step == last:
                 raise Stop
 
@@ -161,7 +161,7 @@ def test_the_state_is_there_before_the_first_step(tmp_path: Path) -> None:
     class Stop(BaseException):
         """A kill that pytest can see."""
 
-    def stop(step: int, loss: float) -> None:
+    def stop(step: int, loss: float | None) -> None:
         raise Stop
 
     with pytest.raises(Stop):

@@ -7,7 +7,7 @@ from typing import cast
 
 from flatq.deployment import Target
 from flatq.export import export_artifact
-from flatq.quantize.artifact import Artifact, write_artifact
+from flatq.quantize.artifact import Artifact, read_artifact, write_artifact
 from flatq.quantize.lowering import Lowered
 
 
@@ -15,15 +15,15 @@ class Deployments:
     """Artifacts by name, with deployment folders and the graphs they are of, made when first asked for."""
 
     def __init__(self, artifacts: dict[str, Artifact], folder: Path) -> None:
-        self.artifacts = artifacts
         self._folder = folder
+        self.artifacts: dict[str, Artifact] = {}
+        for name, artifact in artifacts.items():
+            write_artifact(artifact, folder / name)
+            self.artifacts[name] = read_artifact(folder / name)
         self._lowered: dict[tuple[str, str], Lowered] = {}
 
     def artifact_folder(self, name: str) -> Path:
-        folder = self._folder / name
-        if not folder.exists():
-            write_artifact(self.artifacts[name], folder)
-        return folder
+        return self._folder / name
 
     def folder(self, name: str, target: str = "onnxruntime") -> Path:
         out = self.artifact_folder(name) / target

@@ -21,6 +21,9 @@ from flatq.quantize.methods.options import Gptq
 
 __all__ = ["Moments", "compensated", "gptq_codes", "output_error"]
 
+_JITTER = 0.01
+"""What the factorization adds to the Hessian's diagonal at first, as a fraction of its mean."""
+
 
 class Moments:
     """Of the inputs X of a quantized layer and X' of the float one, streamed: their rows need not be kept.
@@ -37,27 +40,24 @@ class Moments:
         self.hessian = torch.zeros(columns, columns, dtype=torch.float64)
         self.cross = torch.zeros(columns, columns, dtype=torch.float64)
 
-    def add(
-        self, rows: torch.Tensor, exact: torch.Tensor | None = None, weight: torch.Tensor | None = None
-    ) -> None:
-        """Rows of X^T and, where they differ, of X'^T; float32 [n, columns]. Weights of their errors: [n]."""
+    def add(self, rows: torch.Tensor, exact: torch.Tensor, weight: torch.Tensor | None = None) -> None:
+        """Rows of X^T and of X'^T, float32 [n, columns]. Weights of their errors: [n]."""
         if weight is not None:
             root = weight.sqrt()[:, None]
-            rows, exact = rows * root, None if exact is None else exact * root
+            rows, exact = rows * root, exact * root
         # Sums of squares beyond 2^80 come near the end of float32; a power of two changes no digit.
         unit = 2.0 ** max(0, math.frexp(float(rows.abs().amax()))[1] - 40)
         scaled = rows / unit if unit > 1 else rows
         self.hessian += 2 * unit**2 * (scaled.T @ scaled).double()
-        if exact is not None:
-            self.cross += 2 * unit**2 * (((exact - rows) / unit).T @ scaled).double()
+        self.cross += 2 * unit**2 * (((exact - rows) / unit).T @ scaled).double()
 
 
-def compensated(weight: torch.Tensor, moments: Moments, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+def compensated(weight: torch.Tensor, moments: Moments, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The weight V of least |V X - W X'|^2 + r |V - W|^2, and the Hessian of that as a function of V.
 
     Args:
         weight: W, float [out, columns].
-        ridge: r, as a share of the mean of the Hessian's diagonal.
+        damping: r, as a fraction of the mean of the Hessian's diagonal.
 
     Returns:
         V and 2 (X X^T + r), float64 [out, columns] and [columns, columns]. Without inputs, W and zeros.
@@ -70,7 +70,7 @@ def compensated(weight: torch.Tensor, moments: Moments, ridge: float) -> tuple[t
     mean = float(hessian.diagonal().mean())
     if not mean > 0:
         return exact, hessian
-    kept = hessian + ridge * mean * torch.eye(len(hessian), dtype=torch.float64)
+    kept = hessian + damping * mean * torch.eye(len(hessian), dtype=torch.float64)
     return exact + torch.linalg.solve(kept, moments.cross.T @ exact.T).T, kept
 
 
@@ -102,6 +102,7 @@ def gptq_codes(
         scale: float, positive, broadcasts to the weight.
         hessian: float64 [columns, columns], symmetric, positive semidefinite of any rank.
         low, high: smallest and largest code.
+        options: the order and the block; the damping is in the Hessian of `compensated`.
 
     Raises:
         ModelError: the Hessian is not finite.
@@ -111,9 +112,9 @@ def gptq_codes(
     exact = weight.double()
     steps = scale.double().expand_as(weight)
     nearest = (exact / steps).round().clamp(low, high)
-    damped, order = _ordered(hessian, options)
+    ordered, order = _ordered(hessian, options)
     back = order.argsort()
-    factor = _inverse_factor(damped, options.damping)
+    factor = _inverse_factor(ordered)
     chosen = _round_columns(exact[:, order], steps[:, order], factor, low, high, options.block)[:, back]
     error, plain = (output_error(codes * steps - exact, hessian) for codes in (chosen, nearest))
     return torch.where((error < plain)[:, None], chosen, nearest).to(torch.int8)
@@ -142,19 +143,20 @@ def _ordered(hessian: torch.Tensor, options: Gptq) -> tuple[torch.Tensor, torch.
     return filled[order][:, order], order
 
 
-def _inverse_factor(hessian: torch.Tensor, damping: float) -> torch.Tensor:
-    """Upper Cholesky factor of the inverse of H + damping; more damping where rounding errors ask for it."""
+def _inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
+    """Upper Cholesky factor of the inverse of H, with as much on its diagonal as rounding errors ask for."""
     mean = float(hessian.diagonal().mean())
     eye = torch.eye(len(hessian), dtype=hessian.dtype)
+    jitter = _JITTER
     while True:
-        lower, failed = torch.linalg.cholesky_ex(hessian + damping * mean * eye)
+        lower, failed = torch.linalg.cholesky_ex(hessian + jitter * mean * eye)
         if not int(failed):
             factor: torch.Tensor
             factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not int(failed):
                 return factor
-        # At a damping far above 1 the matrix is all but the identity, so this ends.
-        damping *= 10
+        # At a jitter far above 1 the matrix is all but the identity, so this ends.
+        jitter *= 10
 
 
 def _round_columns(

@@ -24,15 +24,13 @@ class Gptq(_Frozen):
     """Settings of `flatq.quantize.methods.gptq`.
 
     Attributes:
-        damping: added to the Hessian's diagonal, as a share of its mean.
-        ridge: keeps the weight that makes up for earlier rounding close to the layer's own, as a share of the
-            Hessian's mean diagonal; None rounds the layer's own.
+        damping: added to the Hessian's diagonal, as a fraction of its mean. The larger it is, the less the
+            weights change to make up for the rounding of others.
         act_order: columns with the largest Hessian first, in place of the order in the weight.
         block: columns between two updates of all the columns that follow; changes the speed, not the result.
     """
 
-    damping: float = Field(default=0.01, gt=0, allow_inf_nan=False)
-    ridge: float | None = Field(default=0.3, gt=0, allow_inf_nan=False)
+    damping: float = Field(default=0.3, gt=0, allow_inf_nan=False)
     act_order: bool = True
     block: int = Field(default=128, gt=0)
 
@@ -70,7 +68,7 @@ class WeightRounding(_Frozen):
         method: `rtn` (to nearest), `gptq` or `adaround`.
         bias_correction: the mean error of each layer's output on the calibration inputs is added to its bias.
         samples: how many of the calibration inputs the method and the correction look at, drawn by the
-            calibration's seed.
+            calibration's seed. `adaround` holds an eighth of them out.
         sensitivity: how much more an error counts on inputs where it moves the prediction further, in `gptq`
             and `adaround`: the power of the squared gradient; 0 counts all inputs alike.
         gptq, adaround: settings of a method; kept also where another one is asked for.

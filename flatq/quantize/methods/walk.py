@@ -7,6 +7,7 @@ will see, and what went wrong before it can be made up for. It costs a forward p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from torch import fx
 
 from flatq.calib.inputs import CalibrationSet
+from flatq.errors import UsageError
 from flatq.quantize.methods.adaround import reconstruct
 from flatq.quantize.methods.blocks import Block, blocks, pieces
 from flatq.quantize.methods.gptq import Moments, compensated, gptq_codes
@@ -27,6 +29,9 @@ from flatq.recipe import Decision
 __all__ = ["Refined", "batches", "refine"]
 
 Progress = Callable[[str, int, int], None]
+
+_HELD_OUT = 8
+"""One of so many inputs judges what AdaRound learns from the others."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +73,34 @@ def refine(
 
     Raises:
         ModelError: a layer that the method does not know.
+        UsageError: a single input for AdaRound, which learns from some and is judged on others.
     """
     generator = torch.Generator().manual_seed(seed)
     planned = quant_layers(graph, layers, decisions, codes, scales, ranges)
     cut = blocks(graph, planned, quant_products(layers, decisions, ranges))
-    drawn = batches(inputs, rounding.samples, rounding.adaround.batch, generator)
+    learning, size = rounding.method == "adaround", rounding.adaround.batch
+    count = min(rounding.samples, inputs.x.shape[0] * inputs.x.shape[1])
+    held_out = max(count // _HELD_OUT, 1) if learning else 0
+    if held_out == count:
+        raise UsageError(
+            "AdaRound has no input to learn from besides the one that it is judged on",
+            expected="at least 2 calibration inputs",
+            got=str(count),
+            next_step="raise --samples, --calib-images or --steps",
+        )
+    drawn = batches(inputs, count, size, generator, held_out)
+    seen = len(drawn) - math.ceil(held_out / size)
     weights: list[Weights] = [{} for _ in drawn]
     if rounding.method != "rtn" and planned:
         outputs = [node for block in cut if block.layers for node in block.outputs]
         weighed = list(dict.fromkeys([*planned, *outputs]))
-        weights = sensitivities(graph, drawn, weighed, rounding.sensitivity, generator, progress)
-    if rounding.method == "adaround":  # starts where GPTQ ends
+        weights = sensitivities(graph, drawn[:seen], weighed, rounding.sensitivity, generator, progress)
+        if held_out:
+            weights += sensitivities(graph, drawn[seen:], weighed, rounding.sensitivity, generator)
+    if learning:  # starts where GPTQ ends
         first = rounding.model_copy(update={"method": "gptq", "bias_correction": False})
-        _walk(graph, cut, drawn, weights, first, generator, progress)
-    biases, notes = _walk(graph, cut, drawn, weights, rounding, generator, progress)
+        _walk(graph, cut, drawn[:seen], weights[:seen], first, generator, progress)
+    biases, notes = _walk(graph, cut, drawn, weights, rounding, generator, progress, len(drawn) - seen)
     return Refined(
         {layer.name: layer.codes for layer in planned.values()},
         biases,
@@ -98,12 +117,15 @@ def _walk(
     rounding: WeightRounding,
     generator: torch.Generator,
     progress: Progress | None,
+    held_out: int = 0,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Go through all blocks and set their layers; the biases that changed, and the notes, as in `Refined`."""
+    """Go through all blocks and set their layers; the biases that changed, and the notes, as in `Refined`.
+
+    The last `held_out` batches are those that learning is judged on.
+    """
     learning, total = rounding.method == "adaround", sum(len(block.layers) for block in cut)
     quantized = Stream(graph, drawn)
-    compensating = rounding.method == "gptq" and rounding.gptq.ridge is not None
-    exact = Stream(graph, drawn) if learning or compensating or rounding.bias_correction else None
+    exact = Stream(graph, drawn) if rounding.method != "rtn" or rounding.bias_correction else None
     notes: dict[str, str] = {}
     biases: dict[str, torch.Tensor] = {}
     done = 0
@@ -119,10 +141,17 @@ def _walk(
         if learning and block.layers:
             assert exact is not None
             outcome = reconstruct(
-                block, exact.batches, quantized.batches, weights, rounding.adaround, generator, step
+                block,
+                exact.batches,
+                quantized.batches,
+                weights,
+                rounding.adaround,
+                generator,
+                held_out=held_out,
+                step=step,
             )
             if not outcome.learned < outcome.given:
-                notes[block.name] = "as GPTQ rounds it: learning did not lower the error of the block"
+                notes[block.name] = "as GPTQ rounds it: learning did not lower the block's held-out error"
             for layer in block.layers:
                 if layer.bias_name is not None and layer.bias is not None:
                     biases[layer.bias_name] = layer.bias
@@ -164,6 +193,7 @@ def _pass(
     if exact is not None:
         exact.advance(piece.nodes[:-1])
     if rounding.method == "gptq":
+        assert exact is not None
         _gptq(layer, exact, quantized, weights, rounding)
     if exact is not None:
         exact.advance([layer.node])
@@ -185,19 +215,18 @@ def _pass(
 
 def _gptq(
     layer: QuantLayer,
-    exact: Stream | None,
+    exact: Stream,
     quantized: Stream,
     weights: Sequence[Weights],
     rounding: WeightRounding,
 ) -> None:
-    ridge, matrix = rounding.gptq.ridge, layer.weight.flatten(1)
+    matrix = layer.weight.flatten(1)
     moments, source = Moments(matrix.shape[1]), layer.node.all_input_nodes[0]
     for i, values in enumerate(quantized.batches):
-        given = None if ridge is None or exact is None else exact.batches[i][source]
-        float_rows = None if given is None else layer.rows(given, quantize=False)
+        float_rows = layer.rows(exact.batches[i][source], quantize=False)
         rows, weight = layer.rows(values[source]), weights[i][layer.node]
         moments.add(rows, float_rows, weight.repeat_interleave(len(rows) // len(weight)))
-    target, hessian = (matrix, moments.hessian) if ridge is None else compensated(matrix, moments, ridge)
+    target, hessian = compensated(matrix, moments, rounding.gptq.damping)
     steps = layer.scale.expand_as(layer.weight).flatten(1)
     found = gptq_codes(target, steps, hessian, layer.low, layer.high, rounding.gptq)
     layer.codes = found.reshape(layer.weight.shape)
@@ -227,12 +256,17 @@ def _as_channels(layer: QuantLayer, shift: torch.Tensor) -> torch.Tensor:
 
 
 def batches(
-    inputs: CalibrationSet, samples: int, size: int, generator: torch.Generator
+    inputs: CalibrationSet, samples: int, size: int, generator: torch.Generator, held_out: int = 0
 ) -> list[tuple[torch.Tensor, ...]]:
-    """A random choice of calibration inputs, mixed over t, in batches of the graph's inputs."""
+    """A random choice of calibration inputs, mixed over t, in batches of the graph's inputs.
+
+    The last `held_out` of them are in batches of their own, behind the others.
+    """
     steps, images = inputs.x.shape[:2]
     chosen = torch.randperm(steps * images, generator=generator)[:samples]
     x = torch.from_numpy(inputs.x).flatten(0, 1)
     t = torch.from_numpy(inputs.t).repeat_interleave(images)
     label = () if inputs.label is None else (torch.from_numpy(inputs.label).flatten(),)
-    return [tuple(value[part] for value in (x, t, *label)) for part in torch.split(chosen, size)]
+    first, last = chosen.tensor_split([len(chosen) - held_out])
+    parts = [*first.split(size), *(last.split(size) if held_out else ())]
+    return [tuple(value[part] for value in (x, t, *label)) for part in parts]

@@ -15,6 +15,7 @@ from flatq.errors import DataError
 from flatq.report.html.shown import Group, Shown
 from flatq.report.html.text import count, numeral
 from flatq.report.pictures import CHANGED, FIRST, Pictures, most_changed, read_pictures
+from flatq.report.sidecar import check_digest
 from flatq.report.wording import number
 
 __all__ = ["Changed", "Picture", "Samples", "changed", "data_uri", "samples", "sheet"]
@@ -164,10 +165,7 @@ def _read(model: Shown) -> tuple[Pictures | None, str | None]:
         return None, "the report names no file of features and images"
     if not (model.source.folder / model.entry.sidecar).is_file():
         return None, f"{model.entry.sidecar}, which holds features and images, is not beside the report"
-    try:
-        pictures = read_pictures(model.entry, model.source.folder)
-    except DataError as error:
-        return None, f"{error.what.replace(str(model.source.folder), '').strip()} ({error.got})"
+    pictures = read_pictures(model.entry, model.source.folder)
     if pictures is None:
         return None, _NOT_KEPT
     return pictures, None
@@ -180,10 +178,16 @@ def _stored(model: Shown) -> list[Picture]:
     file = (model.source.folder / model.entry.grid).resolve()
     if not file.is_relative_to(model.source.folder.resolve()) or not file.is_file():
         return []
+    check_digest(file, model.entry.grid_sha256)
     try:
         with Image.open(file, formats=("PNG",)) as picture:
             copy = Image.fromarray(np.asarray(picture.convert("RGB")))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return []
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"the picture {file} is damaged",
+            expected="the PNG that `flatq eval` wrote",
+            got=" ".join(str(error).split()),
+            next_step="restore it from a copy, or evaluate again",
+        ) from error
     alt = f"float on the left, {model.label} on the right"
     return [Picture(data_uri(copy), *copy.size, alt, model.label)]

@@ -37,6 +37,7 @@ def _again(source: Source) -> Again:
     settings = [
         ("Images", f"{report.n:,} pairs, indices {report.first_index} to {report.last_index}"),
         *((key.capitalize(), str(value)) for key, value in plan.items()),
+        ("Noise", f"version {report.noise_version}"),
         *([("Labels", report.labels)] if report.labels is not None else []),
         ("To 8-bit pixels", f"by {ROUNDING[report.rounding]}"),
         ("Features", f"{net.name}, {net.dim} dimensions" + _prepared(net.preprocessing)),

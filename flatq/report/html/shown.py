@@ -70,7 +70,7 @@ def shown(sources: Sequence[Source]) -> list[Shown]:
 
 
 def groups(models: Sequence[Shown]) -> list[Group]:
-    """By float model, plan, first index: in the order in which they appear."""
+    """By float model, plan, noise, first index: in the order in which they appear."""
     found: dict[str, Group] = {}
     for model in models:
         report = model.source.report
@@ -79,6 +79,7 @@ def groups(models: Sequence[Shown]) -> list[Group]:
             report.baseline.name,
             sorted(report.baseline.runtime.items(), key=str),
             sorted(report.plan.items()),
+            report.noise_version,
             report.first_index,
             report.labels,
         )

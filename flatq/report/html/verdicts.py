@@ -137,7 +137,7 @@ def _card(model: Shown) -> Card:
         settle = (
             "What would settle it: no feasible number of images; another tolerance would."
             if more is None
-            else f"What would settle it: about {more:,} images (-n {more})."
+            else f"Likely to settle it: about {more:,} images (-n {more})."
         )
     return Card(
         label=model.label,

@@ -15,6 +15,7 @@ from flatq.quantize.methods.soft import SoftRounding
 from flatq.quantize.methods.stream import Stream
 
 QUICK = AdaRound(iterations=150, batch=8)
+HELD_OUT = 2
 
 
 def _problem(
@@ -38,7 +39,8 @@ def _learn(weight: torch.Tensor, scale: torch.Tensor, inputs: torch.Tensor) -> t
 def _reconstruct(block: Block, stream: Stream, weights: list[Weights] | None = None) -> Outcome:
     ones = [{node: torch.ones(QUICK.batch) for node in block.outputs} for _ in stream.batches]
     generator = torch.Generator().manual_seed(0)
-    return reconstruct(block, stream.batches, stream.batches, weights or ones, QUICK, generator)
+    batches = stream.batches
+    return reconstruct(block, batches, batches, weights or ones, QUICK, generator, held_out=HELD_OUT)
 
 
 def _random() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -54,7 +56,8 @@ def test_correlated_inputs_are_made_use_of() -> None:
     exact = weight / scale
     assert bool(((codes == exact.floor().clamp(-8, 7)) | (codes == exact.ceil().clamp(-8, 7))).all())
     for which, value in ((codes, outcome.learned), (exact.round().clamp(-8, 7), outcome.given)):
-        error = (inputs.double() @ (which * scale - weight).double().T).square().mean()
+        held_out = inputs[-HELD_OUT * QUICK.batch :].double()
+        error = (held_out @ (which * scale - weight).double().T).square().mean()
         assert value == pytest.approx(float(error), rel=1e-4)
     # Three directions of inputs and eight weights to choose for each output: much can be made up for.
     assert outcome.learned < 0.3 * outcome.given
@@ -63,7 +66,7 @@ def test_correlated_inputs_are_made_use_of() -> None:
 def test_two_weights_that_read_the_same_are_rounded_apart() -> None:
     # The sum 0.8 of the two is nearest to 1: one goes up, one down. Rounded to nearest both go down.
     weight, scale = torch.tensor([[0.45, 0.4]]), torch.ones(1, 1)
-    inputs = torch.linspace(-1, 1, 32)[:, None].expand(32, 2).contiguous()
+    inputs = torch.linspace(-1, 1, 32)[torch.arange(32) * 5 % 32][:, None].expand(32, 2).contiguous()
     outcome, codes = _learn(weight, scale, inputs)
     assert sorted(codes.flatten().tolist()) == [0, 1]
     assert outcome.learned < 0.05 * outcome.given
@@ -90,17 +93,42 @@ def test_codes_that_do_not_help_are_not_taken(monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(layer.codes, before)
 
 
+def test_what_was_learned_by_heart_is_not_taken() -> None:
+    weight, scale, few = _random()
+    # Learning sees three directions, in which much can be made up for; the inputs held out lie in all eight.
+    inputs = torch.randn(few.shape, generator=torch.Generator().manual_seed(2))
+    seen = len(inputs) - HELD_OUT * QUICK.batch
+    inputs[:seen] = few[:seen]
+    block, stream, layer = _problem(weight, scale, inputs)
+    before = layer.codes.clone()
+    outcome = _reconstruct(block, stream)
+    assert outcome.learned > 1.2 * outcome.given
+    assert torch.equal(layer.codes, before)
+
+
+def test_the_learning_does_not_see_the_inputs_held_out() -> None:
+    weight, scale, inputs = _random()
+    codes = []
+    for factor in (1.0, 1.5):  # the error of the held-out outputs is 1.5^2 times as large
+        inputs[-HELD_OUT * QUICK.batch :] *= factor
+        codes.append(_learn(weight, scale, inputs)[1])
+    assert torch.equal(*codes)
+
+
 def test_inputs_that_move_the_prediction_further_count_for_more() -> None:
     weight, scale, few = _random()
-    # The first batch lies in three directions, in which much can be made up for; the others in all eight.
+    # The first batch and those held out lie in three directions, in which much can be made up for; the others
+    # in all eight.
     inputs = torch.randn(few.shape, generator=torch.Generator().manual_seed(2))
-    inputs[: QUICK.batch] = few[: QUICK.batch]
+    for part in (slice(QUICK.batch), slice(-HELD_OUT * QUICK.batch, None)):
+        inputs[part] = few[part]
     errors = []
     for factor in (1.0, 1e3):
         block, stream, layer = _problem(weight, scale, inputs)
         (node,) = block.outputs
         weights = [{node: torch.ones(QUICK.batch)} for _ in stream.batches]
-        weights[0][node] *= factor
+        for i in (0, *range(-HELD_OUT, 0)):
+            weights[i][node] *= factor
         _reconstruct(block, stream, weights)
         difference = layer.codes * scale - weight
         errors.append(float((inputs[: QUICK.batch] @ difference.T).square().mean()))

@@ -33,7 +33,7 @@ def _problem(
 def _hessian(inputs: torch.Tensor) -> torch.Tensor:
     moments = Moments(inputs.shape[1])
     for part in inputs.split(7):
-        moments.add(part)
+        moments.add(part, part)
     return moments.hessian
 
 
@@ -55,11 +55,11 @@ def test_independent_inputs_leave_nothing_to_make_up_for(act_order: bool) -> Non
 
 def test_two_columns_by_hand() -> None:
     # x1 = x2 always, up to noise of variance 0.01: what counts is the sum of the weights. 0.4 is rounded to 0
-    # and its error goes to the second column, 0.4 + 0.4 * 1 / 1.01 = 0.796, which is rounded to 1: the sum
+    # and its error goes to the second column, 0.4 + 0.4 * 1 / 1.02 = 0.792, which is rounded to 1: the sum
     # 0.8 becomes 1 and not 0.
     hessian = torch.tensor([[1.01, 1.0], [1.0, 1.01]], dtype=torch.float64)
     weight, scale = torch.tensor([[0.4, 0.4]]), torch.tensor([[1.0]])
-    codes = gptq_codes(weight, scale, hessian, LOW, HIGH, Gptq(damping=1e-9, act_order=False))
+    codes = gptq_codes(weight, scale, hessian, LOW, HIGH, Gptq(act_order=False))
     assert codes.tolist() == [[0, 1]]
     assert _nearest(weight, scale).tolist() == [[0, 0]]
 
@@ -96,11 +96,12 @@ def test_the_block_changes_nothing_but_the_speed() -> None:
     assert torch.equal(found[0], found[2])
 
 
-def test_a_scale_for_each_column_is_taken_as_it_is() -> None:
+def test_a_scale_for_each_column_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, scale, inputs = _problem(5, 8, 60)
     scales = torch.cat([scale.expand(5, 4), 0.25 * scale.expand(5, 4)], dim=1)
-    # Neither damping nor an order by the inputs' size, which a change of units would change.
-    plain = Gptq(damping=1e-9, act_order=False)
+    # Neither jitter nor an order by the inputs' size, which a change of units would change.
+    monkeypatch.setattr("flatq.quantize.methods.gptq._JITTER", 1e-9)
+    plain = Gptq(act_order=False)
     codes = gptq_codes(weight, scales, _hessian(inputs), LOW, HIGH, plain)
     ones = gptq_codes(weight / scales, torch.ones(5, 1), _hessian(inputs * scales[0]), LOW, HIGH, plain)
     assert torch.equal(codes[0], ones[0])

@@ -15,9 +15,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from flatq.calib.inputs import CalibrationPlan, CalibrationSet
 from flatq.checkpoint import Checkpoint
+from flatq.errors import UsageError
 from flatq.quantize.artifact import Artifact, read_artifact, write_artifact
 from flatq.quantize.lowering import lower
-from flatq.quantize.methods import AdaRound, WeightRounding
+from flatq.quantize.methods import AdaRound, Gptq, WeightRounding
 from flatq.quantize.methods.blocks import blocks, pieces
 from flatq.quantize.methods.layer import QuantLayer, quant_layers
 from flatq.quantize.methods.stream import Stream
@@ -189,6 +190,22 @@ def test_degenerate_layers_stay_finite(tiny: Checkpoint, name: str) -> None:
         assert all(bool(graph(x, t).isfinite().all()) for x, t in _inputs(tiny))
 
 
+def test_damping_keeps_weights_close_to_their_own_values(
+    tiny: Checkpoint, refined: dict[str, Artifact]
+) -> None:
+    rounding = WeightRounding(method="gptq", gptq=Gptq(damping=0.01))
+    less = quantize_checkpoint(tiny, PRESETS["w4a8"], calibration=CALIBRATION, threads=1, rounding=rounding)
+    codes = {name: (less.codes[name], default) for name, default in refined["gptq"].codes.items()}
+    changed = sum(int((a != b).sum()) for a, b in codes.values())
+    assert changed > 0.1 * sum(a.numel() for a, _ in codes.values())
+
+
+def test_one_input_is_not_enough_to_learn_from_and_to_judge(tiny: Checkpoint) -> None:
+    rounding = WeightRounding(method="adaround", samples=1, adaround=QUICK)
+    with pytest.raises(UsageError, match="no input to learn from"):
+        quantize_checkpoint(tiny, PRESETS["w4a8"], calibration=CALIBRATION, threads=1, rounding=rounding)
+
+
 @pytest.mark.parametrize(
     ("padding", "stride", "dilation", "kernel"),
     [
@@ -256,5 +273,8 @@ def test_inputs_are_drawn_without_repetition_and_keep_their_timestep() -> None:
     assert len(set(values.tolist())) == 10
     assert torch.equal(t, 5 + values.long() // 4)
     assert torch.equal(label, values.long())
+    apart = batches(drawn, 10, 4, torch.Generator().manual_seed(0), held_out=3)
+    assert [len(part[0]) for part in apart] == [4, 3, 3]
+    assert torch.equal(torch.cat([part[0] for part in apart]), torch.cat([part[0] for part in found]))
     everything = itertools.chain(*batches(copy.deepcopy(drawn), 99, 5, torch.Generator()))
     assert sum(len(v) for v in everything) == 36

@@ -1,0 +1,66 @@
+"""What lies behind an error that some library raised: a full disk, too little memory, torch's compiler."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from flatq.errors import InputError, UsageError
+
+__all__ = ["explained", "shortage"]
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "bad allocation")
+_COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch")
+
+
+def explained(error: BaseException) -> InputError | None:
+    """The error to show instead of one that is no fault of flatq's; None for any other."""
+    return shortage(error) or _compile_failure(error)
+
+
+def shortage(error: BaseException) -> InputError | None:
+    """The error to show where a full disk or too little memory is behind `error`; None for anything else.
+
+    The libraries share no type for it: Python raises OSError and MemoryError, torch RuntimeError, ONNX
+    Runtime its own type.
+    """
+    for cause in _causes(error):
+        said = " ".join(str(cause).split())[:300]
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            return InputError(
+                f"the disk is full: cannot write {cause.filename or 'a file'}",
+                expected="room for what is written, and for temporary files",
+                got=said,
+                next_step="free some space or write to another disk; TMPDIR moves the temporary files",
+            )
+        out_of_memory = any(words in said.lower() for words in _MEMORY)
+        if isinstance(cause, MemoryError) or (isinstance(cause, Exception) and out_of_memory):
+            return InputError(
+                "out of memory",
+                expected="enough memory for the model and one batch",
+                got=said or type(cause).__name__,
+                next_step="take a smaller batch or fewer images, or close other programs",
+            )
+    return None
+
+
+def _compile_failure(error: BaseException) -> InputError | None:
+    for cause in _causes(error):
+        if type(cause).__module__.startswith(_COMPILER):
+            said = str(cause).split("Set TORCHDYNAMO_VERBOSE")[0]  # what follows is for developers of torch
+            return UsageError(
+                "torch.compile failed",
+                expected="a working compiler: g++ on a CPU, Triton on a GPU",
+                got=f"{type(cause).__name__}: {' '.join(said.split())[:300]}",
+                next_step="leave out --set compile=true, or install the compiler",
+            )
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what it was raised from."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)

@@ -1,0 +1,107 @@
+"""The loss around a network's weights: values, gradient, Hessian-vector products, on fixed draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flatq.flatness.draws import Draws
+
+__all__ = ["Landscape", "Vector", "inner", "losses_of", "norm"]
+
+Vector = Mapping[str, torch.Tensor]
+"""A direction in weight space: parameter name -> tensor of its shape."""
+
+F64 = NDArray[np.float64]
+
+
+def losses_of(network: Callable[..., torch.Tensor], draws: Draws) -> torch.Tensor:
+    """Mean squared error of the output's first C channels, one value for each draw: float32 [n]."""
+    inputs = (draws.x, draws.t) if draws.label is None else (draws.x, draws.t, draws.label)
+    predicted = network(*inputs)[:, : draws.target.shape[1]]
+    return (predicted - draws.target).square().flatten(1).mean(1)
+
+
+class Landscape:
+    """The mean loss L(w + e) of a network on fixed draws. The network itself is never changed.
+
+    Args:
+        network: in evaluation mode.
+        draws: on the device of the network.
+        batch_size: draws at a time.
+    """
+
+    def __init__(self, network: nn.Module, draws: Draws, batch_size: int) -> None:
+        self.network, self.draws, self.batch_size = network, draws, batch_size
+        self.weights = {name: p.detach() for name, p in network.named_parameters()}
+
+    def losses(self, perturbation: Vector | None = None) -> F64:
+        """The loss of each draw at the weights plus a perturbation, [n]."""
+        weights = self._moved(perturbation)
+        with torch.no_grad():
+            parts = [losses_of(self._at(weights), batch) for batch in self._batches()]
+        return torch.cat(parts).double().cpu().numpy()
+
+    def gradient(self) -> dict[str, torch.Tensor]:
+        """The gradient of the mean loss at the weights."""
+        weights = {name: w.clone().requires_grad_() for name, w in self.weights.items()}
+        total = {name: torch.zeros_like(w) for name, w in self.weights.items()}
+        for batch in self._batches():
+            loss = losses_of(self._at(weights), batch).sum() / len(self.draws.t)
+            for name, part in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
+                total[name] += part
+        return total
+
+    def hessian_times(self, v: Vector) -> tuple[dict[str, torch.Tensor], F64]:
+        """H v of the mean loss, and v^T H_b v of the mean loss of each batch b.
+
+        By two backward passes (Pearlmutter 1994). Fused attention has no second derivative, so attention is
+        computed by its plain formula here.
+        """
+        weights = {name: w.clone().requires_grad_() for name, w in self.weights.items()}
+        total = {name: torch.zeros_like(w) for name, w in self.weights.items()}
+        curvatures = []
+        with sdpa_kernel(SDPBackend.MATH):
+            for batch in self._batches():
+                losses = losses_of(self._at(weights), batch)
+                slope = torch.autograd.grad(losses.mean(), list(weights.values()), create_graph=True)
+                along = sum((g * v[name]).sum() for name, g in zip(weights, slope, strict=True))
+                assert isinstance(along, torch.Tensor)
+                parts = torch.autograd.grad(along, list(weights.values()), materialize_grads=True)
+                product = dict(zip(weights, parts, strict=True))
+                curvatures.append(inner(v, product))
+                for name, part in product.items():
+                    total[name] += part * (len(losses) / len(self.draws.t))
+        return total, np.array(curvatures)
+
+    def _moved(self, perturbation: Vector | None) -> dict[str, torch.Tensor]:
+        if perturbation is None:
+            return self.weights
+        return {
+            name: w + perturbation[name] if name in perturbation else w for name, w in self.weights.items()
+        }
+
+    def _at(self, weights: Vector) -> Callable[..., torch.Tensor]:
+        return lambda *inputs: torch.func.functional_call(self.network, dict(weights), inputs)
+
+    def _batches(self) -> Iterator[Draws]:
+        d = self.draws
+        for start in range(0, len(d.t), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            label = None if d.label is None else d.label[rows]
+            yield Draws(d.x[rows], d.t[rows], d.target[rows], label, d.bins[rows])
+
+
+def inner(a: Vector, b: Vector) -> float:
+    """The inner product of two directions, summed in float64."""
+    return sum(float((a[name].double() * b[name].double()).sum()) for name in a)
+
+
+def norm(a: Vector) -> float:
+    """The Euclidean norm of a direction."""
+    return inner(a, a) ** 0.5

@@ -1,0 +1,156 @@
+"""What the measurements are: plain values with standard errors, one JSON file. No torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from flatq.flatness.settings import BINS, FlatnessSettings
+
+__all__ = [
+    "Ascent",
+    "Binned",
+    "Curvature",
+    "Damage",
+    "Estimate",
+    "Flatness",
+    "LayerWeights",
+    "Noise",
+    "binned_over_draws",
+]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Estimate(_Frozen):
+    """A mean and its standard error; None where one value alone was measured."""
+
+    value: float
+    standard_error: float | None
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> Self:
+        """The mean of independent values [k], k >= 2."""
+        spread = float(values.std(ddof=1) / len(values) ** 0.5)
+        return cls(value=float(values.mean()), standard_error=spread)
+
+
+class Binned(_Frozen):
+    """Overall, and in the four quarters of t from low noise to high."""
+
+    overall: Estimate
+    quarters: tuple[Estimate, Estimate, Estimate, Estimate]
+
+    @classmethod
+    def over_repeats(cls, values: NDArray[np.float64], bins: NDArray[np.int64]) -> Self:
+        """Of values [repeats, n]: means over the draws n; the standard error is over the repeats."""
+        quarters = tuple(Estimate.of(values[:, bins == b].mean(1)) for b in range(BINS))
+        return cls(overall=Estimate.of(values.mean(1)), quarters=quarters)  # type: ignore[arg-type]
+
+
+def binned_over_draws(values: NDArray[np.float64], bins: NDArray[np.int64]) -> Binned:
+    """Of values [n], one for each draw; the standard error is over the draws."""
+    quarters = tuple(Estimate.of(values[bins == b]) for b in range(BINS))
+    return Binned(overall=Estimate.of(values), quarters=quarters)  # type: ignore[arg-type]
+
+
+class Noise(_Frozen):
+    """Loss under gaussian weight noise; sigma is absolute, or relative to each filter's root mean square."""
+
+    kind: Literal["absolute", "relative"]
+    sigma: float
+    loss: Binned
+    increase: Binned
+
+
+class Ascent(_Frozen):
+    """Increase of the loss at SAM's ascent point."""
+
+    kind: Literal["absolute", "adaptive"]
+    rho: float
+    increase: Binned
+
+
+class Curvature(_Frozen):
+    """Of the mean loss's Hessian."""
+
+    largest_eigenvalue: Estimate
+    trace: Estimate
+
+
+class LayerWeights(_Frozen):
+    """One weight tensor. range_over_std: (max - min) / standard deviation. kurtosis: 3 for a gaussian."""
+
+    name: str
+    count: int
+    norm: float
+    standard_deviation: float
+    range_over_std: float
+    kurtosis: float
+
+
+class Damage(_Frozen):
+    """What an artifact's own quantization error d does to the loss.
+
+    Attributes:
+        artifact, precision, digest: of the artifact.
+        weights: increase at w + d, weights alone.
+        quantized: increase in the lowered Q/DQ graph, weights and activations.
+        random: increase under gaussian noise with the norm of d in each tensor, mean over draws of it.
+        slope, curvature: g.d and 1/2 d^T H d; their sum forecasts `weights`.
+        error_norm: Euclidean norm of d.
+    """
+
+    artifact: str
+    precision: str
+    digest: str
+    weights: Binned
+    quantized: Binned
+    random: Binned
+    slope: float
+    curvature: float
+    error_norm: float
+
+
+class Flatness(_Frozen):
+    """All measurements on one checkpoint's weights.
+
+    Attributes:
+        checkpoint, digest, weights_variant: what was measured.
+        data, data_digest: the images of the draws.
+        loss: at the weights; its standard error is over the draws.
+    """
+
+    format: Literal["flatq-flatness"] = "flatq-flatness"
+    version: Literal[1] = 1
+    checkpoint: str
+    digest: str
+    weights_variant: str
+    data: str
+    data_digest: str
+    settings: FlatnessSettings
+    loss: Binned
+    noise: tuple[Noise, ...]
+    ascent: tuple[Ascent, ...]
+    curvature: Curvature | None
+    layers: tuple[LayerWeights, ...]
+    damage: tuple[Damage, ...] = ()
+    environment: dict[str, Any] = {}
+
+    def measures(self) -> dict[str, float]:
+        """One number for each flatness measure, and the rival predictors of weight range and kurtosis."""
+        found = {f"noise {n.kind} {n.sigma:g}": n.increase.overall.value for n in self.noise}
+        found |= {f"ascent {a.kind} {a.rho:g}": a.increase.overall.value for a in self.ascent}
+        if self.curvature is not None:
+            found["largest eigenvalue"] = self.curvature.largest_eigenvalue.value
+            found["trace"] = self.curvature.trace.value
+        counts = np.array([layer.count for layer in self.layers])
+        found["range over std"] = float(np.average([x.range_over_std for x in self.layers], weights=counts))
+        found["kurtosis"] = float(np.average([x.kurtosis for x in self.layers], weights=counts))
+        found["norm"] = float(np.sqrt(np.sum([x.norm**2 for x in self.layers])))
+        return found

@@ -1,0 +1,130 @@
+"""Measure several checkpoints on the same draws, and write flatness.json, flatness.md and the plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from flatq.checkpoint import Checkpoint, load_checkpoint
+from flatq.deployment import Target
+from flatq.errors import ArtifactError, DataError, UsageError
+from flatq.files import replacing
+from flatq.flatness.measure import Progress, measure_flatness
+from flatq.flatness.report import save_plots, to_markdown
+from flatq.flatness.result import Flatness
+from flatq.flatness.settings import FlatnessSettings
+from flatq.images import Resize, load_images
+from flatq.quantize.artifact import read_manifest
+
+__all__ = ["FlatnessTask", "flatness_settings", "run_flatness"]
+
+
+@dataclass(frozen=True)
+class FlatnessTask:
+    """What to measure.
+
+    Attributes:
+        checkpoints: files of one image shape.
+        weights: variants to measure of each; empty for each one's default.
+        artifacts: folders of `flatq quantize`; each belongs to one of the checkpoints and variants.
+        data, resize: images of the draws, as `flatq.images.load_images`.
+        target: whose lowered graph stands for a quantized model.
+        out: folder of the results; None writes nothing.
+    """
+
+    checkpoints: tuple[Path, ...]
+    weights: tuple[str, ...] = ()
+    artifacts: tuple[Path, ...] = ()
+    data: str = "digits:train"
+    resize: Resize | None = None
+    settings: FlatnessSettings = field(default_factory=FlatnessSettings)
+    target: Target = "onnxruntime"
+    out: Path | None = None
+
+
+def run_flatness(task: FlatnessTask, progress: Progress = lambda *_: None) -> list[Flatness]:
+    """Measure each checkpoint and variant.
+
+    Raises:
+        InputError: checkpoints, artifacts, weights or images that do not fit together.
+    """
+    loaded = [load_checkpoint(path) for path in task.checkpoints]
+    models = [(c, c.choose(v)) for c in loaded for v in (task.weights or (None,))]
+    artifacts = _by_parent(task.artifacts, models)
+    shapes = {checkpoint.model.image_shape for checkpoint in loaded}
+    if len(shapes) > 1:
+        raise UsageError(
+            "the checkpoints take images of different shapes",
+            expected="one image shape, since all are measured on the same draws",
+            got=", ".join(str(list(shape)) for shape in sorted(shapes)),
+        )
+    channels, size, _ = shapes.pop()
+    images = load_images(task.data, size=size, resize=task.resize, channels=channels)
+    if images.shape[1:] != (size, size):
+        raise DataError(
+            f"the images of {task.data} do not have the checkpoint's shape",
+            expected=f"{size} x {size}",
+            got=f"{images.shape[1]} x {images.shape[2]}",
+            next_step="name the data that the model was trained on with --data",
+        )
+    results = []
+    for number, (checkpoint, variant) in enumerate(models, start=1):
+        stage = f"{checkpoint.source.name if checkpoint.source else ''} ({variant})"
+        found = measure_flatness(
+            checkpoint,
+            images,
+            task.settings,
+            weights_variant=variant,
+            artifacts=artifacts[number - 1],
+            target=task.target,
+            progress=lambda _, done, total, stage=stage: progress(stage, done, total),  # type: ignore[misc]
+        )
+        results.append(found)
+    if task.out is not None:
+        _write(results, task.out)
+    return results
+
+
+def flatness_settings(given: Mapping[str, Any]) -> FlatnessSettings:
+    """Settings from options; a `UsageError` names the one that is not valid."""
+    try:
+        return FlatnessSettings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"the flatness setting {first['loc'][0]} is not valid",
+            expected=first["msg"],
+            got=str(first["input"]),
+        ) from error
+
+
+def _by_parent(paths: Sequence[Path], models: Sequence[tuple[Checkpoint, str]]) -> list[list[Path]]:
+    """The artifacts of each model."""
+    found: list[list[Path]] = [[] for _ in models]
+    keys = [(checkpoint.digest, variant) for checkpoint, variant in models]
+    for path in paths:
+        parent = read_manifest(path).parent
+        key = (parent["sha256"], parent["weights"])
+        if key not in keys:
+            raise ArtifactError(
+                f"{path} was not made from the weights that are measured",
+                expected="an artifact of one of " + ", ".join(f"{c.source} ({v})" for c, v in models),
+                got=f"{key[1]} weights of {parent['file']}, sha256 {str(key[0])[:16]}...",
+                next_step="choose the weights with --weights, or name the checkpoint it was made from",
+            )
+        found[keys.index(key)].append(path)
+    return found
+
+
+def _write(results: Sequence[Flatness], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = json.dumps([result.model_dump(mode="json") for result in results], indent=1)
+    for name, text in (("flatness.json", content + "\n"), ("flatness.md", to_markdown(results))):
+        with replacing(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    save_plots(results, folder)

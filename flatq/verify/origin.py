@@ -1,0 +1,32 @@
+"""Whether a deployment was exported from a given artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flatq.deployment import Deployment
+from flatq.errors import UsageError
+from flatq.quantize.artifact import Artifact
+
+__all__ = ["check_origin"]
+
+
+def check_origin(deployment: Deployment, folder: Path, artifact: Artifact) -> None:
+    """Compare the artifact's digest with the one that the export recorded.
+
+    Args:
+        folder: of the deployment, for the message.
+        artifact: as `read_artifact` returns it; one that was never written has no digest and is refused.
+
+    Raises:
+        UsageError: the deployment was exported from another artifact, or from a checkpoint.
+    """
+    recorded = deployment.provenance.get("artifact")
+    if recorded is None or recorded != artifact.digest:
+        raise UsageError(
+            f"{folder} was not exported from this artifact",
+            expected=f"an artifact with sha256 {str(recorded)[:16]}..." if recorded else "a float checkpoint",
+            got=f"sha256 {str(artifact.digest)[:16]}..., {artifact.manifest.precision}, "
+            f"{artifact.manifest.parent['weights']} weights",
+            next_step="name the artifact that it was exported from, or export again",
+        )

@@ -1,0 +1,42 @@
+"""The random streams of a run: one generator for each purpose, all derived from the run's seed.
+
+Each stream is a child of `numpy.random.SeedSequence(seed)` with a spawn key of its own, (stream, rank). So
+streams, ranks and seeds don't share their numbers, and a stream added later moves none of the others. torch's
+CPU generator takes 32 bits of a seed: two streams coincide by chance with a probability of 2^-32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+__all__ = ["stream", "stream_seed"]
+
+_KEYS = {
+    "weights": 0,
+    "order": 1,
+    "timesteps": 2,
+    "noise": 3,
+    "perturbation": 4,
+    "label_dropout": 5,
+    "dropout": 6,
+}
+"""The first number of each spawn key. Never change one: it would change every run of every seed."""
+
+
+def stream_seed(seed: int, name: str, rank: int = 0) -> int:
+    """The seed of one stream, in [0, 2^64).
+
+    Args:
+        seed: of the run, 0 or more.
+        name: "weights" (initial ones), "order" (of the images, and flips), "timesteps", "noise",
+            "perturbation" (of the input), "label_dropout" or "dropout".
+        rank: of the process, where each has a stream of its own.
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(_KEYS[name], rank))
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+def stream(seed: int, name: str) -> torch.Generator:
+    """A CPU generator at the start of one stream, see `stream_seed`."""
+    return torch.Generator().manual_seed(stream_seed(seed, name))
