@@ -37,7 +37,7 @@ _CHUNK = 8192
 
 
 class NoiseStream(IntEnum):
-    """What the noise is for; the streams share no value."""
+    """What the noise is for; no two streams share a counter."""
 
     SAMPLING = 0
     CALIBRATION = 1
