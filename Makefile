@@ -63,6 +63,7 @@ check: venv
 		--force-reinstall .
 	rm -rf build *.egg-info
 	cd $(CHECK) && bin/python -m mypy --config-file ../pyproject.toml -p flatq
+	cd $(CHECK) && bin/python -m mypy --config-file ../pyproject.toml ../examples/api.py
 	cd $(CHECK) && bin/python -c "from importlinter.cli import lint_imports_command as run; run()" \
 		--config ../pyproject.toml --no-cache
 

@@ -70,18 +70,11 @@ def prepare(folder: Path) -> None:
     import onnx.parser
     from common import open_checkpoint
 
-    from flatq.calib.inputs import CalibrationPlan
-    from flatq.export import export_artifact
-    from flatq.quantize.artifact import write_artifact
-    from flatq.quantize.rounding import quantize_checkpoint
-    from flatq.recipe import PRESETS
-
-    checkpoint = open_checkpoint(None, folder)
-    artifact = quantize_checkpoint(
-        checkpoint, PRESETS["w8a8"], calibration=CalibrationPlan(images=2, steps=4), threads=1
+    settings = flatq.QuantizeSettings(
+        rounding=flatq.WeightRounding(), calibration=flatq.CalibrationPlan(images=2, steps=4), threads=1
     )
-    write_artifact(artifact, folder / "ckpt.w8a8")
-    export_artifact(folder / "ckpt.w8a8", "onnxruntime", folder / "ckpt.w8a8" / "onnxruntime")
+    quantized = flatq.quantize(open_checkpoint(None, folder), settings, folder / "ckpt.w8a8")
+    flatq.export(quantized, flatq.ExportSettings(verify=False, threads=1))
 
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (500, 32, 32, 3), dtype=np.uint8)
@@ -106,8 +99,6 @@ def prepare(folder: Path) -> None:
 
 def first(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """An evaluation of which nothing is cached, in this process, which is to be a new one."""
-    from flatq.sampler import SamplePlan
-
     clock = Clock()
     opened = clock.wrap("opening", flatq.assess.open_model)
 
@@ -127,20 +118,20 @@ def first(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     clock.patch("cache", samples.SampleCache, "store")
     clock.patch("statistics", flatq.assess, "compare")
     clock.patch("report", flatq.assess, "write_report")
-    task = flatq.assess.Assessment(
+    task = flatq.EvaluateSettings(
         models=(folder / "ckpt.w8a8",),
         baseline=folder / "ckpt.pt",
         data=str(folder / "data.npz"),
         out=folder / "out",
-        plan=SamplePlan(steps=STEPS),
+        plan=flatq.SamplePlan(steps=STEPS),
         images=options.n,
         batch_size=options.batch_size,
         features=str(folder / "features.onnx"),
-        baseline_runtime=options.baseline_runtime,
-        threads=options.threads,
+        runtime=flatq.RuntimeSettings(threads=options.threads),
+        baseline_runtime=flatq.RuntimeSettings(options.baseline_runtime),
         max_drift=100.0,
     )
-    report = flatq.assess.assess(task)
+    report = flatq.evaluate(task)
     wall = time.perf_counter() - _BEGIN
     inside = sum(spent for name, spent in clock.seconds.items() if name.endswith("calls"))
     clock.seconds["imports"] = _IMPORTS_S

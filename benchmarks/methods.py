@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+import flatq
 from flatq.backends import EXPORT_FLAGS
 
 __all__ = ["main"]
@@ -159,10 +160,7 @@ class _HeldOut:
 def _fidelity(
     heldout: _HeldOut, path: Path, outputs_float: Any, runtime: str, threads: int | None
 ) -> dict[str, Any]:
-    from flatq.models import open_model
-
-    model = open_model(path, runtime=runtime, threads=threads)
-    with model.runtime:
+    with flatq.load(path, runtime=flatq.RuntimeSettings(runtime, threads=threads)) as model:
         outputs = heldout.outputs(model)
     difference = heldout.losses(outputs) - heldout.losses(outputs_float)
     error = ((outputs - outputs_float) ** 2).mean()
@@ -203,10 +201,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("methods.json"))
     options = parser.parse_args()
 
-    from flatq.assess import Assessment, assess
-    from flatq.models import open_model
     from flatq.report.environment import environment
-    from flatq.sampler import SamplePlan
 
     schemes, methods = _chosen(options.schemes, SCHEMES), _chosen(options.methods, METHODS)
     common = ["--weights", options.weights, "--calib-images", str(options.calib_images)]
@@ -229,23 +224,26 @@ def main() -> None:
     if options.peers:
         variants |= _peers(options)
 
-    baseline = open_model(options.checkpoint, average=options.weights, threads=options.threads)
-    with baseline.runtime:
+    baseline = flatq.load(
+        options.checkpoint,
+        weights=options.weights,
+        runtime=flatq.RuntimeSettings(threads=options.threads),
+    )
+    with baseline:
         heldout = _HeldOut(options.heldout, baseline.image_shape, baseline.process, options.heldout_n)
         outputs_float = heldout.outputs(baseline)
     for folder, row in variants.items():
         row |= _fidelity(heldout, folder, outputs_float, options.runtime, options.threads)
-    report = assess(
-        Assessment(
+    report = flatq.evaluate(
+        flatq.EvaluateSettings(
             models=tuple(variants),
             baseline=options.checkpoint,
             data=options.data,
             out=options.work / "eval",
-            plan=SamplePlan(steps=options.steps),
+            plan=flatq.SamplePlan(steps=options.steps),
             images=options.n,
             features=options.features,
-            runtime=options.runtime,
-            threads=options.threads,
+            runtime=flatq.RuntimeSettings(options.runtime, threads=options.threads),
         ),
         note=lambda line: print(line, file=sys.stderr),
     )

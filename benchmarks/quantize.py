@@ -25,6 +25,8 @@ from typing import Any
 
 from common import UNET, open_checkpoint
 
+import flatq
+
 __all__ = ["main"]
 
 GOALS_S = {"rtn": 60.0, "gptq": 300.0, "adaround": 1800.0}
@@ -34,7 +36,7 @@ UNET_6_8M = {name: value for name, value in UNET.items() if name != "resnet_time
 
 
 class _Clock:
-    """Wall and CPU seconds of each stage, told by the progress of `quantize_checkpoint`."""
+    """Wall and CPU seconds of each stage, told by the progress of `flatq.quantize`."""
 
     def __init__(self) -> None:
         self.stages: dict[str, list[float]] = {}
@@ -51,27 +53,24 @@ class _Clock:
 def _measure(method: str, threads: int, share: float) -> dict[str, Any]:
     """One method in this process."""
     from flatq.quantize.methods import AdaRound, WeightRounding
-    from flatq.quantize.rounding import quantize_checkpoint
-    from flatq.recipe import PRESETS
 
     options = AdaRound()
     few = options.model_copy(update={"iterations": max(round(options.iterations * share), 1)})
     rounding = WeightRounding.model_validate({"method": method, "adaround": few})
+    settings = flatq.QuantizeSettings(flatq.recipe_for_bits(4), rounding, threads=threads)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = open_checkpoint(None, Path(folder), UNET_6_8M)
-    parameters = sum(value.numel() for value in checkpoint.weights["raw"].values())
-    clock = _Clock()
-    wall, cpu = time.perf_counter(), time.process_time()
-    artifact = quantize_checkpoint(
-        checkpoint, PRESETS["w4a8"], threads=threads, progress=clock, rounding=rounding
-    )
-    found = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+        parameters = sum(value.numel() for value in checkpoint.weights["raw"].values())
+        clock = _Clock()
+        wall, cpu = time.perf_counter(), time.process_time()
+        quantized = flatq.quantize(checkpoint, settings, Path(folder) / "w4a8", progress=clock)
+        found = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
     result: dict[str, Any] = {
         **found,
         "stages_s": {name: {"wall": spent[0], "cpu": spent[1]} for name, spent in clock.stages.items()},
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "parameters": parameters,
-        "calibration": artifact.manifest.calibration.model_dump(mode="json"),
+        "calibration": quantized.manifest.calibration.model_dump(mode="json"),
         "rounding": rounding.model_dump(mode="json"),
     }
     if method == "adaround" and few.iterations < options.iterations:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from flatq.callable_package import make_callable
+
 if TYPE_CHECKING:
     from flatq.export.deploy import export_artifact, export_checkpoint
     from flatq.export.engine import build_engine
 
 __all__ = ["build_engine", "export_artifact", "export_checkpoint"]
+
+make_callable(__name__)
 
 _HOMES = {"export_artifact": "deploy", "export_checkpoint": "deploy", "build_engine": "engine"}
 

@@ -1,10 +1,108 @@
 """flatq: quantize diffusion models, export them, and know what it did to the pictures.
 
-Importing this package loads neither torch nor any runtime.
+The verbs are functions of frozen settings: `train`, `quantize`, `export`, `verify`, `load`, `sample`,
+`evaluate` and `gate`. Importing this package loads neither torch nor any runtime; each name is loaded when it
+is first used.
 """
 
 from __future__ import annotations
 
-__all__ = ["__version__"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flatq.api import (
+        Exported,
+        Quantized,
+        Samples,
+        evaluate,
+        export,
+        gate,
+        load,
+        quantize,
+        sample,
+        train,
+        verify,
+    )
+    from flatq.assessment import EvaluateSettings, GateSettings
+    from flatq.backends import RuntimeSettings
+    from flatq.calib import CalibrationPlan
+    from flatq.checkpoint import Checkpoint
+    from flatq.errors import FlatqError
+    from flatq.export.settings import ExportSettings
+    from flatq.models import Model
+    from flatq.quantize.methods import WeightRounding
+    from flatq.quantize.settings import QuantizeSettings
+    from flatq.recipe import recipe_for_bits
+    from flatq.report.model import Report
+    from flatq.report.result import GateResult
+    from flatq.sampler import SamplePlan
+    from flatq.train.config import TrainConfig
+    from flatq.verify.recorded import Verified
+
+__all__ = [
+    "CalibrationPlan",
+    "Checkpoint",
+    "EvaluateSettings",
+    "ExportSettings",
+    "Exported",
+    "FlatqError",
+    "GateResult",
+    "GateSettings",
+    "Model",
+    "QuantizeSettings",
+    "Quantized",
+    "Report",
+    "RuntimeSettings",
+    "SamplePlan",
+    "Samples",
+    "TrainConfig",
+    "Verified",
+    "WeightRounding",
+    "__version__",
+    "evaluate",
+    "export",
+    "gate",
+    "load",
+    "quantize",
+    "recipe_for_bits",
+    "sample",
+    "train",
+    "verify",
+]
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "flatq.api": "Exported Quantized Samples gate load sample",
+    "flatq.assessment": "EvaluateSettings GateSettings",
+    "flatq.backends": "RuntimeSettings",
+    "flatq.calib": "CalibrationPlan",
+    "flatq.checkpoint": "Checkpoint",
+    "flatq.errors": "FlatqError",
+    "flatq.export.settings": "ExportSettings",
+    "flatq.models": "Model",
+    "flatq.quantize.methods": "WeightRounding",
+    "flatq.quantize.settings": "QuantizeSettings",
+    "flatq.recipe": "recipe_for_bits",
+    "flatq.report.model": "Report",
+    "flatq.report.result": "GateResult",
+    "flatq.sampler": "SamplePlan",
+    "flatq.train.config": "TrainConfig",
+    "flatq.verify.recorded": "Verified",
+}
+_PACKAGES = ("evaluate", "export", "quantize", "train", "verify")
+"""Verbs that are subpackages too: these modules can be called, see `flatq.callable_package`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    for home, names in _HOMES.items():
+        if name in names.split():
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

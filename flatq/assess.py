@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from flatq.assessment import Assessment
-from flatq.backends import target_of
+from flatq.assessment import EvaluateSettings
 from flatq.errors import ArtifactError, DataError, UsageError
 from flatq.evaluate.cache import Note, ReferenceCache, cache_folder
 from flatq.evaluate.compare import Comparison, Referee, compare, open_referee, stored_referee
@@ -41,7 +41,7 @@ from flatq.rungs import Rungs, check_ladder
 from flatq.runtime.base import default_threads
 from flatq.sampler import check_labels
 
-__all__ = ["Assessment", "assess"]
+__all__ = ["EvaluateSettings", "assess"]
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is sampled, images times steps done, total)."""
@@ -50,7 +50,7 @@ _GRID_IMAGES = 32
 
 
 def assess(
-    task: Assessment,
+    task: EvaluateSettings,
     progress: Progress | None = None,
     note: Note = lambda _: None,
     team: Team | None = None,
@@ -69,23 +69,29 @@ def assess(
         raise UsageError("too few images", expected="at least 2", got=str(task.images), next_step="raise -n")
     if not task.models:
         raise UsageError("no model to evaluate", expected="at least one artifact", got="none")
+    if task.baseline is None:
+        raise UsageError("no baseline", expected="the float checkpoint", got="none")
     tolerances = Tolerances(task.max_drift, task.max_drift_rel, task.min_samples)
     gated = task.max_drift is not None or task.max_drift_rel is not None
     looks = Looks((task.images,), task.confidence)
     if task.max_samples is not None:
         tolerances.check()
         looks = plan_looks(task.images, task.max_samples, task.looks, task.confidence)
-    if task.ladder:
-        check_ladder(task.baseline, task.baseline_runtime, task.models, task.runtime)
     if team is not None:
-        task = replace(task, threads=task.threads or team.threads)
+        threads = task.runtime.threads or team.threads
+        task = replace(task, runtime=replace(task.runtime, threads=threads))
         team.extractor = ExtractorChoice(task.features, task.inception_weights, task.features_device)
-    average = parent_weights(task.models, task.baseline, task.average)
-    baseline = open_model(task.baseline, runtime=task.baseline_runtime, average=average, threads=task.threads)
+    floats = task.baseline_runtime
+    if floats.threads is None:
+        floats = replace(floats, threads=task.runtime.threads)
+    if task.ladder:
+        check_ladder(task.baseline, floats, task.models, task.runtime)
+    weights = parent_weights(task.models, task.baseline, task.weights)
+    baseline = open_model(task.baseline, floats, weights=weights)
     with ExitStack() as stack:
         stack.enter_context(baseline.runtime)
         check_labels(task.plan, baseline.classes)
-        why = "" if task.average else " (the default)" if average is None else " (those of the models)"
+        why = "" if task.weights else " (the default)" if weights is None else " (those of the models)"
         note(f"weights of the baseline: {baseline.weights}{why}")
         # before anything is sampled, so that a reference that does not fit is found at once
         referee = _referee(task, baseline.image_shape, progress, note)
@@ -96,15 +102,7 @@ def assess(
             stack.enter_context(rungs)
         entries = []
         for number, path in enumerate(task.models):
-            model = open_model(
-                path,
-                runtime=task.runtime,
-                average=average if kind_of(path) == "checkpoint" else None,
-                threads=task.threads,
-                device=task.device,
-                precision=task.precision,
-                hint=task.hint,
-            )
+            model = open_model(path, task.runtime, weights=weights if kind_of(path) == "checkpoint" else None)
             with model.runtime:
                 if model.classes != baseline.classes:
                     raise ArtifactError(
@@ -132,7 +130,9 @@ def assess(
     return report
 
 
-def _referee(task: Assessment, shape: tuple[int, int, int], progress: Progress | None, note: Note) -> Referee:
+def _referee(
+    task: EvaluateSettings, shape: tuple[int, int, int], progress: Progress | None, note: Note
+) -> Referee:
     """The reference: images at hand, or a file of statistics."""
     if (task.data is None) == (task.reference is None):
         raise UsageError(
@@ -147,7 +147,7 @@ def _referee(task: Assessment, shape: tuple[int, int, int], progress: Progress |
         inception_weights=task.inception_weights,
         device=task.features_device,
     )
-    threads = task.threads or default_threads()
+    threads = task.runtime.threads or default_threads()
     if stored is not None:
         if stored.extractor_digest is None:
             note(
@@ -174,7 +174,7 @@ def _referee(task: Assessment, shape: tuple[int, int, int], progress: Progress |
 
 
 def _growing(
-    task: Assessment,
+    task: EvaluateSettings,
     model: Model,
     referee: Referee,
     progress: Progress | None,
@@ -196,7 +196,7 @@ def _growing(
 
 
 def _rungs(
-    task: Assessment,
+    task: EvaluateSettings,
     baseline: Model,
     float_side: Growing,
     referee: Referee,
@@ -204,24 +204,19 @@ def _rungs(
     note: Note,
     team: Team | None,
 ) -> Rungs:
-    runtime = task.runtime or "onnxruntime"
+    assert task.baseline is not None
     return Rungs(
         task.baseline,
         baseline.weights,
         float_side,
         lambda model: _growing(task, model, referee, progress, note, team),
-        runtime=runtime,
-        device=task.device,
-        precision=task.precision,
-        hint=task.hint,
-        target=target_of(runtime, task.device),
-        threads=task.threads,
+        task.runtime,
         scratch=None if team is None else team.scratch,
     )
 
 
 def _compare(
-    task: Assessment,
+    task: EvaluateSettings,
     referee: Referee,
     float_side: Growing,
     side: Growing,
@@ -269,7 +264,7 @@ def _compare(
 
 
 def _entry(
-    task: Assessment,
+    task: EvaluateSettings,
     number: int,
     sampled: Growing,
     float_side: Growing,
@@ -323,7 +318,7 @@ def _entry(
 
 
 def _report(
-    task: Assessment,
+    task: EvaluateSettings,
     float_side: Growing,
     referee: Referee,
     prc: PrecisionRecall | None,
@@ -372,8 +367,16 @@ def _report(
     )
 
 
-def _options(task: Assessment) -> Options:
-    given = {name: getattr(task, name) for name in Options.model_fields}
+def _options(task: EvaluateSettings) -> Options:
+    runtime = task.runtime
+    given: dict[str, Any] = {
+        "runtime": runtime.runtime,
+        "device": runtime.device,
+        "precision": runtime.precision,
+        "hint": runtime.hint,
+        "baseline_runtime": task.baseline_runtime.runtime,
+    }
+    given |= {name: getattr(task, name) for name in Options.model_fields if name not in given}
     for name in ("data", "reference", "features"):
         if given[name] is not None:
             given[name] = Path(given[name]).name

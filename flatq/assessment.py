@@ -1,34 +1,38 @@
-"""What an evaluation is asked for. Pure data; `flatq.assess` does it."""
+"""What `flatq.evaluate` and `flatq.gate` are asked for. Pure data, no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from flatq.images import Resize
+from flatq.backends import RuntimeSettings
 from flatq.sampler import SamplePlan
 
-__all__ = ["Assessment"]
+if TYPE_CHECKING:
+    from flatq.images import Resize
+
+__all__ = ["EvaluateSettings", "GateSettings", "OnInconclusive"]
+
+OnInconclusive = Literal["pass", "fail", "error"]
 
 
 @dataclass(frozen=True)
-class Assessment:
-    """What to evaluate and how.
+class EvaluateSettings:
+    """What to evaluate and how; the defaults are those of `flatq eval`.
 
     Attributes:
         models: artifacts, deployments or checkpoints.
-        baseline: the float checkpoint they are compared with.
-        data: images that the distances are taken to, as `flatq.images.load_images` names them; None with
-            `reference`.
+        baseline: the float checkpoint they are compared with; by default the one beside the first model.
+        data: images that the distances are taken to, as `flatq.images.load_images` names them; the embedded
+            digits where there is no `reference` either.
         out: folder of the report.
         plan: how images are drawn.
         images: how many, from index `first`.
         features: an ONNX feature network, "inception", or None for the bundled one.
-        runtime: of the models; None takes each kind's default.
-        device, precision, hint: of the models, as `flatq.backends.Settings`.
-        baseline_runtime: of the baseline, torch by default.
-        average: weights of the baseline; None takes those that the models were made from.
+        runtime: how the models run; the feature network takes its threads too.
+        baseline_runtime: how the baseline runs, by default with the threads of `runtime`.
+        weights: raw, ema or swa of the baseline; by default those that the models were made from.
         max_drift, max_drift_rel, min_samples: the gate's, as `flatq.evaluate.judge.Tolerances`; without a
             tolerance there is no verdict.
         max_samples: go on drawing up to so many images until the gate has decided; None draws `images`.
@@ -41,21 +45,17 @@ class Assessment:
     """
 
     models: tuple[Path, ...]
-    baseline: Path
-    data: str | None
-    out: Path
+    baseline: Path | None = None
+    data: str | None = None
+    out: Path = Path("flatq-eval")
     plan: SamplePlan = field(default_factory=SamplePlan)
     images: int = 1000
     first: int = 0
     batch_size: int = 64
     features: str | None = None
-    runtime: str | None = None
-    device: str | None = None
-    precision: str | None = None
-    hint: str | None = None
-    baseline_runtime: str | None = None
-    average: str | None = None
-    threads: int | None = None
+    runtime: RuntimeSettings = RuntimeSettings()
+    baseline_runtime: RuntimeSettings = RuntimeSettings()
+    weights: str | None = None
     rounding: Literal["round", "truncate"] = "round"
     confidence: float = 0.95
     max_drift: float | None = None
@@ -69,3 +69,25 @@ class Assessment:
     features_device: str = "cpu"
     cache: bool = True
     resize: Resize | None = None
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """What a report is judged by; the defaults are those of `flatq gate`.
+
+    Attributes:
+        max_drift: the largest FID drift that passes.
+        max_drift_rel: the largest drift that passes, as a fraction of the float model's FID. Without either,
+            the tolerances are those that the report was evaluated with.
+        min_samples: fewer images are inconclusive.
+        confidence: confidence level of the intervals, that of the report by default.
+        baseline: an earlier report, or its folder: `max_drift` is then how much the drift may grow over it.
+        on_inconclusive: what an inconclusive verdict exits with: pass = 0, fail = 1, error = 4.
+    """
+
+    max_drift: float | None = None
+    max_drift_rel: float | None = None
+    min_samples: int | None = None
+    confidence: float | None = None
+    baseline: Path | None = None
+    on_inconclusive: OnInconclusive = "error"

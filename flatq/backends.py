@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
@@ -18,7 +18,7 @@ __all__ = [
     "DEVICES",
     "EXPORT_FLAGS",
     "RUNTIMES",
-    "Settings",
+    "RuntimeSettings",
     "check_place",
     "check_settings",
     "open_runtime",
@@ -45,23 +45,35 @@ _RUNTIME_OF: dict[Target, str] = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class RuntimeSettings:
     """How a model runs.
 
     Attributes:
-        runtime: one of `RUNTIMES`.
-        device: one of `DEVICES`; the CPU by default. `cuda` with torch or ONNX Runtime, `tensorrt` is ONNX
-            Runtime's TensorRT execution provider.
-        threads: CPU threads, all cores by default.
-        precision: of OpenVINO's floats, its own choice by default.
-        hint: of OpenVINO.
+        runtime: one of `RUNTIMES`. By default a checkpoint runs in torch, a deployment on the runtime that it
+            was lowered for, an artifact on ONNX Runtime.
+        device: one of `DEVICES`, the CPU by default. `cuda` goes with torch, ONNX Runtime and TensorRT;
+            `tensorrt` is ONNX Runtime's TensorRT execution provider.
+        precision: floating-point precision of OpenVINO's float operators (fp32, bf16 or fp16); OpenVINO
+            chooses by default.
+        threads: number of CPU threads, all cores by default.
+        hint: OpenVINO's performance hint, latency (the default) or throughput.
     """
 
-    runtime: str
+    runtime: str | None = None
     device: str | None = None
-    threads: int | None = None
     precision: str | None = None
+    threads: int | None = None
     hint: str | None = None
+
+    def on(self, runtime: str) -> RuntimeSettings:
+        """The same settings on a given runtime, without OpenVINO's own where it is another."""
+        own = runtime == "openvino"
+        return replace(
+            self,
+            runtime=runtime,
+            precision=self.precision if own else None,
+            hint=self.hint if own else None,
+        )
 
 
 def runtime_of(target: Target, device: str | None = None) -> str:
@@ -69,20 +81,22 @@ def runtime_of(target: Target, device: str | None = None) -> str:
     return "onnxruntime" if (target, device) == ("tensorrt", "tensorrt") else _RUNTIME_OF[target]
 
 
-def target_of(runtime: str, device: str | None = None) -> Target:
-    """The target whose deployment a runtime runs on a device."""
-    return "tensorrt" if "tensorrt" in (runtime, device) else cast(Target, runtime)
+def target_of(settings: RuntimeSettings) -> Target:
+    """The target whose deployment these settings run; ONNX Runtime's where they name no runtime."""
+    if "tensorrt" in (settings.runtime, settings.device):
+        return "tensorrt"
+    return cast(Target, settings.runtime or "onnxruntime")
 
 
-def check_settings(settings: Settings) -> None:
+def check_settings(settings: RuntimeSettings) -> None:
     """Refuse settings that are not offered or do not go together.
 
     Raises:
         UsageError: it names the option.
     """
-    runtime = settings.runtime
+    runtime = settings.runtime or ""
     devices = {"torch": ("cpu", "cuda"), "onnxruntime": DEVICES, "openvino": ("cpu",), "tensorrt": ("cuda",)}
-    checks: list[tuple[str, str | None, tuple[str, ...]]] = [("--runtime", runtime, RUNTIMES)]
+    checks: list[tuple[str, str | None, tuple[str, ...]]] = [("--runtime", settings.runtime, RUNTIMES)]
     if runtime in RUNTIMES:
         own = runtime == "openvino"
         checks += [
@@ -103,7 +117,7 @@ def check_settings(settings: Settings) -> None:
         raise UsageError("no threads", expected="--threads at least 1", got=str(settings.threads))
 
 
-def check_place(deployment: Deployment, folder: Path, settings: Settings) -> None:
+def check_place(deployment: Deployment, folder: Path, settings: RuntimeSettings) -> None:
     """Refuse a graph on a runtime or provider that would not run its integers.
 
     Raises:
@@ -112,7 +126,7 @@ def check_place(deployment: Deployment, folder: Path, settings: Settings) -> Non
     target, runtime, device = deployment.target, settings.runtime, settings.device
     quantized = _is_quantized(deployment)
     if quantized or runtime != "onnxruntime":
-        right = target_of(runtime, device)
+        right = target_of(settings)
         fits = target == right or (target == "generic" and right == "onnxruntime")
     else:
         right, fits = "onnxruntime", target != "openvino"
@@ -132,7 +146,7 @@ def check_place(deployment: Deployment, folder: Path, settings: Settings) -> Non
         )
 
 
-def open_runtime(deployment: Deployment, file: Path, settings: Settings) -> Runtime:
+def open_runtime(deployment: Deployment, file: Path, settings: RuntimeSettings) -> Runtime:
     """The runtime of a deployment whose place was checked; `file` is its model file."""
     if settings.runtime == "openvino":
         from flatq.runtime.openvino import OpenVinoRuntime

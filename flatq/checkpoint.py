@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -29,6 +29,7 @@ __all__ = [
     "Checkpoint",
     "ModelConfig",
     "check_weights",
+    "choose_weights",
     "file_digest",
     "load_checkpoint",
     "read_tensors",
@@ -184,6 +185,18 @@ def check_weights(network: Denoiser, weights: Mapping[str, torch.Tensor], where:
 def _load_strictly(network: Denoiser, weights: Mapping[str, torch.Tensor], where: str) -> None:
     check_weights(network, weights, where)
     network.unet.load_state_dict(dict(weights), strict=True)
+
+
+def choose_weights(checkpoint: Checkpoint, asked: str | None, note: Callable[[str], None]) -> str:
+    """The name of the weights to use, passed to `note`, and that it is the default where it is.
+
+    Raises:
+        UsageError: the checkpoint does not hold the weights asked for.
+    """
+    chosen = checkpoint.choose(asked)
+    held = "" if asked else f" (the default; {checkpoint.source} holds {', '.join(checkpoint.weights)})"
+    note(f"weights: {chosen}{held}")
+    return chosen
 
 
 def file_digest(path: Path) -> str:

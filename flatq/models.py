@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from flatq.backends import (
     EXPORT_FLAGS,
-    Settings,
+    RuntimeSettings,
     check_place,
     check_settings,
     open_runtime,
@@ -24,7 +25,15 @@ from flatq.process import ProcessConfig
 from flatq.runtime.base import Runtime
 from flatq.verify import Audit, read_audit
 
-__all__ = ["Model", "Opening", "deployment_folder", "kind_of", "open_model", "parent_weights"]
+__all__ = [
+    "Model",
+    "Opening",
+    "checkpoint_beside",
+    "deployment_folder",
+    "kind_of",
+    "open_model",
+    "parent_weights",
+]
 
 Kind = Literal["checkpoint", "artifact", "deployment"]
 
@@ -34,21 +43,17 @@ class Opening:
     """The arguments of `open_model`, to open the same again elsewhere."""
 
     path: Path
-    runtime: str | None = None
-    average: str | None = None
-    threads: int | None = None
-    device: str | None = None
-    precision: str | None = None
-    hint: str | None = None
+    runtime: RuntimeSettings = RuntimeSettings()
+    weights: str | None = None
     lowered_for: Target = "onnxruntime"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model ready to sample.
+    """A model ready to sample; a context manager that closes its runtime.
 
     Attributes:
-        runtime: close it (or use it as a context manager) when done.
+        runtime: runs the network.
         process, image_shape, classes: what the sampler needs.
         name: of the path it was opened from.
         precision: fp32, or the recipe's name and the method's.
@@ -70,6 +75,15 @@ class Model:
     size_bytes: int
     audit: Audit | None = None
     opening: Opening | None = None
+
+    def __enter__(self) -> Self:
+        self.runtime.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.runtime.__exit__(kind, error, trace)
 
 
 def kind_of(path: Path) -> Kind:
@@ -116,22 +130,16 @@ def deployment_folder(path: Path, target: Target = "onnxruntime") -> Path:
 
 def open_model(
     path: Path,
+    runtime: RuntimeSettings = RuntimeSettings(),
     *,
-    runtime: str | None = None,
-    average: str | None = None,
-    threads: int | None = None,
-    device: str | None = None,
-    precision: str | None = None,
-    hint: str | None = None,
+    weights: str | None = None,
     lowered_for: Target = "onnxruntime",
 ) -> Model:
     """Open a checkpoint, an artifact or a deployment folder.
 
     Args:
-        runtime: by default a checkpoint runs in torch, a deployment on the runtime that it was lowered for,
-            an artifact on ONNX Runtime. An artifact must have been exported for it.
-        average: weights of a checkpoint.
-        device, threads, precision, hint: as `flatq.backends.Settings`.
+        runtime: how it runs. An artifact must have been exported for that runtime.
+        weights: raw, ema or swa of a checkpoint; ema if there, else raw, by default.
         lowered_for: whose lowered graph an artifact runs as in torch.
 
     Raises:
@@ -139,25 +147,25 @@ def open_model(
         ArtifactError: no export for that runtime, or a damaged one.
         MissingRuntimeError: the runtime or the device is not there.
     """
-    opening = Opening(path, runtime, average, threads, device, precision, hint, lowered_for)
+    opening = Opening(path, runtime, weights, lowered_for)
     return replace(_open(opening), opening=opening)
 
 
 def _open(opening: Opening) -> Model:
-    path, average, device = opening.path, opening.average, opening.device
+    path, weights, settings = opening.path, opening.weights, opening.runtime
     kind = kind_of(path)
-    runtime = opening.runtime or _default_runtime(path, kind, device)
-    settings = Settings(runtime, device, opening.threads, opening.precision, opening.hint)
+    if settings.runtime is None:
+        settings = replace(settings, runtime=_default_runtime(path, kind, settings.device))
     check_settings(settings)
-    if average is not None and kind != "checkpoint":
+    if weights is not None and kind != "checkpoint":
         raise UsageError(
             f"{path} holds one set of weights",
             expected="--weights only with a checkpoint",
-            got=f"--weights {average}",
+            got=f"--weights {weights}",
             next_step="leave --weights out",
         )
-    if runtime != "torch":
-        target = target_of(runtime, device)
+    if settings.runtime != "torch":
+        target = target_of(settings)
         folder = path if kind == "deployment" else deployment_folder(path, target)
         if not (folder / MANIFEST).is_file():
             raise ArtifactError(
@@ -175,8 +183,27 @@ def _open(opening: Opening) -> Model:
             next_step="name the artifact to run it in torch",
         )
     if kind == "checkpoint":
-        return _open_checkpoint(path, average, settings)
+        return _open_checkpoint(path, weights, settings)
     return _open_artifact(path, settings, opening.lowered_for)
+
+
+def checkpoint_beside(path: Path) -> Path:
+    """The checkpoint that an artifact was made from, where it still stands beside the artifact's folder.
+
+    Raises:
+        UsageError: it does not, or the path is no artifact.
+    """
+    from flatq.checkpoint import file_digest
+    from flatq.quantize.artifact import read_manifest
+
+    if kind_of(path) == "artifact":
+        parent = read_manifest(path).parent
+        candidate = path.resolve().parent / str(parent["file"])
+        if candidate.is_file() and file_digest(candidate) == parent["sha256"]:
+            return candidate
+    raise UsageError(
+        "no baseline", expected="--baseline CKPT.pt", got="none", next_step="name the float checkpoint"
+    )
 
 
 def parent_weights(models: Sequence[Path], baseline: Path, average: str | None) -> str | None:
@@ -231,7 +258,7 @@ def _default_runtime(path: Path, kind: Kind, device: str | None) -> str:
     return "torch" if kind == "checkpoint" and device != "tensorrt" else "onnxruntime"
 
 
-def _open_deployment(folder: Path, name: str, settings: Settings) -> Model:
+def _open_deployment(folder: Path, name: str, settings: RuntimeSettings) -> Model:
     deployment, file = read_deployment(folder)
     check_place(deployment, folder, settings)
     parent: dict[str, Any] = deployment.provenance.get("parent", {})
@@ -249,12 +276,12 @@ def _open_deployment(folder: Path, name: str, settings: Settings) -> Model:
     )
 
 
-def _open_checkpoint(path: Path, average: str | None, settings: Settings) -> Model:
+def _open_checkpoint(path: Path, weights: str | None, settings: RuntimeSettings) -> Model:
     from flatq.checkpoint import load_checkpoint
     from flatq.runtime.torch import TorchRuntime
 
     checkpoint = load_checkpoint(path)
-    chosen = checkpoint.choose(average)
+    chosen = checkpoint.choose(weights)
     network = checkpoint.network(chosen)
     size = sum(value.numel() * value.element_size() for value in checkpoint.weights[chosen].values())
     shape, classes, digest = checkpoint.model.image_shape, checkpoint.model.classes, checkpoint.digest or ""
@@ -264,7 +291,7 @@ def _open_checkpoint(path: Path, average: str | None, settings: Settings) -> Mod
     return Model(runtime, checkpoint.process, shape, classes, path.name, "fp32", chosen, digest, size)
 
 
-def _open_artifact(path: Path, settings: Settings, target: Target) -> Model:
+def _open_artifact(path: Path, settings: RuntimeSettings, target: Target) -> Model:
     from flatq.checkpoint import file_digest
     from flatq.quantize.artifact import read_artifact
     from flatq.quantize.lowering import lower

@@ -197,7 +197,7 @@ def branch_of(node: str) -> str | None:
 
 
 def recipe_for_bits(
-    bits: int,
+    bits: int = 8,
     activation_bits: int = 8,
     *,
     granularity: Granularity = "per_channel",

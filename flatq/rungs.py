@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from flatq.deployment import FloatPrecision, Target, read_deployment
+from flatq.backends import RuntimeSettings, target_of
+from flatq.deployment import FloatPrecision, read_deployment
 from flatq.errors import UsageError
 from flatq.evaluate.growing import Growing
 from flatq.evaluate.ladder import Ladder, Rung, climb
@@ -24,25 +25,25 @@ __all__ = ["Rungs", "check_ladder"]
 
 
 def check_ladder(
-    baseline: Path, baseline_runtime: str | None, models: tuple[Path, ...], runtime: str | None
+    baseline: Path, baseline_runtime: RuntimeSettings, models: tuple[Path, ...], runtime: RuntimeSettings
 ) -> None:
     """Refuse what has no ladder, before anything is sampled.
 
     Raises:
         UsageError: a baseline that is no checkpoint in torch, a model that is no artifact, or runs in torch.
     """
-    if kind_of(baseline) != "checkpoint" or baseline_runtime not in (None, "torch"):
+    if kind_of(baseline) != "checkpoint" or baseline_runtime.runtime not in (None, "torch"):
         raise UsageError(
             "the ladder starts at the float model in torch",
             expected="a checkpoint as the baseline, in torch",
-            got=f"{baseline}, on {baseline_runtime or 'its default'}",
+            got=f"{baseline}, on {baseline_runtime.runtime or 'its default'}",
         )
     for path in models:
-        if kind_of(path) != "artifact" or runtime == "torch":
+        if kind_of(path) != "artifact" or runtime.runtime == "torch":
             raise UsageError(
                 f"{path} has no ladder",
                 expected="an artifact on a deployment runtime: its graph runs in torch too",
-                got=f"a {kind_of(path)}" + (" in torch" if runtime == "torch" else ""),
+                got=f"a {kind_of(path)}" + (" in torch" if runtime.runtime == "torch" else ""),
                 next_step="name the artifact that `flatq quantize` wrote, or leave --ladder out",
             )
 
@@ -56,24 +57,18 @@ class Rungs:
         weights: str,
         float_side: Growing,
         grow: Callable[[Model], Growing],
+        runtime: RuntimeSettings,
         *,
-        runtime: str,
-        device: str | None,
-        precision: str | None,
-        hint: str | None,
-        target: Target,
-        threads: int | None,
         scratch: Path | None = None,
     ) -> None:
         """Args:
         checkpoint, weights, float_side: rung A.
         grow: what samples a model from the same noise.
-        runtime, device, precision, hint, target, threads: of the artifacts' rung D.
+        runtime: how the artifacts' rung D runs.
         scratch: a folder for the float exports; the system's by default.
         """
         self._checkpoint, self._weights, self._float_side, self._grow = checkpoint, weights, float_side, grow
-        self._runtime, self._device, self._precision, self._hint = runtime, device, precision, hint
-        self._target, self._threads, self._scratch = target, threads, scratch
+        self._runtime, self._target, self._scratch = runtime, target_of(runtime), scratch
         self._exports: dict[FloatPrecision, Growing] = {}
         self._stack = ExitStack()
 
@@ -96,7 +91,9 @@ class Rungs:
         floats = read_deployment(deployment_folder(artifact, self._target))[0].float_precision
         exported = self._exported(floats)
         exported.grow(n)
-        model = open_model(artifact, runtime="torch", threads=self._threads, lowered_for=self._target)
+        model = open_model(
+            artifact, RuntimeSettings("torch", threads=self._runtime.threads), lowered_for=self._target
+        )
         with model.runtime:
             lowered = self._grow(model)
             lowered.grow(n)
@@ -128,14 +125,7 @@ class Rungs:
                 average=self._weights,
                 float_precision=floats,
             )
-            model = open_model(
-                folder,
-                runtime=self._runtime,
-                device=self._device,
-                precision=self._precision,
-                hint=self._hint,
-                threads=self._threads,
-            )
+            model = open_model(folder, self._runtime)
             self._stack.enter_context(model.runtime)
             self._exports[floats] = self._grow(model)
         return self._exports[floats]

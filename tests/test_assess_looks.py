@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from toy_runtime import Toy
 
-from flatq.assess import Assessment, assess
+from flatq.assess import EvaluateSettings, assess
+from flatq.backends import RuntimeSettings
 from flatq.errors import UsageError
 from flatq.evaluate.drift import fid_drift
 from flatq.evaluate.moments import reference_from_features
@@ -45,7 +46,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> dict[str, Off]:
     """By the name of a model's file."""
     found = {"float.pt": Off(0.0), "near.pt": Off(0.002), "far.pt": Off(-1.0)}
 
-    def open_toy(path: Path, **_: Any) -> Model:
+    def open_toy(path: Path, *_: Any, **__: Any) -> Model:
         process = ProcessConfig(schedule="cosine")
         return Model(found[path.name], process, (3, 16, 16), None, path.name, "fp32", "raw", path.name, 1)
 
@@ -54,12 +55,12 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> dict[str, Off]:
 
 
 @pytest.fixture
-def task(toys: dict[str, Off], feature_net: Path, tmp_path: Path) -> Assessment:
+def task(toys: dict[str, Off], feature_net: Path, tmp_path: Path) -> EvaluateSettings:
     for name in toys:
         (tmp_path / name).touch()
     pixels = np.random.default_rng(0).integers(0, 256, (200, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", pixels)
-    return Assessment(
+    return EvaluateSettings(
         models=(tmp_path / "near.pt", tmp_path / "far.pt"),
         baseline=tmp_path / "float.pt",
         data=str(tmp_path / "data.npz"),
@@ -68,12 +69,12 @@ def task(toys: dict[str, Off], feature_net: Path, tmp_path: Path) -> Assessment:
         images=40,
         batch_size=20,
         features=str(feature_net),
-        threads=1,
+        runtime=RuntimeSettings(threads=1),
         cache=False,
     )
 
 
-def test_it_draws_until_the_gate_decides(task: Assessment, toys: dict[str, Off]) -> None:
+def test_it_draws_until_the_gate_decides(task: EvaluateSettings, toys: dict[str, Off]) -> None:
     pilot = assess(task)
     drifts = [entry.drift for entry in pilot.models]
     assert drifts[0] is not None
@@ -104,7 +105,7 @@ def test_it_draws_until_the_gate_decides(task: Assessment, toys: dict[str, Off])
     )
 
 
-def test_the_last_look_is_the_evaluation_of_as_many(task: Assessment, toys: dict[str, Off]) -> None:
+def test_the_last_look_is_the_evaluation_of_as_many(task: EvaluateSettings, toys: dict[str, Off]) -> None:
     """A tolerance at the drift itself is never decided on; the samples are those of one evaluation of 160."""
     task = dataclasses.replace(task, models=task.models[:1])
     whole = assess(dataclasses.replace(task, images=160)).models[0].drift
@@ -122,7 +123,7 @@ def test_the_last_look_is_the_evaluation_of_as_many(task: Assessment, toys: dict
     assert toys["near.pt"].sampled == 160 + found.n
 
 
-def test_a_pilot_is_a_plan(task: Assessment) -> None:
+def test_a_pilot_is_a_plan(task: EvaluateSettings) -> None:
     report = assess(task)
     text = plan_text(report, task.out, 5.0, None)
     assert "near.pt: 40 images resolve" in text
@@ -134,7 +135,7 @@ def test_a_pilot_is_a_plan(task: Assessment) -> None:
     assert "4 images give no interval" in plan_text(few, task.out, None, None)
 
 
-def test_relative_tolerance_at_evaluation(task: Assessment) -> None:
+def test_relative_tolerance_at_evaluation(task: EvaluateSettings) -> None:
     """The report keeps the plain drift; the verdict is that of the drift beyond the tolerance."""
     report = assess(dataclasses.replace(task, max_drift_rel=0.2))
     entry = report.models[1]
@@ -154,7 +155,7 @@ def test_relative_tolerance_at_evaluation(task: Assessment) -> None:
     assert f"{expected.corrected:+.4g}"[:5] in entry.verdict.reason
 
 
-def test_it_refuses(task: Assessment) -> None:
+def test_it_refuses(task: EvaluateSettings) -> None:
     with pytest.raises(UsageError, match="no tolerance"):
         assess(dataclasses.replace(task, max_samples=100))
     with pytest.raises(UsageError, match="looks"):
@@ -176,7 +177,7 @@ def _drawn(toys: dict[str, Off]) -> dict[str, int]:
 
 
 def test_a_second_evaluation_samples_nothing(
-    task: Assessment, toys: dict[str, Off], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: EvaluateSettings, toys: dict[str, Off], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLATQ_CACHE", str(tmp_path / "cache"))
     bare = assess(task)
@@ -202,7 +203,7 @@ def test_a_second_evaluation_samples_nothing(
 
 
 def test_an_interrupted_evaluation_goes_on(
-    task: Assessment, toys: dict[str, Off], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: EvaluateSettings, toys: dict[str, Off], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLATQ_CACHE", str(tmp_path / "cache"))
     whole = assess(dataclasses.replace(task, images=100))
@@ -218,7 +219,7 @@ def test_an_interrupted_evaluation_goes_on(
 
 
 def test_damaged_samples_are_drawn_again(
-    task: Assessment, toys: dict[str, Off], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: EvaluateSettings, toys: dict[str, Off], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLATQ_CACHE", str(tmp_path / "cache"))
     task = dataclasses.replace(task, cache=True)

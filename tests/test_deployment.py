@@ -20,7 +20,7 @@ import torch
 from onnx import TensorProto
 from packaging.requirements import Requirement
 
-from flatq.backends import EXPORT_FLAGS
+from flatq.backends import EXPORT_FLAGS, RuntimeSettings
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import Target, read_deployment
 from flatq.errors import ArtifactError, MissingRuntimeError, ModelError, UsageError
@@ -90,9 +90,10 @@ except SystemExit as end:
 
 import numpy as np
 from pathlib import Path
+from flatq.backends import RuntimeSettings
 from flatq.models import open_model
 from flatq.sampler import SamplePlan, sample
-model = open_model(Path({folder!r}), threads=1)
+model = open_model(Path({folder!r}), RuntimeSettings(threads=1))
 with model.runtime as runtime:
     images = sample(runtime, model.process, SamplePlan(steps=3), range(5), model.image_shape)
 np.save({array!r}, images)
@@ -121,7 +122,7 @@ def test_the_folder_samples_without_torch(package: Target, artifact: Path, tmp_p
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    model = open_model(artifact, runtime=package, threads=1)
+    model = open_model(artifact, RuntimeSettings(runtime=package, threads=1))
     with model.runtime as runtime:
         here = sample(runtime, model.process, SamplePlan(steps=3), range(5), model.image_shape)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), here)
@@ -138,7 +139,7 @@ def test_generic_and_symmetric_graphs_sample_close_to_the_others(artifact: Path)
     for target in ("onnxruntime", "tensorrt", "generic"):
         with OnnxRuntime(artifact / target / "model.onnx", threads=1) as runtime:
             outputs[target] = runtime(x, t)
-    with open_model(artifact / "generic", threads=1).runtime as runtime:
+    with open_model(artifact / "generic", RuntimeSettings(threads=1)).runtime as runtime:
         np.testing.assert_array_equal(runtime(x, t), outputs["generic"])
     size = np.sqrt(np.mean(outputs["generic"] ** 2))
     for target in ("onnxruntime", "tensorrt"):
@@ -171,7 +172,7 @@ def test_a_float_export_is_the_network_for_every_label(
         inputs = (torch.from_numpy(value) for value in (x, t, label))
         expected = labelled.network()(*inputs).numpy()
     with open_model(
-        tmp_path, threads=1, precision="fp32" if target == "openvino" else None
+        tmp_path, RuntimeSettings(threads=1, precision="fp32" if target == "openvino" else None)
     ).runtime as runtime:
         np.testing.assert_allclose(runtime(x, t, {"label": label}), expected, atol=2e-5)
         with pytest.raises(ModelError, match="conditions"):
@@ -192,7 +193,7 @@ def test_fp16_of_a_float_checkpoint_is_a_deployment_like_others(tiny: Checkpoint
     t = np.array([0, 500, 999])
     with torch.no_grad():
         expected = tiny.network()(torch.from_numpy(x), torch.from_numpy(t)).numpy()
-    model = open_model(tmp_path, threads=1)
+    model = open_model(tmp_path, RuntimeSettings(threads=1))
     with model.runtime as runtime:
         error = runtime(x, t) - expected
     assert model.precision == "fp16"
@@ -235,7 +236,7 @@ def test_a_graph_in_the_wrong_place_names_the_right_target(
     target: Target, settings: dict[str, str], right: Target, artifact: Path
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        open_model(artifact / target, **settings)  # type: ignore[arg-type]
+        open_model(artifact / target, RuntimeSettings(**settings))
     assert EXPORT_FLAGS[right] in str(caught.value)
 
 
@@ -243,7 +244,7 @@ def test_an_artifact_that_was_not_exported_names_the_command(artifact: Path, tmp
     shutil.copytree(artifact, tmp_path / "a", ignore=shutil.ignore_patterns(*TARGETS))
     for runtime, flag in (("onnxruntime", "--onnx"), ("openvino", "--openvino"), ("tensorrt", "--trt")):
         with pytest.raises(ArtifactError, match=f"flatq export .* {flag}"):
-            open_model(tmp_path / "a", runtime=runtime)
+            open_model(tmp_path / "a", RuntimeSettings(runtime=runtime))
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
@@ -253,7 +254,7 @@ def test_a_missing_provider_is_an_error(device: str, fp32: Path) -> None:
     if len(onnxruntime.get_available_providers()) > 2:
         pytest.skip("this ONNX Runtime has providers for NVIDIA")
     with pytest.raises(MissingRuntimeError, match=r"has no .*ExecutionProvider"):
-        open_model(fp32, device=device, runtime="onnxruntime")
+        open_model(fp32, RuntimeSettings(device=device, runtime="onnxruntime"))
 
 
 def test_a_provider_that_does_not_start_is_an_error(fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +295,7 @@ def test_the_tensorrt_provider_is_allowed_the_integers(
     monkeypatch.setattr(onnxruntime, "InferenceSession", Started)
     for path in (artifact, artifact / "tensorrt"):
         asked.clear()
-        with open_model(path, device="tensorrt").runtime as runtime:
+        with open_model(path, RuntimeSettings(device="tensorrt")).runtime as runtime:
             assert runtime.identity["device"] == "tensorrt"
         assert asked[0] == ("TensorrtExecutionProvider", {"trt_int8_enable": "1"})
         assert asked[1:] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -322,7 +323,7 @@ def test_bad_inputs_are_refused(fp32: Path) -> None:
     x, t = np.zeros((2, 3, 16, 16), np.float32), np.zeros(2, np.int64)
     spoiled = x.copy()
     spoiled[1, 0, 0, 0] = np.inf
-    with open_model(fp32, threads=1).runtime as runtime:
+    with open_model(fp32, RuntimeSettings(threads=1)).runtime as runtime:
         assert runtime(x, t).shape == x.shape
         for bad_x, bad_t, words in (
             (x[:0], t[:0], "N at least 1"),
@@ -339,7 +340,7 @@ def test_bad_inputs_are_refused(fp32: Path) -> None:
         with pytest.raises(ModelError, match="conditions"):
             runtime(x, t, {"label": t})
     with pytest.raises(UsageError, match="no threads"):
-        open_model(fp32, threads=0)
+        open_model(fp32, RuntimeSettings(threads=0))
 
 
 def test_a_changed_or_linked_file_is_refused(artifact: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flatq.assess import Assessment, assess
+from flatq.assess import EvaluateSettings, assess
+from flatq.backends import RuntimeSettings
 from flatq.checkpoint import Checkpoint
 from flatq.errors import DataError, UsageError
 from flatq.evaluate.drift import fid_drift
@@ -54,7 +55,7 @@ def test_on_a_runtime(
     export_artifact(artifact, "onnxruntime", artifact / "onnxruntime")
     pixels = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "data.npz", pixels)
-    task = Assessment(
+    task = EvaluateSettings(
         models=(artifact,),
         baseline=tiny.source,
         data=str(tmp_path / "data.npz"),
@@ -62,7 +63,7 @@ def test_on_a_runtime(
         plan=SamplePlan(steps=2),
         images=24,
         features=str(feature_net),
-        threads=1,
+        runtime=RuntimeSettings(threads=1),
         cache=False,
         ladder=True,
     )
@@ -91,6 +92,6 @@ def test_on_a_runtime(
     with pytest.raises(UsageError, match="no ladder"):
         assess(dataclasses.replace(task, models=(artifact / "onnxruntime",)))
     with pytest.raises(UsageError, match="no ladder"):
-        check_ladder(tiny.source, None, (artifact,), "torch")
+        check_ladder(tiny.source, RuntimeSettings(), (artifact,), RuntimeSettings("torch"))
     with pytest.raises(UsageError, match="starts at the float model"):
-        check_ladder(tiny.source, "onnxruntime", (artifact,), None)
+        check_ladder(tiny.source, RuntimeSettings("onnxruntime"), (artifact,), RuntimeSettings())

@@ -134,10 +134,11 @@ def version_in_source() -> str:
     "what",
     [
         "import flatq",
+        "import flatq.api",
         # What `python -m flatq --help` does, with a look at sys.modules afterwards.
         "import runpy; sys.argv = ['flatq', '--help']; runpy.run_module('flatq', run_name='__main__')",
     ],
-    ids=["import", "help"],
+    ids=["import", "api", "help"],
 )
 def test_loads_neither_torch_nor_a_runtime(what: str, tmp_path: Path) -> None:
     code = f"""

@@ -6,7 +6,10 @@ disk is `flatq.checkpoint`'s; quantization and evaluation live elsewhere. Import
 
 from __future__ import annotations
 
+from flatq.callable_package import make_callable
 from flatq.train.config import TrainConfig, model_config_for
 from flatq.train.loop import train
 
 __all__ = ["TrainConfig", "model_config_for", "train"]
+
+make_callable(__name__)

@@ -21,7 +21,7 @@ class Worker:
 
     Args:
         label: for messages.
-        wanted: `path`, `runtime` and `seed`, and the further arguments of `flatq.models.open_model`.
+        wanted: `path`, `runtime` and `seed`, and further arguments of `flatq.models.open_model`.
 
     Raises:
         FlatqError: whatever opening the model raised there; `ModelError` where the process died.

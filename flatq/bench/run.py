@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flatq.backends import RUNTIMES, Settings, check_settings
+from flatq.backends import RUNTIMES, RuntimeSettings, check_settings
 from flatq.bench.machine import this_machine
 from flatq.bench.process import Worker
 from flatq.bench.result import BenchResult, Entry, LeftOut, Measured, Memory, Speedup
@@ -34,8 +34,7 @@ class BenchTask:
         batches: sizes, each at least 1.
         baseline: float checkpoint of the artifacts; by default the one beside each.
         average: weights of the checkpoints among the paths.
-        threads: CPU threads of each, all cores by default.
-        precision, hint: of OpenVINO, as `flatq.backends.Settings`.
+        runtime: device, precision, threads and hint of every runtime; precision and hint apply to OpenVINO.
         rounds, warmup: as `flatq.bench.timing.race`.
         seed: of the inputs, which are noise.
     """
@@ -45,9 +44,7 @@ class BenchTask:
     batches: tuple[int, ...] = (1, 8)
     baseline: Path | None = None
     average: str | None = None
-    threads: int | None = None
-    precision: str | None = None
-    hint: str | None = None
+    runtime: RuntimeSettings = RuntimeSettings()
     rounds: int = 30
     warmup: int = 3
     seed: int = 0
@@ -106,7 +103,7 @@ def bench(
     return BenchResult(
         machine=machine,
         batches=task.batches,
-        threads=task.threads,
+        threads=task.runtime.threads,
         rounds=task.rounds,
         warmup=task.warmup,
         seed=task.seed,
@@ -124,27 +121,18 @@ def _check(task: BenchTask) -> None:
         raise UsageError("--warmup is not valid", expected="at least 0", got=str(task.warmup))
     runtimes = RUNTIMES if task.runtimes is None else task.runtimes
     for runtime in runtimes:
-        own = runtime == "openvino" or "openvino" not in runtimes
-        check_settings(
-            Settings(
-                runtime,
-                threads=task.threads,
-                precision=task.precision if own else None,
-                hint=task.hint if own else None,
-            )
-        )
+        # OpenVINO's own settings are refused where it is not among the runtimes
+        offered = "openvino" in runtimes
+        check_settings(task.runtime.on(runtime) if offered else replace(task.runtime, runtime=runtime))
 
 
 def _open(subject: Subject, task: BenchTask) -> Worker:
     wanted: dict[str, Any] = {
         "path": str(subject.path),
-        "runtime": subject.runtime,
-        "average": subject.average,
-        "threads": task.threads,
+        "runtime": asdict(task.runtime.on(subject.runtime)),
+        "weights": subject.average,
         "seed": task.seed,
     }
-    if subject.runtime == "openvino":
-        wanted |= {"precision": task.precision, "hint": task.hint}
     return Worker(subject.label, wanted)
 
 

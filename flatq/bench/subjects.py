@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatq.backends import RUNTIMES, runtime_of, target_of
+from flatq.backends import RUNTIMES, RuntimeSettings, runtime_of, target_of
 from flatq.deployment import MANIFEST, Target, read_deployment
 from flatq.errors import ArtifactError, MissingRuntimeError
 from flatq.models import deployment_folder, kind_of
@@ -257,7 +257,7 @@ class _Search:
         """What a runtime opens for a checkpoint or an artifact, and where it comes from."""
         if runtime == "torch":
             return path, str(path)
-        target = target_of(runtime)
+        target = target_of(RuntimeSettings(runtime))
         folder = deployment_folder(path, target)
         if (folder / MANIFEST).is_file():
             deployment, _ = read_deployment(folder)

@@ -57,17 +57,19 @@ def _answer(answers: IO[str], content: dict[str, Any]) -> None:
 
 
 def _serve(questions: IO[str], answers: IO[str]) -> None:
+    from flatq.backends import RuntimeSettings
     from flatq.models import open_model
 
     wanted = json.loads(next(questions))
-    for name in _LIBRARIES[wanted["runtime"]]:
+    settings = RuntimeSettings(**wanted.pop("runtime"))
+    for name in _LIBRARIES[settings.runtime or ""]:
         try:
             importlib.import_module(name)
         except ImportError:  # opening says it better
             break
     mark = Watermark()
     seed = wanted.pop("seed")
-    model = open_model(Path(wanted.pop("path")), **wanted)
+    model = open_model(Path(wanted.pop("path")), settings, **wanted)
     inputs: dict[int, Any] = {}
     with model.runtime as runtime:
         _answer(
@@ -90,7 +92,7 @@ def _serve(questions: IO[str], answers: IO[str]) -> None:
                 inputs[batch] = _inputs(model, batch, seed)
                 if not np.isfinite(runtime(*inputs[batch])).all():
                     raise ModelError(
-                        f"{model.name} yields values that are not finite on {wanted['runtime']}",
+                        f"{model.name} yields values that are not finite on {settings.runtime}",
                         expected="finite outputs for noise",
                         got="NaN or infinity",
                         next_step="a time of such a run says nothing: check the model with `flatq sample`",

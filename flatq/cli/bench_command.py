@@ -51,6 +51,7 @@ def command(
     Each model runs in a process of its own, one call each in turn. "x float" is how many times as fast a
     model is as the float model on the same runtime, by the median of the rounds.
     """
+    from flatq.backends import RuntimeSettings
     from flatq.bench import BenchTask, bench, write_result
     from flatq.bench.plot import PLOT_FILE, save_plot
 
@@ -60,9 +61,7 @@ def command(
         batches=_batches(batch),
         baseline=baseline,
         average=weights,
-        threads=threads,
-        precision=precision,
-        hint=hint,
+        runtime=RuntimeSettings(precision=precision, threads=threads, hint=hint),
         rounds=rounds,
         warmup=warmup,
         seed=seed,

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 
 from flatq.errors import UsageError
+from flatq.sampler import SamplePlan
 
 if TYPE_CHECKING:
-    from flatq.checkpoint import Checkpoint
     from flatq.images import Resize
-    from flatq.sampler import SamplePlan
 
 __all__ = [
+    "PLAN",
     "BatchSize",
     "Cache",
     "Device",
@@ -42,7 +42,6 @@ __all__ = [
     "one_artifact",
     "parse_resize",
     "progress_bar",
-    "say_weights",
 ]
 
 Steps = Annotated[int, typer.Option(help="Network evaluations for an image.")]
@@ -97,6 +96,10 @@ Precision = Annotated[
 Hint = Annotated[str | None, typer.Option(help="Of OpenVINO: latency (the default) or throughput.")]
 
 
+PLAN = SamplePlan()
+"""The defaults of the sampling options."""
+
+
 class Report(Protocol):
     """Called with (what, done, total)."""
 
@@ -106,18 +109,6 @@ class Report(Protocol):
 def note(text: str) -> None:
     """One line on stderr."""
     print(text, file=sys.stderr, flush=True)
-
-
-def say_weights(checkpoint: Checkpoint, asked: str | None) -> str:
-    """The name of the weights to use, said aloud on stderr; a default as such.
-
-    Raises:
-        UsageError: the checkpoint does not hold the weights asked for.
-    """
-    chosen = checkpoint.choose(asked)
-    held = "" if asked else f" (the default; {checkpoint.source} holds {', '.join(checkpoint.weights)})"
-    note(f"weights: {chosen}{held}")
-    return chosen
 
 
 @contextmanager
@@ -183,8 +174,6 @@ def make_plan(
 ) -> SamplePlan:
     """A sampling plan from options; a `UsageError` names the one that is wrong."""
     from pydantic import ValidationError
-
-    from flatq.sampler import SamplePlan
 
     try:
         return SamplePlan.model_validate(

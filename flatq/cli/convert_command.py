@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flatq.cli.common import Weights, note, say_weights
+from flatq.cli.common import Weights, note
 from flatq.errors import UsageError
 
 __all__ = ["command"]
@@ -22,9 +22,9 @@ def command(
     """Write a checkpoint for another code base."""
     if to != "diffusers":
         raise UsageError("--to is not valid", expected="diffusers", got=to)
-    from flatq.checkpoint import load_checkpoint
+    from flatq.checkpoint import choose_weights, load_checkpoint
     from flatq.interop.diffusers import export_diffusers
 
     loaded = load_checkpoint(checkpoint)
-    export_diffusers(loaded, out, average=say_weights(loaded, weights), note=note)
+    export_diffusers(loaded, out, average=choose_weights(loaded, weights, note), note=note)
     typer.echo(str(out))

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from flatq.assessment import EvaluateSettings, GateSettings
 from flatq.cli.common import (
+    PLAN,
     BatchSize,
     Device,
     Eta,
@@ -32,15 +34,14 @@ from flatq.cli.common import (
     progress_bar,
 )
 from flatq.cli.gate_command import (
+    IfInconclusive,
     Junit,
     MaxDrift,
     MaxDriftRel,
     MinSamples,
-    OnInconclusive,
     checked_choice,
     print_verdicts,
     publish,
-    worst_code,
 )
 from flatq.errors import UsageError
 
@@ -68,23 +69,23 @@ def command(
     ] = False,
     features: Features = None,
     inception_weights: InceptionWeights = None,
-    features_device: FeaturesDevice = "cpu",
+    features_device: FeaturesDevice = EvaluateSettings.features_device,
     cache: Annotated[
         bool,
         typer.Option(
             "--cache/--no-cache",
             help="Keep samples and features in FLATQ_CACHE (~/.cache/flatq), and take those that are there.",
         ),
-    ] = True,
-    n: Annotated[int, typer.Option("-n", help="Images for each model.")] = 1000,
-    first: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
-    steps: Steps = 20,
-    sampler: Sampler = "ancestral",
-    eta: Eta = 0.0,
-    seed: Seed = 0,
-    label: Label = None,
-    guidance: Guidance = 1.0,
-    batch_size: BatchSize = 64,
+    ] = EvaluateSettings.cache,
+    n: Annotated[int, typer.Option("-n", help="Images for each model.")] = EvaluateSettings.images,
+    first: Annotated[int, typer.Option(help="Index of the first image.")] = EvaluateSettings.first,
+    steps: Steps = PLAN.steps,
+    sampler: Sampler = PLAN.sampler,
+    eta: Eta = PLAN.eta,
+    seed: Seed = PLAN.seed,
+    label: Label = PLAN.label,
+    guidance: Guidance = PLAN.guidance,
+    batch_size: BatchSize = EvaluateSettings.batch_size,
     runtime: Runtime = None,
     device: Device = None,
     precision: Precision = None,
@@ -93,11 +94,11 @@ def command(
     weights: Weights = None,
     rounding: Annotated[
         str, typer.Option(help="To uint8: round, or truncate as guided-diffusion does.")
-    ] = "round",
+    ] = EvaluateSettings.rounding,
     max_drift: MaxDrift = None,
     max_drift_rel: MaxDriftRel = None,
     min_samples: MinSamples = None,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = EvaluateSettings.confidence,
     until_decided: Annotated[
         bool,
         typer.Option(
@@ -107,8 +108,8 @@ def command(
     max_samples: Annotated[int | None, typer.Option(help="Of --until-decided; -n is the first look.")] = None,
     looks: Annotated[
         int, typer.Option(help="Of --until-decided: planned looks, each at its share of the error.")
-    ] = 4,
-    on_inconclusive: OnInconclusive = "error",
+    ] = EvaluateSettings.looks,
+    on_inconclusive: IfInconclusive = GateSettings.on_inconclusive,
     junit: Junit = None,
     ladder: Annotated[
         bool,
@@ -123,17 +124,17 @@ def command(
         ),
     ] = False,
     threads: Threads = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report.")] = Path("flatq-eval"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report.")] = EvaluateSettings.out,
 ) -> None:
     """Sample float and quantized models on the same noise, and report the FID drift with its interval.
 
     Several processes share the sampling: `accelerate launch -m flatq eval ...`, or torchrun.
     """
-    from flatq.assess import Assessment, assess
-    from flatq.backends import target_of
+    import flatq
+    from flatq.backends import RuntimeSettings
     from flatq.evaluate.ladder import ERRORS
     from flatq.evaluate.team import leading
-    from flatq.models import deployment_folder, kind_of
+    from flatq.report.result import gate_result
 
     with leading() as team:  # every process but the first stays in it
         if not fid:
@@ -142,7 +143,7 @@ def command(
             )
         if rounding not in ("round", "truncate"):
             raise UsageError("--rounding is not valid", expected="round or truncate", got=rounding)
-        code_for = worst_code(on_inconclusive)
+        choice = checked_choice(on_inconclusive)
         if until_decided != (max_samples is not None) or (until_decided and plan_only):
             raise UsageError(
                 "--until-decided and --max-samples go together, and not with --plan",
@@ -153,35 +154,19 @@ def command(
             raise UsageError(
                 "--plan takes one tolerance", expected="--max-drift or --max-drift-rel", got="both"
             )
-        paths = tuple(models) if models else (one_artifact(None),)
-        baseline = baseline or _sibling_checkpoint(paths[0])
-        plan = make_plan(steps, sampler, eta, seed, label, guidance)
-        target = target_of(runtime or "onnxruntime", device)
-        for path in paths:
-            if kind_of(path) == "artifact" and target in ("onnxruntime", "openvino"):
-                folder = deployment_folder(path, target)
-                if not folder.exists():
-                    from flatq.export import export_artifact
-
-                    note(f"{path} has no export for {target} yet: writing {folder}")
-                    export_artifact(path, target, folder)
-        task = Assessment(
-            models=paths,
+        settings = EvaluateSettings(
+            models=tuple(models) if models else (one_artifact(None),),
             baseline=baseline,
-            data="digits" if data is None and reference is None else data,
+            data=data,
             out=out,
-            plan=plan,
+            plan=make_plan(steps, sampler, eta, seed, label, guidance),
             images=n,
             first=first,
             batch_size=batch_size,
             features=features,
-            runtime=runtime,
-            device=device,
-            precision=precision,
-            hint=hint,
-            baseline_runtime=baseline_runtime,
-            average=weights,
-            threads=threads,
+            runtime=RuntimeSettings(runtime, device, precision, threads, hint),
+            baseline_runtime=RuntimeSettings(baseline_runtime),
+            weights=weights,
             rounding="round" if rounding == "round" else "truncate",
             confidence=confidence,
             max_drift=None if plan_only else max_drift,
@@ -197,7 +182,7 @@ def command(
             resize=parse_resize(resize),
         )
         with progress_bar() as bar:
-            report = assess(task, bar, note, team)
+            report = flatq.evaluate(settings, progress=bar, note=note, team=team)
         for entry in report.models:
             drift = entry.drift
             fids = f"FID {drift.fid_float:.3f} -> {drift.fid_quantized:.3f}" if drift else ""
@@ -223,29 +208,9 @@ def command(
         for page in ("report.md", "report.html"):
             typer.echo(str(out / page))
         verdicts = [entry.verdict for entry in report.models if entry.verdict is not None]
-        print_verdicts(report, verdicts)
-        if report.gate is not None:
-            from flatq.report.result import gate_result
-
-            choice = checked_choice(on_inconclusive)
-            code = code_for(verdicts)
-            result = gate_result(report, verdicts, report.gate, exit_code=code, on_inconclusive=choice)
-            publish(result, junit=junit)
-        raise typer.Exit(code_for(verdicts))
-
-
-def _sibling_checkpoint(path: Path) -> Path:
-    """The checkpoint beside an artifact, by its digest."""
-    from flatq.checkpoint import file_digest
-    from flatq.models import kind_of
-    from flatq.quantize.artifact import read_manifest
-
-    if kind_of(path) == "artifact":
-        parent = read_manifest(path).parent
-        candidate = path.resolve().parent / str(parent["file"])
-        if candidate.is_file() and file_digest(candidate) == parent["sha256"]:
-            note(f"baseline: {candidate.name}, which stands beside the artifact")
-            return candidate
-    raise UsageError(
-        "no baseline", expected="--baseline CKPT.pt", got="none", next_step="name the float checkpoint"
-    )
+        if report.gate is None:
+            return
+        result = gate_result(report, verdicts, report.gate, on_inconclusive=choice)
+        print_verdicts(result)
+        publish(result, junit=junit)
+        raise typer.Exit(result.exit_code)

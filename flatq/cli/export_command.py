@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from flatq.cli.common import Weights, note, one_artifact, progress_bar, say_weights
-from flatq.errors import EXIT_GATE_FAILED, MissingRuntimeError, UsageError
-from flatq.runtime.cpu import saturation_note
+from flatq.cli.common import Weights, note, one_artifact, progress_bar
+from flatq.errors import EXIT_GATE_FAILED, UsageError
+from flatq.export.settings import ExportSettings
 
 if TYPE_CHECKING:
-    from flatq.deployment import Deployment, FloatPrecision, Target
-    from flatq.export.deploy import Check
-    from flatq.quantize.artifact import Artifact
-    from flatq.quantize.lowering import Lowered
-    from flatq.verify import Audit
+    from flatq.api import Exported
+    from flatq.deployment import FloatPrecision, Target
 
 __all__ = ["command"]
 
@@ -38,24 +36,24 @@ def command(
     generic: Annotated[bool, typer.Option("--generic", help="Plain ONNX for any other consumer.")] = False,
     floats: Annotated[
         str, typer.Option("--float", help="Of what is not an integer: fp32, fp16 or bf16.")
-    ] = "fp32",
+    ] = ExportSettings.float_precision,
     batch: Annotated[
         str, typer.Option(help="Of a TensorRT engine: smallest:best:largest, or one number.")
-    ] = "1:8:64",
+    ] = ":".join(map(str, ExportSettings.batches)),
     weights: Weights = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Deployment folder; with several targets, of theirs.")
     ] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Without the rewrites that make the runtime faster.")
-    ] = False,
+    ] = ExportSettings.plain,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify/--no-verify",
             help="Compare each layer on the runtime with the torch graph.",
         ),
-    ] = True,
+    ] = ExportSettings.verify,
     require_int8: Annotated[
         float | None,
         typer.Option(
@@ -68,8 +66,7 @@ def command(
     Unless told --no-verify, an artifact's deployment is verified before it is put in place. The kernels that
     its runtime runs are listed in its audit, which `flatq inspect` shows.
     """
-    from flatq.deployment import FloatPrecision
-    from flatq.models import deployment_folder, kind_of
+    import flatq
 
     wanted: dict[Target, bool] = {
         "onnxruntime": onnx,
@@ -85,137 +82,49 @@ def command(
             got="none",
             next_step="flatq export ARTIFACT --onnx",
         )
-    if floats not in get_args(FloatPrecision):
-        raise UsageError(
-            "--float is not valid", expected="one of " + ", ".join(get_args(FloatPrecision)), got=floats
-        )
-    batches = _batches(batch)
+    settings = ExportSettings(
+        float_precision=cast("FloatPrecision", floats),
+        plain=plain,
+        verify=verify,
+        weights=weights,
+        batches=_batches(batch),
+        require_int8=require_int8,
+    )
     path = one_artifact(path)
-    kind = kind_of(path)
-    if kind == "deployment" and targets == ["tensorrt"] and out is None:
-        _build(path, batches)
-        return
-    if kind == "deployment" or (kind == "artifact" and weights):
-        raise UsageError(
-            f"{path} cannot be exported so",
-            expected="an artifact, or a checkpoint with --weights if you like",
-            got=kind + (" with --weights" if weights else ""),
-        )
-    if require_int8 is not None and kind != "artifact":
-        raise UsageError(
-            f"{path} is a float model", expected="an artifact with --require-int8", got=f"a {kind}"
-        )
-    folders = {target: deployment_folder(path, target) for target in targets}
-    if out is not None:
-        folders = {target: out / target if len(targets) > 1 else out for target in targets}
-    audits: dict[Target, Audit] = {}
-    if kind == "artifact" and not verify:
+    if not verify:
         note("not verified: --no-verify")
-    for target, folder in folders.items():
-        note(f"exporting {path} for {target}")
-        needed = verify or require_int8 is not None
-        check = None if target == "tensorrt" else _check(path, target, audits, parity=verify, needed=needed)
-        deployment = _export(
-            path, kind, target, folder, weights, cast("FloatPrecision", floats), plain, check
-        )
-        if target in ("onnxruntime", "openvino"):
-            _say_saturation(deployment)
-        size = sum((folder / name).stat().st_size for name in (deployment.file, *deployment.files))
-        note(f"{deployment.precision}, {size:,} bytes")
-        typer.echo(str(folder))
-    if trt:
-        if kind == "artifact" and verify:
-            note("for TensorRT no layer is compared with the torch graph: that needs an engine on its GPU")
-        _build(folders["tensorrt"], batches)
-        if kind == "artifact" and (verify or require_int8 is not None):
-            audits["tensorrt"] = _audit_engine(path, folders["tensorrt"])
+    exports = []
+    for target in targets:
+        folder = out / target if out is not None and len(targets) > 1 else out
+        with progress_bar() as bar:
+            exported = flatq.export(path, replace(settings, target=target), folder, progress=bar, note=note)
+        if exported.folder != path:
+            typer.echo(str(exported.folder))
+        if exported.engine is not None:
+            typer.echo(str(exported.engine))
+        exports.append(exported)
     if require_int8 is not None:
-        _require(audits, require_int8)
+        _require(exports, require_int8)
+    if exports[-1].missing is not None:
+        raise exports[-1].missing
 
 
-def _say_saturation(deployment: Deployment) -> None:
-    """A note where the deployment has 8-bit weights and this CPU adds their products in too few bits."""
-    problem = saturation_note()
-    if problem is not None and 8 in deployment.provenance.get("weights_bits", {}).values():
-        note(f"{problem} (this deployment has such weights)")
-
-
-def _check(path: Path, target: Target, audits: dict[Target, Audit], *, parity: bool, needed: bool) -> Check:
-    """Verifies a deployment before it is put in place, says what was found and keeps the audit.
-
-    Args:
-        parity: also compare the layers.
-        needed: whether a runtime that is missing is an error; if not, there is no audit, and that is said.
-    """
-
-    def check(folder: Path, artifact: Artifact, lowered: Lowered) -> None:
-        from flatq.verify.recorded import parent_beside, verify_deployment
-        from flatq.verify.tables import audit_summary, parity_summary
-
-        baseline = parent_beside(artifact.manifest, path) if parity else None
-        try:
-            with progress_bar() as report:
-                found = verify_deployment(
-                    artifact, folder, lowered, parity=parity, baseline=baseline, progress=report
-                )
-        except MissingRuntimeError as error:
-            if needed:
-                raise
-            note(f"no audit: {error.what}")
-            return
-        if found.parity is not None:
-            note(f"verified: {parity_summary(found.parity)}")
-        note(f"audit: {audit_summary(found.audit)}")
-        audits[target] = found.audit
-
-    return check
-
-
-def _audit_engine(path: Path, folder: Path) -> Audit:
-    from flatq.quantize.artifact import read_artifact
-    from flatq.quantize.lowering import lower
-    from flatq.verify.recorded import verify_deployment
-    from flatq.verify.tables import audit_summary
-
-    artifact = read_artifact(path)
-    found = verify_deployment(artifact, folder, lower(artifact, "tensorrt"), parity=False)
-    note(f"audit: {audit_summary(found.audit)}")
-    return found.audit
-
-
-def _require(audits: dict[Target, Audit], share: float) -> None:
+def _require(exports: list[Exported], share: float) -> None:
     """Exit 1 where a target's audit is below the share that was asked for; its floats are listed."""
     failed = False
-    for target, audit in audits.items():
-        if audit.integer_share >= share:
+    for exported in exports:
+        audit = exported.audit
+        if audit is None or exported.passed:
             continue
         failed = True
-        note(f"FAIL: on {target} {audit.integer_share:.4f} of the MACs run in integers, required {share:g}")
+        note(
+            f"FAIL: on {exported.deployment.target} {audit.integer_share:.4f} of the MACs run in integers, "
+            f"required {share:g}"
+        )
         for entry in audit.fallbacks:
             note(f"  float: {entry.layer}, {entry.macs:,} MACs: {entry.reason}")
     if failed:
         raise typer.Exit(EXIT_GATE_FAILED)
-
-
-def _export(
-    path: Path,
-    kind: str,
-    target: Target,
-    folder: Path,
-    weights: str | None,
-    floats: FloatPrecision,
-    plain: bool,
-    check: Check | None,
-) -> Deployment:
-    from flatq.export import export_artifact, export_checkpoint
-
-    if kind == "artifact":
-        return export_artifact(path, target, folder, float_precision=floats, plain=plain, check=check)
-    from flatq.checkpoint import load_checkpoint
-
-    loaded = load_checkpoint(path)
-    chosen = say_weights(loaded, weights)
-    return export_checkpoint(loaded, target, folder, average=chosen, float_precision=floats, plain=plain)
 
 
 def _batches(text: str) -> tuple[int, int, int]:
@@ -230,10 +139,3 @@ def _batches(text: str) -> tuple[int, int, int]:
             got=text,
         )
     return low, best, high
-
-
-def _build(folder: Path, batches: tuple[int, int, int]) -> None:
-    from flatq.export import build_engine
-
-    note(f"building the TensorRT engine of {folder}")
-    typer.echo(str(build_engine(folder, batches)))

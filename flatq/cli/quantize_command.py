@@ -2,77 +2,89 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from pydantic import ValidationError
 
-from flatq.cli.common import Guidance, Threads, Weights, note, progress_bar, say_weights
+from flatq.calib import CalibrationPlan
+from flatq.cli.common import Guidance, Threads, Weights, note, progress_bar
+from flatq.errors import UsageError
+from flatq.quantize.methods import WeightRounding
+from flatq.quantize.settings import QuantizeSettings
+from flatq.recipe import branch_of, half_name, recipe_for_bits
 
 if TYPE_CHECKING:
     from flatq.quantize.artifact import Manifest
-    from flatq.quantize.methods import WeightRounding
     from flatq.recipe import ActivationRange, Edges, Granularity, WeightRange
 
 __all__ = ["command"]
+
+_CALIBRATION, _ROUNDING = QuantizeSettings.calibration, QuantizeSettings.rounding
+_RECIPE: dict[str, Any] = {
+    name: option.default for name, option in inspect.signature(recipe_for_bits).parameters.items()
+}
+"""The defaults."""
 
 
 def command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint, .pt.")],
     bits: Annotated[
         int, typer.Option(help="Width of the weights, 2 to 8; 7 for CPUs without VNNI, on which 8 saturate.")
-    ] = 8,
+    ] = _RECIPE["bits"],
     act_bits: Annotated[
         int,
         typer.Option(
             help="Width of the activations, 4 to 8; 32 leaves them in float, and what is said of their "
             "integers, --split-shortcuts and --equalize without effect."
         ),
-    ] = 8,
+    ] = _RECIPE["activation_bits"],
     attention_bits: Annotated[
         int,
         typer.Option(help="Width of the factors of attention's two products, 4 to 8, or 32 for float."),
-    ] = 32,
+    ] = _RECIPE["attention_bits"],
     granularity: Annotated[
         str, typer.Option(help="Of the weights' scales: per-channel or per-tensor.")
-    ] = "per-channel",
+    ] = _RECIPE["granularity"].replace("_", "-"),
     symmetric: Annotated[
         bool, typer.Option("--symmetric/--affine", help="Activations with zero point 0, or with their own.")
-    ] = False,
+    ] = _RECIPE["symmetric"],
     edges: Annotated[
         str,
         typer.Option(
             help="First and last convolution: float (8-bit weights, image in and prediction out in float), "
             "8 (8 bits on all sides) or same (as the rest)."
         ),
-    ] = "float",
+    ] = _RECIPE["edges"],
     act_range: Annotated[
         str, typer.Option(help="Which range activations' scales cover: minmax, percentile or mse.")
-    ] = "mse",
+    ] = _RECIPE["activation_range"],
     percentile: Annotated[
         float,
         typer.Option(
             help="With --act-range percentile: how many of 100 values lie below the range's upper end, and "
             "above its lower."
         ),
-    ] = 99.99,
-    weight_range: Annotated[str, typer.Option(help="Which range weights' scales cover: minmax or mse.")] = (
-        "minmax"
-    ),
+    ] = _RECIPE["percentile"],
+    weight_range: Annotated[
+        str, typer.Option(help="Which range weights' scales cover: minmax or mse.")
+    ] = _RECIPE["weight_range"],
     split_shortcuts: Annotated[
         bool,
         typer.Option(
             "--split-shortcuts/--no-split-shortcuts",
             help="A convolution that reads two joined tensors becomes one for each, with scales of its own.",
         ),
-    ] = False,
+    ] = _RECIPE["split_shortcuts"],
     low_rank: Annotated[
         int,
         typer.Option(
             help="Rank of a float branch beside each layer whose weights and activations both have less than "
             "8 bits; 0 for none."
         ),
-    ] = 0,
+    ] = _RECIPE["low_rank"],
     equalize: Annotated[
         float | None,
         typer.Option(
@@ -80,30 +92,36 @@ def command(
             help="Even out outlying channels in front of attention, exactly; of their size the weights take "
             "ALPHA, 0 to 1, such as 0.5.",
         ),
-    ] = None,
+    ] = _RECIPE["equalize"],
     weights: Weights = None,
-    calib_images: Annotated[int, typer.Option(help="Sampling chains to calibrate on.")] = 32,
-    calib_steps: Annotated[int, typer.Option(help="Timesteps along each chain.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of the calibration noise, and of what a method draws.")] = 0,
-    guidance: Guidance = 1.0,
+    calib_images: Annotated[int, typer.Option(help="Sampling chains to calibrate on.")] = _CALIBRATION.images,
+    calib_steps: Annotated[int, typer.Option(help="Timesteps along each chain.")] = _CALIBRATION.steps,
+    seed: Annotated[
+        int, typer.Option(help="Of the calibration noise, and of what a method draws.")
+    ] = _CALIBRATION.seed,
+    guidance: Guidance = _CALIBRATION.guidance,
     method: Annotated[
         str, typer.Option(help="How weights are rounded: rtn (to nearest), gptq or adaround (learned).")
-    ] = "gptq",
+    ] = _ROUNDING.method,
     bias_correction: Annotated[
         bool, typer.Option(help="Add each layer's mean output error on the calibration inputs to its bias.")
-    ] = False,
+    ] = _ROUNDING.bias_correction,
     samples: Annotated[
         int, typer.Option(help="Calibration inputs that gptq, adaround and --bias-correction look at.")
-    ] = 256,
+    ] = _ROUNDING.samples,
     damping: Annotated[
         float,
         typer.Option(help="Of gptq, with which adaround begins: as a share of the Hessian's mean diagonal."),
-    ] = 0.01,
+    ] = _ROUNDING.gptq.damping,
     act_order: Annotated[
         bool, typer.Option(help="Of gptq: columns that read the largest inputs first.")
-    ] = True,
-    iterations: Annotated[int, typer.Option(help="Of adaround, for each block.")] = 300,
-    learning_batch: Annotated[int, typer.Option(help="Of adaround: inputs in an iteration.")] = 16,
+    ] = _ROUNDING.gptq.act_order,
+    iterations: Annotated[
+        int, typer.Option(help="Of adaround, for each block.")
+    ] = _ROUNDING.adaround.iterations,
+    learning_batch: Annotated[
+        int, typer.Option(help="Of adaround: inputs in an iteration.")
+    ] = _ROUNDING.adaround.batch,
     threads: Threads = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the artifact.")] = None,
 ) -> None:
@@ -111,11 +129,6 @@ def command(
 
     Settings of a method or a range that is not asked for have no effect.
     """
-    from pydantic import ValidationError
-
-    from flatq.errors import UsageError
-    from flatq.recipe import recipe_for_bits
-
     recipe = recipe_for_bits(
         bits,
         act_bits,
@@ -131,12 +144,7 @@ def command(
         attention_bits=attention_bits,
     )
 
-    from flatq.calib import CalibrationPlan
-    from flatq.checkpoint import load_checkpoint
-    from flatq.files import check_free_folder
-    from flatq.quantize.artifact import write_artifact
-    from flatq.quantize.methods import USUAL
-    from flatq.quantize.rounding import quantize_checkpoint
+    import flatq
 
     try:
         calibration = CalibrationPlan(images=calib_images, steps=calib_steps, seed=seed, guidance=guidance)
@@ -151,34 +159,19 @@ def command(
         {"damping": damping, "act_order": act_order},
         {"iterations": iterations, "batch": learning_batch},
     )
-    suffix = rounding.suffix_beside(USUAL)
-    folder = out or checkpoint.with_name(f"{checkpoint.stem}.{recipe.name}{suffix}")
-    check_free_folder(folder)
-    loaded = load_checkpoint(checkpoint)
-    chosen = say_weights(loaded, weights)
     activations = "float" if act_bits == 32 else f"{act_bits}-bit"
     attends = "" if attention_bits == 32 else f", attention's products {attention_bits}-bit"
     note(f"weights at {bits} bits, activations {activations}{attends} (recipe {recipe.name})")
-    note(rounding.describe())
+    settings = QuantizeSettings(recipe, rounding, calibration, weights, threads)
     with progress_bar() as bar:
-        artifact = quantize_checkpoint(
-            loaded,
-            recipe,
-            average=chosen,
-            calibration=calibration,
-            threads=threads,
-            progress=bar,
-            rounding=rounding,
-        )
-        manifest = write_artifact(artifact, folder)
-    note(f"{_done(manifest)}; `flatq inspect {folder}` shows every decision")
+        quantized = flatq.quantize(checkpoint, settings, out, progress=bar, note=note)
+    folder = quantized.folder
+    note(f"{_done(quantized.manifest)}; `flatq inspect {folder}` shows every decision")
     typer.echo(str(folder))
 
 
 def _done(manifest: Manifest) -> str:
     """How many layers were quantized, and how many each further option that was asked for has touched."""
-    from flatq.recipe import branch_of, half_name
-
     recipe, inputs = manifest.recipe, [d for d in manifest.decisions if d.port == "input"]
     words = [f"{len(manifest.planned)} layers quantized"]
     if recipe.split_shortcuts:
@@ -192,11 +185,6 @@ def _done(manifest: Manifest) -> str:
 
 def _rounding(general: dict[str, Any], gptq: dict[str, Any], adaround: dict[str, Any]) -> WeightRounding:
     """The options as settings; a `UsageError` names the one that is wrong."""
-    from pydantic import ValidationError
-
-    from flatq.errors import UsageError
-    from flatq.quantize.methods import WeightRounding
-
     try:
         return WeightRounding.model_validate({**general, "gptq": gptq, "adaround": adaround})
     except ValidationError as error:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flatq.cli.common import (
+    PLAN,
     BatchSize,
     Device,
     Eta,
@@ -25,7 +26,7 @@ from flatq.cli.common import (
     note,
     progress_bar,
 )
-from flatq.errors import ModelError, UsageError
+from flatq.errors import UsageError
 
 __all__ = ["command"]
 
@@ -36,12 +37,12 @@ def command(
     ],
     n: Annotated[int, typer.Option("-n", help="Number of images.")] = 64,
     first: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
-    steps: Steps = 20,
-    sampler: Sampler = "ancestral",
-    eta: Eta = 0.0,
-    seed: Seed = 0,
-    label: Label = None,
-    guidance: Guidance = 1.0,
+    steps: Steps = PLAN.steps,
+    sampler: Sampler = PLAN.sampler,
+    eta: Eta = PLAN.eta,
+    seed: Seed = PLAN.seed,
+    label: Label = PLAN.label,
+    guidance: Guidance = PLAN.guidance,
     batch_size: BatchSize = 64,
     runtime: Runtime = None,
     device: Device = None,
@@ -57,59 +58,26 @@ def command(
     """Sample images; the same index gives the same noise whatever the batch size or runtime."""
     import numpy as np
 
-    from flatq.images import save_grid, to_uint8
-    from flatq.models import open_model
-    from flatq.sampler import check_labels, sample
+    import flatq
+    from flatq.images import save_grid
+    from flatq.sampler import check_labels
 
     if grid is None and out is None:
         raise UsageError("nowhere to write", expected="--grid FILE.png or -o FILE.npz", got="neither")
-    if n < 1 or first < 0:
-        raise UsageError(
-            "no images", expected="-n at least 1 and --first at least 0", got=f"-n {n} --first {first}"
-        )
     plan = make_plan(steps, sampler, eta, seed, label, guidance)
-    model = open_model(
-        path,
-        runtime=runtime,
-        average=weights,
-        threads=threads,
-        device=device,
-        precision=precision,
-        hint=hint,
-    )
-    identity = model.runtime.identity
-    floats = f", floats in {identity['float precision']}" if "float precision" in identity else ""
-    check_labels(plan, model.classes)
-    default = " (the default)" if path.is_file() and weights is None else ""
-    note(
-        f"{model.name}: {model.precision}, {model.weights} weights{default}, on {identity['runtime']}{floats}"
-    )
-    if model.classes is not None:
-        note(f"labels: {model.classes.describe(label)}; guidance {guidance:g}")
-    done = 0
-    with progress_bar() as bar, model.runtime:
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            bar("sampling", done, n * steps)
-
-        images = sample(
-            model.runtime,
-            model.process,
-            plan,
-            range(first, first + n),
-            model.image_shape,
-            classes=model.classes,
-            batch_size=batch_size,
-            progress=advance,
+    settings = flatq.RuntimeSettings(runtime, device, precision, threads, hint)
+    with progress_bar() as bar, flatq.load(path, weights=weights, runtime=settings) as model:
+        identity = model.runtime.identity
+        floats = f", floats in {identity['float precision']}" if "float precision" in identity else ""
+        check_labels(plan, model.classes)
+        default = " (the default)" if path.is_file() and weights is None else ""
+        note(
+            f"{model.name}: {model.precision}, {model.weights} weights{default}, "
+            f"on {identity['runtime']}{floats}"
         )
-    if not np.isfinite(images).all():
-        raise ModelError(
-            f"{path} samples values that are not finite", expected="finite images", got="NaN or infinity",
-            next_step="check the weights; quantize from another checkpoint",
-        )  # fmt: skip
-    pixels = to_uint8(images)
+        if model.classes is not None:
+            note(f"labels: {model.classes.describe(label)}; guidance {guidance:g}")
+        pixels = flatq.sample(model, n, plan, first=first, batch_size=batch_size, progress=bar).pixels
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.with_name(f".{out.name}.partial.npz")

@@ -90,18 +90,18 @@ def command(
     }  # fmt: skip
     options = _options({name: value for name, value in given.items() if value is not None}, settings or [])
 
-    from flatq.train import train
+    import flatq
 
     config = _configuration(preset, options, run if resume else None)
     if dry_run:
         _describe(config)
         return
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
-        train(config, run, resume=resume)
+        flatq.train(config, run, resume=resume)
         return
     with progress_bar() as bar:
         what = f"training ({config.method})"
-        checkpoint = train(
+        checkpoint = flatq.train(
             config, run, resume=resume, progress=lambda step, loss: bar(what, step, config.steps)
         )
     note(f"weights: {', '.join(checkpoint.weights)}; final loss {checkpoint.provenance['final_loss']:.4f}")

@@ -27,3 +27,9 @@ reading reports live elsewhere.
     looks.py      planned looks at a growing sample
     plan.py       from a pilot to images, wall time and the drift that they resolve
 """
+
+from __future__ import annotations
+
+from flatq.callable_package import make_callable
+
+make_callable(__name__)

@@ -4,3 +4,7 @@ Both ways go through torchao's PT2E (`prepare_pt2e`, `convert_pt2e`). Running an
 """
 
 from __future__ import annotations
+
+from flatq.callable_package import make_callable
+
+make_callable(__name__)

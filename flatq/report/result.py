@@ -13,15 +13,15 @@ from xml.etree import ElementTree
 from pydantic import BaseModel, ConfigDict
 
 from flatq import __version__
+from flatq.assessment import OnInconclusive
+from flatq.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_OK
 from flatq.evaluate.difference import DriftDifference
 from flatq.evaluate.drift import Drift
 from flatq.evaluate.gate import Verdict
 from flatq.evaluate.judge import Tolerances
 from flatq.report.model import Report
 
-__all__ = ["GateResult", "GatedModel", "OnInconclusive", "gate_result", "junit", "summary"]
-
-OnInconclusive = Literal["pass", "fail", "error"]
+__all__ = ["GateResult", "GatedModel", "gate_result", "junit", "summary"]
 
 
 class _Part(BaseModel):
@@ -61,17 +61,21 @@ def gate_result(
     verdicts: Sequence[Verdict],
     tolerances: Tolerances,
     *,
-    exit_code: int,
     on_inconclusive: OnInconclusive,
     differences: Sequence[DriftDifference | None] | None = None,
     notes: Sequence[str] = (),
 ) -> GateResult:
-    """The result of the verdicts on a report's models, in their order."""
+    """The result of the verdicts on a report's models, in their order.
+
+    One model that failed fails all; without one, a single inconclusive model makes the outcome inconclusive.
+    """
     outcomes = {verdict.outcome for verdict in verdicts}
+    outcome = next((found for found in ("fail", "inconclusive") if found in outcomes), "pass")
+    inconclusive = {"pass": EXIT_OK, "fail": EXIT_GATE_FAILED, "error": EXIT_INCONCLUSIVE}[on_inconclusive]
     compared = differences if differences is not None else [None] * len(verdicts)
     return GateResult(
-        outcome="fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass",
-        exit_code=exit_code,
+        outcome=outcome,
+        exit_code={"pass": EXIT_OK, "fail": EXIT_GATE_FAILED, "inconclusive": inconclusive}[outcome],
         on_inconclusive=on_inconclusive,
         tolerances=tolerances,
         against="float model" if differences is None else "earlier report",

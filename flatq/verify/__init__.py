@@ -5,6 +5,9 @@ Nothing here makes model files. The results are plain data (`flatq.verify.result
 
 from __future__ import annotations
 
+from flatq.callable_package import make_callable
 from flatq.verify.results import Audit, Parity, read_audit, read_parity
 
 __all__ = ["Audit", "Parity", "read_audit", "read_parity"]
+
+make_callable(__name__)

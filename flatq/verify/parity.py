@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flatq.backends import Settings, open_runtime, runtime_of
+from flatq.backends import RuntimeSettings, open_runtime, runtime_of
 from flatq.calib.inputs import CalibrationPlan, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import read_deployment
@@ -86,7 +86,7 @@ def verify_parity(
         lowered = lower(artifact, deployment.target)
     references = find_references(lowered)
     pieces = open_pieces(deployment, path, lowered, threads)
-    runtime = open_runtime(deployment, path, Settings(runtime_of(deployment.target), threads=threads))
+    runtime = open_runtime(deployment, path, RuntimeSettings(runtime_of(deployment.target), threads=threads))
     manifest = artifact.manifest
     plan = inputs or VerifyInputs(guidance=manifest.calibration.guidance)
     labelled = manifest.model.classes is not None

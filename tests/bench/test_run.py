@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flatq.backends import RuntimeSettings
 from flatq.bench import read_result, write_result
 from flatq.bench import subjects as module
 from flatq.bench.machine import this_machine
@@ -116,10 +117,10 @@ def test_the_memory_is_what_came_after_the_mark() -> None:
         ({"batches": ()}, "--batch"),
         ({"rounds": 0}, "--rounds"),
         ({"warmup": -1}, "--warmup"),
-        ({"threads": 0}, "no threads"),
+        ({"runtime": RuntimeSettings(threads=0)}, "no threads"),
         ({"runtimes": ("onnxruntime", "tflite")}, "--runtime tflite"),
-        ({"precision": "fp8"}, "--precision fp8"),
-        ({"hint": "latency", "runtimes": ("torch",)}, "--hint latency"),
+        ({"runtime": RuntimeSettings(precision="fp8")}, "--precision fp8"),
+        ({"runtime": RuntimeSettings(hint="latency"), "runtimes": ("torch",)}, "--hint latency"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_opened(fields: dict[str, Any], words: str) -> None:
@@ -143,7 +144,7 @@ def test_a_runtime_that_is_not_there_is_said_or_an_error_if_asked_for(
 
 
 def test_an_error_in_the_process_is_raised_here_as_what_it_was(tmp_path: Path) -> None:
-    wanted = {"path": str(tmp_path / "none"), "runtime": "onnxruntime", "seed": 0}
+    wanted = {"path": str(tmp_path / "none"), "runtime": {"runtime": "onnxruntime"}, "seed": 0}
     with pytest.raises(CheckpointError, match="there is nothing at"):
         Worker("none", wanted)
     # One that dies says nothing: here on an argument that no model takes.

@@ -108,6 +108,10 @@ def test_an_export_that_fails_parity_is_not_put_in_place(
     assert out == ""
     assert "1 of 51 layers do not compute on onnxruntime what the torch graph does" in err
     assert "unet.conv_out: up to " in err
+    # An evaluation that exports by itself does not accept it either.
+    code, out, err = run("eval", artifact, "--fid", "-o", artifact.parent / "eval")
+    assert code == 2
+    assert "1 of 51 layers do not compute on onnxruntime what the torch graph does" in err
     assert sorted(p.name for p in artifact.iterdir()) == [
         "flatq.json",
         "ranges.safetensors",

@@ -96,7 +96,7 @@ class Crew:
         self.codes: list[int] = []
         self.cache = SampleCache(tmp_path / "cache", lambda line: pytest.fail(line))
         self._referee, self._scratch = referee, tmp_path
-        monkeypatch.setattr(team_module, "open_model", lambda path, **_: toy_model(self.helper))
+        monkeypatch.setattr(team_module, "open_model", lambda path, *_, **__: toy_model(self.helper))
 
     def grown(self, n: int, features: Path, *, code: int = 0) -> Growing:
         queues: list[Queue[Any]] = [Queue() for _ in range(3)]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from flatq.backends import RuntimeSettings
 from flatq.calib.inputs import CalibrationPlan, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import read_deployment
@@ -70,13 +71,16 @@ def test_the_float_export_is_the_network_for_every_label(folder: Path, labelled:
 
 def test_guided_samples_of_the_deployment_and_its_torch_graph_agree(folder: Path) -> None:
     plan = SamplePlan(steps=3, guidance=1.5)
-    deployed = _sample(open_model(folder / "w8a8", threads=1), plan)
-    again = _sample(open_model(folder / "w8a8" / "onnxruntime", threads=1), plan, batch_size=3)
+    deployed = _sample(open_model(folder / "w8a8", RuntimeSettings(threads=1)), plan)
+    again = _sample(
+        open_model(folder / "w8a8" / "onnxruntime", RuntimeSettings(threads=1)), plan, batch_size=3
+    )
     np.testing.assert_allclose(deployed, again, atol=1e-5)
-    in_torch = _sample(open_model(folder / "w8a8", runtime="torch", threads=1), plan)
+    in_torch = _sample(open_model(folder / "w8a8", RuntimeSettings(runtime="torch", threads=1)), plan)
     assert float(np.abs(deployed - in_torch).mean()) < 0.02
     for other in (SamplePlan(steps=3), SamplePlan(steps=3, guidance=1.5, label=3)):
-        assert float(np.abs(_sample(open_model(folder / "w8a8", threads=1), other) - deployed).max()) > 1e-3
+        changed = _sample(open_model(folder / "w8a8", RuntimeSettings(threads=1)), other)
+        assert float(np.abs(changed - deployed).max()) > 1e-3
 
 
 def test_a_label_that_the_deployment_does_not_have(folder: Path) -> None:

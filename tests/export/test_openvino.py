@@ -11,6 +11,7 @@ import pytest
 import torch
 from networks import checkpoint
 
+from flatq.backends import RuntimeSettings
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import read_deployment
@@ -159,7 +160,7 @@ def test_the_same_artifact_gives_the_same_files(folders: dict[str, Path], tmp_pa
 
 def test_bad_inputs_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     x, t = _inputs(2)
-    with open_model(folders["w8a8"], threads=1).runtime as runtime:
+    with open_model(folders["w8a8"], RuntimeSettings(threads=1)).runtime as runtime:
         assert runtime.identity["runtime"] == "openvino"
         for bad in (x[:0], x[:, :1], x.astype(np.float64), x * np.float32("nan")):
             with pytest.raises(ModelError):
@@ -170,9 +171,9 @@ def test_bad_inputs_are_refused(folders: dict[str, Path], tmp_path: Path) -> Non
     with pytest.raises(ArtifactError, match="refuses"):
         OpenVinoRuntime(tmp_path / "model.xml")
     with pytest.raises(UsageError, match="lowered for openvino"):
-        open_model(folders["w8a8"], runtime="onnxruntime")
+        open_model(folders["w8a8"], RuntimeSettings(runtime="onnxruntime"))
     with pytest.raises(UsageError, match="--device cuda is not offered"):
-        open_model(folders["w8a8"], device="cuda")
+        open_model(folders["w8a8"], RuntimeSettings(device="cuda"))
 
 
 def test_layers_whose_bias_is_zero_compute_what_torch_does_and_are_found(tmp_path: Path) -> None:

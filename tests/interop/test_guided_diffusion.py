@@ -11,6 +11,7 @@ import torch
 from guided_files import BASE, SMALL, SMALL_UNET, imported
 from guided_oracle import Unet
 
+from flatq.backends import RuntimeSettings
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import load_checkpoint, save_checkpoint
 from flatq.export import export_artifact
@@ -295,7 +296,7 @@ def test_from_import_to_a_deployment_with_labels(tmp_path: Path) -> None:
     export_artifact(tmp_path / "w8a8", "onnxruntime", tmp_path / "w8a8" / "onnxruntime")
     x, t, label = _inputs(unet, 16)
     assert label is not None
-    with open_model(tmp_path / "w8a8", runtime="onnxruntime", threads=1).runtime as runtime:
+    with open_model(tmp_path / "w8a8", RuntimeSettings(runtime="onnxruntime", threads=1)).runtime as runtime:
         output = runtime(x.numpy(), t.numpy(), {"label": label.numpy()})
     expected = saved.network()(x, t, label).numpy()
     rms = float(np.sqrt(((output - expected) ** 2).mean() / (expected**2).mean()))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from flatq.backends import RuntimeSettings
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from flatq.deployment import Target
@@ -92,7 +93,7 @@ def test_degenerate_layers_give_numbers_in_integers(
     x, t = torch.randn(3, 1, 2, 2, generator=generator), torch.tensor([0, 500, 999])
     with torch.no_grad():
         expected = lower(artifact, target).graph(x, t).numpy()
-    with open_model(tmp_path / "a" / target, threads=1).runtime as runtime:
+    with open_model(tmp_path / "a" / target, RuntimeSettings(threads=1)).runtime as runtime:
         found = runtime(x.numpy(), t.numpy())
     assert np.isfinite(expected).all()
     assert np.isfinite(found).all()

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812
 
+from flatq.backends import RuntimeSettings
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import Checkpoint, ModelConfig, save_checkpoint
 from flatq.network import build_network
@@ -287,7 +288,7 @@ def test_constant_keys_and_one_token_give_numbers(bits: int, lone: Checkpoint, t
     torch.testing.assert_close(values[single.name], values[single.args[1].name], rtol=1e-6, atol=0)
     write_artifact(artifact, tmp_path / "a")
     export_artifact(tmp_path / "a", "onnxruntime", tmp_path / "a" / "onnxruntime")
-    with open_model(tmp_path / "a", threads=1).runtime as runtime:
+    with open_model(tmp_path / "a", RuntimeSettings(threads=1)).runtime as runtime:
         assert np.isfinite(runtime(x.numpy(), t.numpy())).all()
 
 

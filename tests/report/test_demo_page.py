@@ -59,7 +59,9 @@ def test_the_page_loads_nothing_and_escapes_what_it_is_given(page: str, document
 
 def test_every_model_has_its_row_and_its_pictures(methods: list[DemoMethod], document: Element) -> None:
     (table,) = document.all("table")
-    head, *rows = ([cell.text for cell in row.children if isinstance(cell, Element)] for row in table.all("tr"))
+    head, *rows = (
+        [cell.text for cell in row.children if isinstance(cell, Element)] for row in table.all("tr")
+    )
     assert head == list(COLUMNS)
     assert [[cell.replace("\N{MINUS SIGN}", "-") for cell in row] for row in rows] == [
         list(cells(result)) for m in methods for result in m.results

@@ -15,10 +15,11 @@ import pytest
 from command_line import Cli
 from reports import make_report
 
+from flatq.assessment import OnInconclusive
 from flatq.evaluate.judge import Tolerances
 from flatq.evaluate.looks import Looks
 from flatq.report.regate import regate
-from flatq.report.result import GateResult, OnInconclusive, gate_result, junit, summary
+from flatq.report.result import GateResult, gate_result, junit, summary
 from flatq.report.schema import FOLDER, MODELS, schema_text
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,6 @@ def _result(
         report,
         regate(report, tolerances),
         tolerances,
-        exit_code=1,
         on_inconclusive=on_inconclusive,
         notes=["a|note\nof two lines"],
     )

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flatq.backends import RuntimeSettings
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ArtifactError, MissingRuntimeError, ModelError
 from flatq.export import build_engine, export_artifact
@@ -329,7 +330,7 @@ def test_an_engine_computes_what_the_lowered_graph_does(
     with torch.no_grad():
         graph = lower(tiny_artifacts["w8a8"], "tensorrt").graph
         expected = graph(torch.from_numpy(x), torch.from_numpy(t)).numpy()
-    with open_model(tmp_path / "a", runtime="tensorrt").runtime as runtime:
+    with open_model(tmp_path / "a", RuntimeSettings(runtime="tensorrt")).runtime as runtime:
         found = runtime(x, t)
         again = runtime(x, t)
         one = runtime(x[:1], t[:1])
@@ -356,12 +357,14 @@ def test_onnx_runtime_runs_on_its_providers(
     t = np.full(5, 400)
     with torch.no_grad():
         expected = tiny.network()(torch.from_numpy(x), torch.from_numpy(t)).numpy()
-    with open_model(tmp_path / "fp32", runtime="onnxruntime", device=device).runtime as runtime:
+    with open_model(
+        tmp_path / "fp32", RuntimeSettings(runtime="onnxruntime", device=device)
+    ).runtime as runtime:
         assert wanted in runtime.identity["providers"]
         # TF32 is on by default in both: 11 bits.
         np.testing.assert_allclose(runtime(x, t), expected, atol=1e-2 * float(np.abs(expected).max()))
     if device == "tensorrt":
         write_artifact(tiny_artifacts["w8a8"], tmp_path / "a")
         export_artifact(tmp_path / "a", "tensorrt", tmp_path / "a" / "tensorrt")
-        with open_model(tmp_path / "a", device="tensorrt").runtime as runtime:
+        with open_model(tmp_path / "a", RuntimeSettings(device="tensorrt")).runtime as runtime:
             assert np.isfinite(runtime(x, t)).all()

@@ -70,13 +70,22 @@ def write_demo_page(
     text = environment.get_template("demo.html").render(
         methods=methods,
         panels={method.name: _panels(method) for method in methods},
-        real=Picture(data_uri(picture), *picture.size, "images that the models were trained on", "training data", sharp=sharp),
+        real=Picture(
+            data_uri(picture),
+            *picture.size,
+            "images that the models were trained on",
+            "training data",
+            sharp=sharp,
+        ),
         sentences=[numeral(line) for line in sentences],
         notes=notes,
         report=report,
         columns=COLUMNS,
         rows=[[numeral(cell) for cell in cells(result)] for result in results],
-        plots=[("wide", Markup(drift_plot(results, _WIDE))), ("narrow", Markup(drift_plot(results, _NARROW)))],
+        plots=[
+            ("wide", Markup(drift_plot(results, _WIDE))),
+            ("narrow", Markup(drift_plot(results, _NARROW))),
+        ],
     )
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -48,7 +48,9 @@ def drift_plot(results: Sequence[MethodResult], width_inches: float) -> str:
             axes.plot([drift.low, drift.high], [lane, lane], color=colour, linewidth=3)
             axes.plot([drift.corrected], [lane], marker="os"[number], markersize=7, color=colour)
         for number, method in enumerate(methods):
-            axes.plot([], [], color=_METHODS[number], marker="os"[number], markersize=7, linewidth=3, label=method)
+            axes.plot(
+                [], [], color=_METHODS[number], marker="os"[number], markersize=7, linewidth=3, label=method
+            )
         axes.axvline(0, color=_SOFT, linewidth=1)
         axes.set_xscale("symlog", linthresh=_LINEAR_BELOW)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")

@@ -1,0 +1,93 @@
+"""`evaluate` and `gate`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flatq.api.exporting import export
+from flatq.api.results import Note, Progress, silent
+from flatq.assessment import EvaluateSettings, GateSettings
+from flatq.backends import target_of
+from flatq.export.settings import ExportSettings
+from flatq.models import checkpoint_beside, deployment_folder, kind_of
+from flatq.report.gating import judge_report
+from flatq.report.html.page import write_html
+from flatq.report.html.shown import Source
+from flatq.report.model import Report, read_report
+from flatq.report.result import GateResult
+
+if TYPE_CHECKING:
+    from flatq.evaluate.team import Team
+
+__all__ = ["evaluate", "gate"]
+
+
+def evaluate(
+    settings: EvaluateSettings,
+    *,
+    progress: Progress | None = None,
+    note: Note = silent,
+    team: Team | None = None,
+) -> Report:
+    """Sample the float and the quantized models on the same noise and write the report of the FID drift.
+
+    An artifact that was not exported for the runtime yet is exported first, and verified.
+
+    Args:
+        team: further processes that sample a part, from `flatq.evaluate.team.leading`.
+
+    Returns:
+        The report, with a verdict for each model where the settings have a tolerance.
+
+    Raises:
+        InputError: paths, data, features and settings that do not fit together.
+        ModelError: an export that does not compute what the PyTorch reference does.
+        MissingRuntimeError: a runtime is not installed.
+    """
+    from flatq.assess import assess
+
+    if settings.models and settings.baseline is None:
+        baseline = checkpoint_beside(settings.models[0])
+        note(f"baseline: {baseline.name}, which stands beside the artifact")
+        settings = replace(settings, baseline=baseline)
+    if settings.data is None and settings.reference is None:
+        settings = replace(settings, data="digits")
+    target = target_of(settings.runtime)
+    for path in settings.models:
+        if kind_of(path) == "artifact" and target in ("onnxruntime", "openvino"):
+            folder = deployment_folder(path, target)
+            if not folder.exists():
+                note(f"{path} has no export for {target} yet: writing {folder}")
+                wanted = ExportSettings(target=target, threads=settings.runtime.threads)
+                export(path, wanted, progress=progress, note=note)
+    return assess(settings, progress, note, team)
+
+
+def gate(
+    report: str | Path | Report,
+    settings: GateSettings = GateSettings(),
+    *,
+    page: Path | None = None,
+    note: Note = silent,
+) -> GateResult:
+    """Judge a report without sampling again.
+
+    Args:
+        report: what `evaluate` returned, or its `report.json` or folder. A tolerance relative to the float
+            model's FID, and the growth over an earlier report, need the folder.
+        page: write the report's HTML page with these verdicts.
+
+    Raises:
+        UsageError: no tolerance, or tolerances that do not go together.
+        DataError: a report that cannot be read, or reports that do not compare.
+    """
+    folder = None
+    if not isinstance(report, Report):
+        path = Path(report)
+        folder, report = path if path.is_dir() else path.parent, read_report(path)
+    judged, result = judge_report(report, folder, settings, note)
+    if page is not None:
+        write_html([Source(judged, folder, result.against, tuple(result.notes))], page)
+    return result

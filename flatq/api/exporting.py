@@ -1,0 +1,224 @@
+"""`export` and `verify`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from flatq.api.results import Exported, Note, Progress, Quantized, Saved, checkpoint_of, path_of, silent
+from flatq.checkpoint import choose_weights
+from flatq.deployment import FloatPrecision, read_deployment
+from flatq.errors import MissingRuntimeError, UsageError
+from flatq.export.settings import ExportSettings
+from flatq.models import deployment_folder, kind_of
+from flatq.runtime.cpu import saturation_note
+
+if TYPE_CHECKING:
+    from flatq.export.deploy import Check
+    from flatq.quantize.artifact import Artifact
+    from flatq.quantize.lowering import Lowered
+    from flatq.verify.recorded import Verified
+
+__all__ = ["export", "verify"]
+
+
+def export(
+    model: Saved,
+    settings: ExportSettings = ExportSettings(),
+    out: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+    note: Note = silent,
+) -> Exported:
+    """Lower an artifact (or the float model of a checkpoint) for a target and write its deployment folder.
+
+    An artifact's deployment is verified and audited before it is put in place. For TensorRT the engine of
+    this machine's GPU is built too. A folder that was exported for TensorRT gets its engine only.
+
+    Args:
+        out: by default inside the artifact, or beside the checkpoint; an earlier export there is replaced.
+
+    Raises:
+        ModelError: the deployment does not compute what the PyTorch reference does; nothing is put in place.
+        UsageError: settings that the model or the target does not take.
+        ArtifactError: the artifact is damaged.
+        MissingRuntimeError: the target's converter is not installed, or the runtime that verifies.
+    """
+    path, target = path_of(model), settings.target
+    _check_export(path, settings, out)
+    kind = kind_of(path)
+    if kind == "deployment":
+        exported = Exported(path, read_deployment(path)[0])
+        return _with_engine(exported, settings, note)
+    folder = deployment_folder(path, target) if out is None else Path(out)
+    note(f"exporting {path} for {target}")
+    if kind == "checkpoint":
+        from flatq.export.deploy import export_checkpoint
+
+        loaded = checkpoint_of(model)
+        deployment = export_checkpoint(
+            loaded,
+            target,
+            folder,
+            average=choose_weights(loaded, settings.weights, note),
+            float_precision=settings.float_precision,
+            plain=settings.plain,
+        )
+        exported = Exported(folder, deployment)
+    else:
+        exported = _export_artifact(path, folder, settings, progress, note)
+    _note_written(exported, note)
+    return _with_engine(exported, settings, note, path) if target == "tensorrt" else exported
+
+
+def verify(
+    artifact: str | Path | Quantized,
+    deployment: str | Path | Exported | None = None,
+    *,
+    parity: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Verified:
+    """Compare each layer of a deployment with the artifact that it was exported from, and audit its kernels.
+
+    The results are written into the deployment's folder: `verify.json` and `audit.json`.
+
+    Args:
+        deployment: by default that for ONNX Runtime, inside the artifact.
+        parity: compare the layers; without it there is the audit alone.
+        threads: number of CPU threads, all cores by default.
+
+    Raises:
+        ModelError: the deployment does not compute what the PyTorch reference does; nothing is written.
+        ArtifactError, UsageError: a folder that is damaged, or was not exported from this artifact.
+        MissingRuntimeError: the runtime is not installed.
+    """
+    from flatq.quantize.artifact import read_artifact
+    from flatq.quantize.lowering import lower
+    from flatq.verify.recorded import parent_beside, verify_deployment
+
+    path = path_of(artifact)
+    folder = deployment_folder(path) if deployment is None else path_of(deployment)
+    loaded = read_artifact(path)
+    return verify_deployment(
+        loaded,
+        folder,
+        lower(loaded, read_deployment(folder)[0].target),
+        parity=parity,
+        baseline=parent_beside(loaded.manifest, path) if parity else None,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def _check_export(path: Path, settings: ExportSettings, out: str | Path | None) -> None:
+    """Refuse settings that do not go with what stands at the path, before anything is written."""
+    offered = get_args(FloatPrecision)
+    if settings.float_precision not in offered:
+        raise UsageError(
+            "--float is not valid", expected="one of " + ", ".join(offered), got=settings.float_precision
+        )
+    kind, target = kind_of(path), settings.target
+    engine_alone = kind == "deployment" and target == "tensorrt" and out is None
+    if (kind == "deployment" and not engine_alone) or (kind == "artifact" and settings.weights):
+        raise UsageError(
+            f"{path} cannot be exported so",
+            expected="an artifact, or a checkpoint with --weights if you like",
+            got=kind + (" with --weights" if settings.weights else ""),
+        )
+    if settings.require_int8 is not None and kind == "checkpoint":
+        raise UsageError(
+            f"{path} is a float model", expected="an artifact with --require-int8", got=f"a {kind}"
+        )
+
+
+def _export_artifact(
+    path: Path, folder: Path, settings: ExportSettings, progress: Progress | None, note: Note
+) -> Exported:
+    """Lower, write, verify; for TensorRT what needs no engine."""
+    from flatq.export.deploy import export_artifact
+
+    found: list[Verified] = []
+    deployment = export_artifact(
+        path,
+        settings.target,
+        folder,
+        float_precision=settings.float_precision,
+        plain=settings.plain,
+        check=None if settings.target == "tensorrt" else _check(path, settings, found, progress, note),
+    )
+    verified = found[0] if found else None
+    return Exported(
+        folder,
+        deployment,
+        parity=verified.parity if verified else None,
+        audit=verified.audit if verified else None,
+        required=settings.require_int8,
+    )
+
+
+def _check(
+    path: Path, settings: ExportSettings, found: list[Verified], progress: Progress | None, note: Note
+) -> Check:
+    """Verifies a deployment before it is put in place, and keeps and notes what was found."""
+
+    def check(folder: Path, artifact: Artifact, lowered: Lowered) -> None:
+        from flatq.verify.recorded import parent_beside, verify_deployment
+        from flatq.verify.tables import audit_summary, parity_summary
+
+        try:
+            verified = verify_deployment(
+                artifact,
+                folder,
+                lowered,
+                parity=settings.verify,
+                baseline=parent_beside(artifact.manifest, path) if settings.verify else None,
+                threads=settings.threads,
+                progress=progress,
+            )
+        except MissingRuntimeError as error:
+            if settings.verify or settings.require_int8 is not None:
+                raise
+            note(f"no audit: {error.what}")
+            return
+        if verified.parity is not None:
+            note(f"verified: {parity_summary(verified.parity)}")
+        note(f"audit: {audit_summary(verified.audit)}")
+        found.append(verified)
+
+    return check
+
+
+def _note_written(exported: Exported, note: Note) -> None:
+    deployment = exported.deployment
+    problem = saturation_note()
+    bits = deployment.provenance.get("weights_bits", {}).values()
+    if problem is not None and deployment.target in ("onnxruntime", "openvino") and 8 in bits:
+        note(f"{problem} (this deployment has such weights)")
+    files = (deployment.file, *deployment.files)
+    size = sum((exported.folder / name).stat().st_size for name in files)
+    note(f"{deployment.precision}, {size:,} bytes")
+
+
+def _with_engine(
+    exported: Exported, settings: ExportSettings, note: Note, artifact: Path | None = None
+) -> Exported:
+    """With the TensorRT engine of this machine and, for an artifact, its audit."""
+    from flatq.export.engine import build_engine
+    from flatq.verify.tables import audit_summary
+
+    quantized = artifact is not None and kind_of(artifact) == "artifact"
+    if quantized and settings.verify:
+        note("for TensorRT no layer is compared with the torch graph: that needs an engine on its GPU")
+    note(f"building the TensorRT engine of {exported.folder}")
+    try:
+        engine = build_engine(exported.folder, settings.batches)
+    except MissingRuntimeError as error:
+        return replace(exported, missing=error)
+    exported = replace(exported, engine=engine)
+    if artifact is None or not quantized or not (settings.verify or settings.require_int8 is not None):
+        return exported
+    audit = verify(artifact, exported, parity=False).audit
+    note(f"audit: {audit_summary(audit)}")
+    return replace(exported, audit=audit)

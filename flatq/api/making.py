@@ -1,0 +1,80 @@
+"""`train` and `quantize`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flatq.api.results import Note, Progress, Quantized, checkpoint_of, path_of, silent
+from flatq.checkpoint import Checkpoint, choose_weights
+from flatq.files import check_free_folder
+from flatq.quantize.settings import QuantizeSettings
+
+if TYPE_CHECKING:
+    from flatq.train.config import TrainConfig
+
+__all__ = ["quantize", "train"]
+
+
+def train(
+    config: TrainConfig,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    progress: Callable[[int, float], None] | None = None,
+) -> Checkpoint:
+    """Train a network and write `ckpt.pt`, `train.json` and `state.pt`; see `flatq.train.loop.train`.
+
+    Args:
+        resume: go on from `state.pt`; where there is none, begin.
+        progress: called with the number of steps done and the loss.
+
+    Returns:
+        The checkpoint as it was written; `source` is its path.
+    """
+    from flatq.train.loop import train as run
+
+    return run(config, Path(folder), resume=resume, progress=progress)
+
+
+def quantize(
+    checkpoint: str | Path | Checkpoint,
+    settings: QuantizeSettings = QuantizeSettings(),
+    out: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+    note: Note = silent,
+) -> Quantized:
+    """Quantize a checkpoint into an artifact that knows no target.
+
+    Args:
+        out: a new or empty folder; by default beside the checkpoint, such as `ckpt.w4a8`.
+
+    Raises:
+        UsageError: the folder exists, or the checkpoint does not hold the weights that were asked for.
+        CheckpointError, ModelError: it cannot be read, traced or quantized.
+    """
+    if out is None:
+        path = path_of(checkpoint)
+        folder = path.with_name(f"{path.stem}.{settings.suffix}")
+    else:
+        folder = Path(out)
+    check_free_folder(folder)
+
+    from flatq.quantize.artifact import write_artifact
+    from flatq.quantize.rounding import quantize_checkpoint
+
+    loaded = checkpoint_of(checkpoint)
+    chosen = choose_weights(loaded, settings.weights, note)
+    note(settings.rounding.describe())
+    artifact = quantize_checkpoint(
+        loaded,
+        settings.recipe,
+        average=chosen,
+        calibration=settings.calibration,
+        threads=settings.threads,
+        progress=progress,
+        rounding=settings.rounding,
+    )
+    return Quantized(folder, write_artifact(artifact, folder))

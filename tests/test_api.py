@@ -1,0 +1,119 @@
+"""flatq from Python: its public names, verbs that are packages too, the example, and what a verb returns."""
+
+from __future__ import annotations
+
+import inspect
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flatq
+import flatq.api
+from flatq.checkpoint import Checkpoint
+from flatq.errors import UsageError
+from flatq.quantize.artifact import Artifact, write_artifact
+from flatq.recipe import PRESETS
+
+ROOT = Path(__file__).resolve().parents[1]
+VERBS = ("evaluate", "export", "gate", "load", "quantize", "sample", "train", "verify")
+
+
+def test_the_public_names() -> None:
+    assert set(flatq.__all__) == {
+        *VERBS,
+        *("CalibrationPlan", "EvaluateSettings", "ExportSettings", "GateSettings", "QuantizeSettings"),
+        *("RuntimeSettings", "SamplePlan", "TrainConfig", "WeightRounding", "recipe_for_bits"),
+        *("Checkpoint", "Exported", "GateResult", "Model", "Quantized", "Report", "Samples", "Verified"),
+        *("FlatqError", "__version__"),
+    }
+    for name in flatq.__all__:
+        assert getattr(flatq, name) is not None
+    assert dir(flatq) == sorted(flatq.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'distill'"):
+        flatq.distill  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_the_verbs_show_their_signature() -> None:
+    for name in VERBS:
+        verb = getattr(flatq, name)
+        assert callable(verb)
+        assert inspect.signature(verb) == inspect.signature(getattr(flatq.api, name))
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import flatq",
+        "import flatq.api",
+        "import flatq.quantize.artifact, flatq.export.deploy, flatq.evaluate.gate, flatq.verify.parity",
+        "from flatq.train import TrainConfig",
+    ],
+)
+def test_a_package_is_a_verb_whatever_is_imported_first(first: str) -> None:
+    """The verbs are called without arguments, so a `TypeError` names the function that was reached."""
+    code = f"""
+{first}
+import flatq
+for name in {VERBS!r}:
+    try:
+        getattr(flatq, name)()
+    except TypeError as error:
+        assert f"{{name}}() missing" in str(error), error
+    else:
+        raise AssertionError(name)
+import flatq.quantize.artifact as module
+assert flatq.quantize.artifact is module
+from flatq.train import TrainConfig
+assert flatq.TrainConfig is TrainConfig
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("FLATQ_CACHE", str(tmp_path / "cache"))
+    runpy.run_path(str(ROOT / "examples" / "api.py"))["main"](tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{tmp_path / 'run' / 'ckpt.w4a8'}: w4a8-gptq"
+    assert "sampled (8, 1, 8, 8), uint8" in lines
+    assert lines[-1].split(":")[0] in ("pass", "fail", "inconclusive")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_defaults_are_w8a8_by_gptq() -> None:
+    settings = flatq.QuantizeSettings()
+    assert settings.recipe == PRESETS["w8a8"]
+    assert settings.rounding.method == "gptq"
+    assert settings.suffix == "w8a8"
+
+
+def test_an_export_is_verified_later_and_a_share_that_is_missed_is_told(
+    tiny_artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    write_artifact(tiny_artifacts["w8a8"], tmp_path / "a")
+    settings = flatq.ExportSettings(verify=False, require_int8=0.95, threads=1)
+    exported = flatq.export(tmp_path / "a", settings)
+    assert exported.folder == tmp_path / "a" / "onnxruntime"
+    assert exported.parity is None
+    assert exported.audit is not None
+    assert exported.audit.integer_share < 0.95
+    assert not exported.passed
+    assert not (exported.folder / "verify.json").exists()
+    found = flatq.verify(tmp_path / "a", exported, threads=1)
+    assert found.parity is not None
+    assert found.parity.passed
+    assert found.audit == exported.audit
+    assert (exported.folder / "verify.json").exists()
+
+
+def test_a_checkpoint_that_was_not_saved_has_no_path(tiny: Checkpoint) -> None:
+    unsaved = Checkpoint(tiny.model, tiny.process, tiny.weights)
+    with pytest.raises(UsageError, match="in memory only"):
+        flatq.load(unsaved)
