@@ -39,17 +39,14 @@ _METHODS = {
     "flatter minimum.",
 }
 _NETWORK = {"channels": (16, 32), "lr": 3e-3}
-"""8x8 digits by the shortest training: patches of 2 pixels or a lower learning rate give a higher FID for the
-same time."""
+"""By measurement of ADM on one thread: FID 4.4 after 36 s (200 steps). Patches of 2 pixels and a rate of 1e-3
+give 8.5 after 26 s (300 steps) and 3.8 after 85 s (1,000 steps)."""
 _CALIBRATION = CalibrationPlan(images=16, steps=10)
 _SCHEMES = {
-    "W8A8": QuantizeSettings(recipe_for_bits(8), calibration=_CALIBRATION, weights="ema"),
-    "W4A8": QuantizeSettings(recipe_for_bits(4), calibration=_CALIBRATION, weights="ema"),
+    "W8A8": QuantizeSettings(recipe_for_bits(8)),
+    "W4A8": QuantizeSettings(recipe_for_bits(4)),
     "W4A4 plain": QuantizeSettings(
-        recipe_for_bits(4, 4, activation_range="minmax", edges="8"),
-        WeightRounding(method="rtn"),
-        calibration=_CALIBRATION,
-        weights="ema",
+        recipe_for_bits(4, 4, activation_range="minmax", edges="8"), WeightRounding(method="rtn")
     ),
 }
 _SHOWN = 24
@@ -108,10 +105,11 @@ def _run_method(
     )
     checkpoint = flatq.train(config, folder, progress=lambda step, _: progress(f"{name}: train", step, steps))
     stage, artifacts = f"{name}: quantize and export", []
-    for number, (bits, settings) in enumerate(_SCHEMES.items()):
+    for number, (bits, scheme) in enumerate(_SCHEMES.items()):
         progress(stage, number, len(_SCHEMES))
         artifact = folder / bits.lower().replace(" ", "-")
-        quantized = flatq.quantize(checkpoint, replace(settings, threads=threads), artifact)
+        settings = replace(scheme, calibration=_CALIBRATION, weights="ema", threads=threads)
+        quantized = flatq.quantize(checkpoint, settings, artifact)
         flatq.export(quantized, ExportSettings(verify=False, threads=threads))
         artifacts.append(artifact)
     progress(stage, len(_SCHEMES), len(_SCHEMES))

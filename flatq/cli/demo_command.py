@@ -42,7 +42,7 @@ def command(
     for line in demo.notes:
         typer.echo(f"- {line}")
     typer.echo("")
-    typer.echo(f"See the pictures: {demo.page}")
+    typer.echo(f"Pictures and plot: {demo.page}")
 
 
 def _stages() -> Callable[[str, int, int], None]:

@@ -26,8 +26,8 @@ def result(method: str, interval: tuple[float, float, float] | None, bits: str =
         (
             ADM,
             (0.05, -0.02, 0.12),
-            "ADM's FID rises (+0.300, +0.200 to +0.400); SAM's FID shows no change (+0.050, -0.020 to +0.120). "
-            "SAM drifts less than ADM.",
+            "ADM's FID rises (+0.300, +0.200 to +0.400); SAM's FID shows no change (+0.050, -0.020 to +0.120)"
+            ". SAM drifts less than ADM.",
         ),
         (
             ADM,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["drift_plot"]
 
 _COLOURS = {"#010101": "ink", "#020202": "soft", "#030303": "grid", "#040404": "first", "#050505": "second"}
-"""Stand-ins in the figure, and the page's CSS variables that take their place: so the plot turns dark with it."""
+"""Stand-ins in the figure, and the CSS variables that take their place: the plot turns dark with the page."""
 _INK, _SOFT, _GRID, *_METHODS = _COLOURS
 _LINEAR_BELOW = 0.1
 
@@ -46,7 +46,7 @@ def drift_plot(results: Sequence[MethodResult], width_inches: float) -> str:
             lane = bits.index(result.bits) + 0.2 * (2 * number - 1)
             colour = _METHODS[number]
             axes.plot([drift.low, drift.high], [lane, lane], color=colour, linewidth=3)
-            axes.plot([drift.corrected], [lane], marker="os"[number], markersize=7, color=colour)
+            axes.plot([drift.corrected], [lane], marker="os"[number], markersize=6, color=colour)
         for number, method in enumerate(methods):
             axes.plot(
                 [], [], color=_METHODS[number], marker="os"[number], markersize=7, linewidth=3, label=method
