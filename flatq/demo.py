@@ -39,8 +39,8 @@ _METHODS = {
     "flatter minimum.",
 }
 _NETWORK = {"channels": (16, 32), "lr": 3e-3}
-"""By measurement of ADM: FID 4.4 after 200 steps. Patches of 2 pixels and a rate of 1e-3 give 8.5 after 300 steps
-and 3.8 after 1,000, each 0.7 times as long."""
+"""By measurement of ADM: FID 4.4 after 200 steps. Patches of 2 pixels and a rate of 1e-3 give 8.5 after 300
+steps and 3.8 after 1,000, each 0.7 times as long."""
 _CALIBRATION = CalibrationPlan(images=16, steps=10)
 _SCHEMES = {
     "W8A8": QuantizeSettings(recipe_for_bits(8)),
@@ -87,58 +87,6 @@ def run_demo(out: Path, progress: Progress, *, steps: int, images: int, threads:
             got="something that would be overwritten",
             next_step="remove it, or choose another with -o",
         )
-<<<<<<< HEAD
-    rows = []
-    pictures: list[tuple[str, NDArray[np.uint8]]] = []
-    for method in _METHODS:
-        label = method.upper()
-
-        def trained(step: int, loss: float | None, label: str = label) -> None:
-            progress(f"{label}: training", step, steps)
-
-        config = TrainConfig.model_validate(
-            {
-                "data": "digits:train",
-                "method": method,
-                "rho": 0.1,
-                "steps": steps,
-                "channels": (16, 32),
-                "patch_size": 2,
-                "threads": threads,
-            }
-        )
-        checkpoint = flatq.train(config, out / method, progress=trained)
-        for average in _AVERAGES:
-            folder = out / method / average
-            paths = [
-                _deploy(checkpoint, average, recipe, folder / f"digits.{recipe}", threads, progress)
-                for recipe in _RECIPES
-            ]
-            assert checkpoint.source is not None
-            task = EvaluateSettings(
-                models=tuple(paths),
-                baseline=checkpoint.source,
-                data="digits",
-                out=folder / "eval",
-                plan=_PLAN,
-                images=images,
-                features=extractor,
-                runtime=RuntimeSettings(threads=threads),
-            )
-            prefix = f"{label} {average}"
-            report = flatq.evaluate(
-                task,
-                progress=lambda what, done, total, p=prefix: progress(f"{p}: {what}", done, total),  # type: ignore[misc]
-            )
-            rows += [DemoRow(method, average, entry) for entry in report.models]
-            for name, path, weights in (
-                ("float", checkpoint.source, average),
-                *((p.suffix[1:], p, None) for p in paths),
-            ):
-                pictures.append((f"{prefix} {name}", _few(path, weights, threads)))
-    save_labelled_rows(out / "demo.png", pictures)
-    return rows
-=======
     methods = [_run_method(method, out / method, steps, images, threads, progress) for method in _METHODS]
     results = tuple(result for method in methods for result in method.results)
     sentences = tuple(findings(results, "SAM", "ADM"))
@@ -146,7 +94,6 @@ def run_demo(out: Path, progress: Progress, *, steps: int, images: int, threads:
     page = out / "index.html"
     write_demo_page(page, methods, sentences, notes, load_images("digits:train").pixels[:_SHOWN])
     return Demo(results, sentences, notes, page)
->>>>>>> demo
 
 
 def _run_method(
