@@ -38,8 +38,7 @@ class Forecast:
         parameters: numbers in the network.
         macs: multiply-adds of one forward pass over one image: convolutions and matrix products, as
             `torch.utils.flop_counter` finds them; norms, activations and additions are not counted.
-        weights_bytes: weights, gradients, optimizer, averages and the copies of SAM or weight noise, on the
-            device.
+        weights_bytes: weights, gradients, optimizer, averages, copies of SAM or weight noise, on the device.
         activations_bytes: what a batch keeps for the backward pass; several processes share it. Temporary
             tensors, the caching allocator and libraries come on top: an estimate from below. bf16 is
             taken to halve it.
