@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-
-from flatq.checkpoint import Checkpoint
+from networks import checkpoint
 
 _NOISY = """
 import logging, sys, warnings
@@ -59,12 +58,14 @@ def test_only_errors_of_other_libraries_are_shown(monkeypatch: pytest.MonkeyPatc
     assert "an optional part is missing" in shown
 
 
-def test_whole_commands_print_nothing_but_their_own_lines(tiny: Checkpoint, tmp_path: Path) -> None:
-    artifact, few = str(tmp_path / "artifact"), ("--threads", "1")
+def test_whole_commands_print_nothing_but_their_own_lines(tmp_path: Path) -> None:
+    model, artifact = str(checkpoint("digits", tmp_path).source), str(tmp_path / "artifact")
+    few, against = ("--steps", "1", "--threads", "1"), ("--baseline", model, "--fid", "--data", "digits")
     commands = [
-        ("quantize", str(tiny.source), "--calib-images", "2", "--calib-steps", "2", *few, "-o", artifact),
+        ("quantize", model, "--method", "rtn", "--calib-images", "1", *few, "-o", artifact),
         ("export", artifact, "--onnx", "--no-verify"),
-        ("sample", artifact, "-n", "1", "--steps", "1", *few, "-o", str(tmp_path / "x.npz")),
+        ("sample", artifact, "-n", "1", *few, "-o", str(tmp_path / "x.npz")),
+        ("eval", artifact, *against, "-n", "150", *few, "-o", str(tmp_path / "report")),
     ]
     lines = _stderr(_MARKED, json.dumps(commands)).splitlines()
     assert len(lines) >= len(commands)

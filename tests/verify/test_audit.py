@@ -15,11 +15,10 @@ from onnx import helper, numpy_helper
 
 from flatq.deployment import read_deployment
 from flatq.errors import ArtifactError, UsageError
-from flatq.quantize.artifact import Artifact, read_artifact, write_artifact
+from flatq.quantize.artifact import Artifact
 from flatq.verify import Audit, read_audit
 from flatq.verify.audit import audit_deployment, audit_from
 from flatq.verify.inspection import Found, Inspection, attention_of
-from flatq.verify.parity import verify_parity
 from flatq.verify.results import AuditEntry
 from flatq.verify.tables import audit_markdown, audit_summary, audit_table
 from flatq.verify.tensorrt_inspection import read_layers
@@ -165,21 +164,6 @@ def test_a_product_that_belongs_to_no_layer_is_listed(deployments: Deployments, 
 def test_another_artifacts_deployment_is_refused(deployments: Deployments) -> None:
     with pytest.raises(UsageError, match="not exported from this artifact"):
         audit_deployment(deployments.artifacts["w8a8"], deployments.folder("w4a8"), threads=1)
-
-
-def test_an_artifact_of_other_weights_by_the_same_recipe_is_refused(
-    deployments: Deployments, tmp_path: Path
-) -> None:
-    manifest = deployments.artifacts["w8a8"].manifest
-    averaged = manifest.model_copy(update={"parent": {**manifest.parent, "weights": "ema"}})
-    written = dataclasses.replace(deployments.artifacts["w8a8"], manifest=averaged)
-    write_artifact(written, tmp_path / "ema")
-    other, folder = read_artifact(tmp_path / "ema"), deployments.folder("w8a8")
-    assert other.manifest.precision == read_deployment(folder)[0].precision
-    for refusing in (audit_deployment, verify_parity):
-        with pytest.raises(UsageError, match="not exported from this artifact") as caught:
-            refusing(other, folder, lowered=deployments.lowered("w8a8"), threads=1)
-        assert "w8a8, ema weights" in str(caught.value.got)
 
 
 def test_the_file_and_the_tables(deployments: Deployments, tmp_path: Path) -> None:
