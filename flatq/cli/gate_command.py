@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flatq.assessment import GateSettings
+from flatq.assessment import GateSettings, OnInconclusive
 from flatq.cli.common import note
 from flatq.errors import UsageError
 
 if TYPE_CHECKING:
-    from flatq.assessment import OnInconclusive
     from flatq.report.result import GateResult
 
 __all__ = [

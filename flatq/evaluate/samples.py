@@ -29,7 +29,7 @@ from flatq.sampler import SamplePlan
 
 __all__ = ["Batch", "SampleCache", "sample_key"]
 
-_VERSION = 2
+_VERSION = 1
 _RESOLVED = {"path", "runtime", "weights"}
 """Fields of an `Opening` that the key holds as they turned out: the model's digest, its runtime's identity
 with every default filled in, and its weights."""

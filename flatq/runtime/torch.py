@@ -16,7 +16,7 @@ from flatq.runtime.base import UNCONDITIONED, Condition, check_inputs, default_t
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TorchRuntime", "torch_threads"]
+__all__ = ["TorchRuntime", "move_to", "torch_threads"]
 
 
 @contextmanager
@@ -31,6 +31,18 @@ def torch_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def move_to(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The module on a device; a traced graph's own mentions of a device too, such as that of an arange."""
+    import torch
+
+    if isinstance(module, torch.fx.GraphModule):
+        for node in module.graph.nodes:
+            if node.kwargs.get("device") is not None:
+                node.update_kwarg("device", device)
+        module.recompile()
+    return module.to(device)
 
 
 class TorchRuntime:
@@ -66,19 +78,18 @@ class TorchRuntime:
                 next_step="take --device cpu",
             )
         self._device = torch.device(device)
-        self._module = module.to(self._device)
+        self._module = move_to(module, self._device)
         self._conditions = ("label",) if labelled else ()
         self._threads = threads or default_threads()
 
     @property
     def identity(self) -> dict[str, Any]:
+        cuda = self._device.type == "cuda"
         return {
             "runtime": "torch",
             "version": str(self._torch.__version__),
             "device": str(self._device),
-            **(
-                {"gpu": self._torch.cuda.get_device_name(self._device)} if self._device.type == "cuda" else {}
-            ),
+            **({"gpu": self._torch.cuda.get_device_name(self._device)} if cuda else {}),
             "threads": self._threads,
         }
 
