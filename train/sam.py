@@ -81,14 +81,15 @@ def perturbed(
     weights: Sequence[torch.Tensor], directions: Sequence[torch.Tensor], scale: float
 ) -> Iterator[None]:
     """The weights moved by scale * directions; they come back from a copy, bit for bit, whatever happens."""
-    copies = [w.detach().clone() for w in weights]
+    held = tuple(weights)
+    copies = [w.detach().clone() for w in held]
     try:
         with torch.no_grad():
-            torch._foreach_add_(weights, directions, alpha=scale)
+            torch._foreach_add_(held, tuple(directions), alpha=scale)
         yield
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(weights, copies)
+            torch._foreach_copy_(held, copies)
 
 
 def backward(weights: Iterable[torch.nn.Parameter], closure: Callable[[], torch.Tensor]) -> torch.Tensor:
