@@ -123,11 +123,12 @@ REHEARSAL = Settings(
 
 
 def smoke(settings: Settings, results: Path) -> dict[str, Any]:
-    """Five steps of ADM and SAM, eight samples."""
+    """Five steps of ADM and, with torch.compile, of SAM; eight samples."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name, open_workers(settings.training["device"]) as workers:
-        for method in ("adm", "sam"):
-            run = Trainer(_config(settings, _random_images(Path(name)), method=method), Path(name), workers)
+        data = _random_images(Path(name))
+        for method, compiled in (("adm", False), ("sam", settings.compile)):
+            run = Trainer(_config(settings, data, method=method, compile=compiled), Path(name), workers)
             for _ in range(5):
                 run.advance()
             found[f"{method}_weights_finite"] = all(bool(p.isfinite().all()) for p in run.parameters)

@@ -33,7 +33,7 @@ python=${PYTHON:-python3}
 folder=${GPU_FOLDER:-gpu}
 results=$folder/results
 parts=(smoke throughput sam adm adm-twice sample tests)
-declare -A limit_s=([smoke]=120 [throughput]=240 [sam]=270 [adm]=180 [adm-twice]=180 [sample]=180 [tests]=120)
+declare -A limit_s=([smoke]=200 [throughput]=200 [sam]=270 [adm]=180 [adm-twice]=180 [sample]=180 [tests]=120)
 
 for part in "$@"; do
     if [[ -z ${limit_s[$part]-} ]]; then
