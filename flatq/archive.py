@@ -91,8 +91,13 @@ def _name(info: zipfile.ZipInfo) -> bytes:
 
 
 def _of_the_writer(info: zipfile.ZipInfo) -> tuple[int, ...]:
-    """What the table says of a member without another place to compare it with; one writer, one value."""
-    made = (info.create_version, info.create_system, info.extract_version, info.reserved, info.flag_bits)
+    """What the table says of a member without another place to compare it with; one writer, one value.
+
+    Bit 3 of the flags (CRC after the data) is left out: torch does not set it for an empty tensor, and the
+    member's own header has it too.
+    """
+    flags = info.flag_bits | 8
+    made = (info.create_version, info.create_system, info.extract_version, info.reserved, flags)
     return *made, info.volume, info.internal_attr, info.external_attr
 
 

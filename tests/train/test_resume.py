@@ -192,7 +192,7 @@ def test_a_damaged_state_is_refused(damage: str, tmp_path: Path) -> None:
     elif damage == "other":
         torch.save([1], path)
     else:
-        torch.save({**read_state(tmp_path), "version": 2}, path)
+        torch.save({**read_state(tmp_path), "version": 1}, path)
     with pytest.raises(CheckpointError):
         train(TrainConfig(**SMALL), tmp_path, resume=True)
 
