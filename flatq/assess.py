@@ -71,7 +71,8 @@ def assess(
         raise UsageError("too few images", expected="at least 2", got=str(task.images), next_step="raise -n")
     if not task.models:
         raise UsageError("no model to evaluate", expected="at least one artifact", got="none")
-    if task.baseline is None:
+    float_path = task.baseline
+    if float_path is None:
         raise UsageError("no baseline", expected="the float checkpoint", got="none")
     tolerances = Tolerances(task.max_drift, task.max_drift_rel, task.min_samples)
     gated = task.max_drift is not None or task.max_drift_rel is not None
@@ -87,9 +88,9 @@ def assess(
     if floats.threads is None:
         floats = replace(floats, threads=task.runtime.threads)
     if task.ladder:
-        check_ladder(task.baseline, floats, task.models, task.runtime)
-    weights = parent_weights(task.models, task.baseline, task.weights)
-    baseline = open_model(task.baseline, floats, weights=weights)
+        check_ladder(float_path, floats, task.models, task.runtime)
+    weights = parent_weights(task.models, float_path, task.weights)
+    baseline = open_model(float_path, floats, weights=weights)
     with ExitStack() as stack:
         stack.enter_context(baseline.runtime)
         check_labels(task.plan, baseline.classes)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 
 from flatq.errors import InputError, UsageError
 
 __all__ = ["explained", "shortage"]
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK = tuple(os.strerror(code).lower() for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _MEMORY = ("allocate memory", "out of memory", "bad_alloc", "bad allocation")
 _COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch")
 
@@ -22,20 +23,21 @@ def explained(error: BaseException) -> InputError | None:
 def shortage(error: BaseException) -> InputError | None:
     """The error to show where a full disk or too little memory is behind `error`; None for anything else.
 
-    The libraries share no type for it: Python raises OSError and MemoryError, torch RuntimeError, ONNX
-    Runtime its own type.
+    The libraries share no type for it (Python raises OSError and MemoryError, torch RuntimeError, ONNX
+    Runtime and safetensors their own), so it is found by the words of the operating system and allocators.
     """
     for cause in _causes(error):
         said = " ".join(str(cause).split())[:300]
-        if isinstance(cause, OSError) and cause.errno in _DISK:
+        words = said.lower()
+        if any(known in words for known in _DISK):
+            file = cause.filename if isinstance(cause, OSError) else None
             return InputError(
-                f"the disk is full: cannot write {cause.filename or 'a file'}",
+                f"the disk is full: cannot write {file or 'a file'}",
                 expected="room for what is written, and for temporary files",
                 got=said,
                 next_step="free some space or write to another disk; TMPDIR moves the temporary files",
             )
-        out_of_memory = any(words in said.lower() for words in _MEMORY)
-        if isinstance(cause, MemoryError) or (isinstance(cause, Exception) and out_of_memory):
+        if isinstance(cause, MemoryError) or any(known in words for known in _MEMORY):
             return InputError(
                 "out of memory",
                 expected="enough memory for the model and one batch",

@@ -92,18 +92,18 @@ _Words = npt.NDArray[np.uint64]
 
 def _philox(counter: tuple[_Words, _Words, _Words, _Words], key: int) -> tuple[_Words, ...]:
     """The four words of each counter; all words are below 2**32, so that a product fits into 64 bits."""
-    low = 0xFFFFFFFF
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     c0, c1, c2, c3 = counter
-    k0, k1 = key & low, key >> 32
+    k0, k1 = np.uint64(key) & low, np.uint64(key) >> half
     for _ in range(10):
-        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & low, (p0 >> 32) ^ c3 ^ k1, p0 & low
-        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
     return c0, c1, c2, c3
 
 
 def _uniform(words: _Words) -> npt.NDArray[np.float64]:
-    return (words + 0.5) * 2.0**-32
+    return (words.astype(np.float64) + 0.5) * 2.0**-32
 
 
 def _integer(name: str, value: int, low: int, high: int) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,17 @@ def _wrapped() -> Iterator[None]:
 
 def _disk() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.onnx")
+
+
+def _safetensors_disk() -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            safetensors.save_file({"a": torch.zeros(9999)}, Path(folder) / "a.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 def _torch_memory() -> None:
@@ -65,6 +78,7 @@ def _compiler() -> None:
 
 CASES: list[tuple[Callable[[], None], str]] = [
     (_disk, "the disk is full: cannot write model.onnx"),
+    (_safetensors_disk, "the disk is full: cannot write a file"),
     (_torch_memory, "out of memory"),
     (_numpy_memory, "out of memory"),
     (_onnxruntime_memory, "out of memory"),

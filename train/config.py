@@ -26,13 +26,20 @@ class TrainConfig(BaseModel):
     Attributes:
         data: an image source of `flatq.images.load_images`; size, resize, limit and image_channels go there.
         method: "adm", the plain baseline; "ip", input perturbation (Ning et al. 2023); "sam",
-            sharpness-aware minimization (Foret et al. 2021).
+            sharpness-aware minimization (Foret et al. 2021); "noise", gaussian weight noise, see
+            `flatq.train.weight_noise`.
         rho: SAM's radius, the Euclidean norm of the perturbation of all weights. Used by "sam" alone.
         gamma: strength of the input perturbation, 0.1 for "ip" where it is None. With "sam" it adds input
             perturbation to SAM; "adm" refuses it.
+        sam_on: "norm" perturbs the weights and biases of the normalization layers only, and rho is the norm
+            over these (SAM-ON, Mueller et al. 2023); "all" perturbs every weight.
+        sigma: standard deviation of the weight noise as a fraction of each tensor's range. Used by "noise"
+            alone. The default is about the rounding error of 4 bits.
         sam_every: SAM at steps 1, 1 + k, 1 + 2k, ..., plain gradients in between.
         steps, batch_size, lr, weight_decay: AdamW. batch_size is the joint batch of all processes.
-        warmup: steps in which lr rises linearly to its value; constant afterwards.
+        warmup: steps in which lr rises linearly to its value.
+        lr_schedule: after the warm-up lr stays ("constant") or falls to zero at the last step, as half a
+            cosine or as a line.
         clip_grad: global norm that the gradient is clipped to; None does not clip. With SAM it touches the
             second gradient only.
         precision: "bf16" runs the network under autocast; loss, weights and optimizer stay float32.
@@ -64,6 +71,10 @@ class TrainConfig(BaseModel):
         max_minutes: ends the run after so much time in training, all sessions together.
         heldout, heldout_every: an image source whose loss is taken every so many steps and at the end.
         stop_loss, stop_weights: ends the run once the held-out loss of these weights is at most this.
+        snapshot_steps: after each of these steps the checkpoint is also written as `ckpt-step-NNNNNNN.pt`,
+            with the held-out loss at that step where there are held-out images.
+        snapshot_loss: the first time that the held-out loss of stop_weights is at most this, the checkpoint
+            is also written as `ckpt-loss.pt`, and the run goes on.
         save_every, save_minutes: a checkpoint with the whole state every so many steps or minutes.
         grid_every: sample grids, every so many steps. tensorboard: scalars into RUN/tensorboard.
 
@@ -83,8 +94,10 @@ class TrainConfig(BaseModel):
     num_classes: int | None = Field(default=None, gt=0)
     label_dropout: float = Field(default=0.0, ge=0, lt=1)
 
-    method: Literal["adm", "ip", "sam"] = "adm"
+    method: Literal["adm", "ip", "sam", "noise"] = "adm"
     rho: float = Field(default=0.1, gt=0)
+    sam_on: Literal["all", "norm"] = "all"
+    sigma: float = Field(default=0.02, gt=0)
     gamma: float | None = Field(default=None, gt=0)
     sam_every: int = Field(default=1, gt=0)
 
@@ -93,6 +106,7 @@ class TrainConfig(BaseModel):
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup: int = Field(default=0, ge=0)
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
     clip_grad: float | None = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
@@ -125,6 +139,8 @@ class TrainConfig(BaseModel):
     heldout_every: int = Field(default=500, gt=0)
     stop_loss: float | None = Field(default=None, gt=0)
     stop_weights: Literal["raw", "ema"] = "raw"
+    snapshot_steps: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    snapshot_loss: float | None = Field(default=None, gt=0)
     save_every: int | None = Field(default=None, gt=0)
     save_minutes: float | None = Field(default=10.0, gt=0)
     grid_every: int | None = Field(default=None, gt=0)
@@ -133,10 +149,20 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         contradictions = (
-            (self.method == "adm" and self.gamma is not None, 'gamma needs the method "ip" or "sam"'),
+            (
+                self.method in ("adm", "noise") and self.gamma is not None,
+                'gamma needs the method "ip" or "sam"',
+            ),
+            (self.method != "sam" and self.sam_on != "all", 'sam_on needs the method "sam"'),
             (self.method != "sam" and self.sam_every > 1, 'sam_every needs the method "sam"'),
             (len(set(self.ema_decays)) < len(self.ema_decays), "ema_decays names a decay twice"),
             (self.switch_ema is not None and not self.ema_decays, "switch_ema needs one of ema_decays"),
+            (
+                self.lr_schedule != "constant" and self.warmup >= self.steps,
+                "the warm-up leaves no steps for lr_schedule",
+            ),
+            (max(self.snapshot_steps, default=0) > self.steps, "snapshot_steps go beyond the last step"),
+            (self.snapshot_loss is not None and self.heldout is None, "snapshot_loss needs heldout images"),
             (self.first_swa_step > self.steps, "swa_start lies beyond the last step"),
             (self.stop_loss is not None and self.heldout is None, "stop_loss needs heldout images"),
             (self.stop_weights == "ema" and not self.ema_decays, "stop_weights ema needs one of ema_decays"),
@@ -154,6 +180,15 @@ class TrainConfig(BaseModel):
         if self.gamma is not None:
             return self.gamma
         return 0.1 if self.method == "ip" else 0.0
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, from 1 to `steps`."""
+        if step <= self.warmup:
+            return self.lr * step / self.warmup
+        if self.lr_schedule == "constant":
+            return self.lr
+        done = (step - self.warmup) / (self.steps - self.warmup)
+        return self.lr * ((1 + math.cos(math.pi * done)) / 2 if self.lr_schedule == "cosine" else 1 - done)
 
     @property
     def first_swa_step(self) -> int:

@@ -38,7 +38,7 @@ class Forecast:
         parameters: numbers in the network.
         macs: multiply-adds of one forward pass over one image: convolutions and matrix products, as
             `torch.utils.flop_counter` finds them; norms, activations and additions are not counted.
-        weights_bytes: weights, gradients, optimizer, averages and SAM's copy, on the device.
+        weights_bytes: weights, gradients, optimizer, averages, copies of SAM or weight noise, on the device.
         activations_bytes: what a batch keeps for the backward pass; several processes share it. Temporary
             tensors, the caching allocator and libraries come on top: an estimate from below. bf16 is
             taken to halve it.
@@ -96,7 +96,7 @@ def forecast(config: TrainConfig, images: Images) -> Forecast:
         activations //= 2
     copies = 1 + 1 + 2 + len(config.ema_decays)  # weights, gradients, the two moments of AdamW
     copies += 2 if config.swa_start is not None else 0  # float64
-    copies += 1 if config.method == "sam" else 0
+    copies += {"sam": 1, "noise": 2}.get(config.method, 0)  # the weights as they were, and the noise
     return Forecast(
         parameters,
         counter.get_total_flops() // 2,

@@ -33,7 +33,7 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """Trains a network and writes `ckpt.pt`, `train.json` and `state.pt` into `run_folder`.
+    """Trains a network and writes `ckpt.pt`, `train.json`, `state.pt` and snapshots into `run_folder`.
 
     At one seed ADM, IP and SAM start from the same weights and see the same images, flips and noise. They see
     the same timesteps if these are uniform; with the loss-second-moment sampler they don't, because it
@@ -126,9 +126,9 @@ class Trainer(Steps):
             if progress is not None:
                 progress(self.step, self.curve.loss_at(self.step))
             self._look()
+            self._save_snapshots()
             self._save_where_due()
-        if not self.curve.heldout or self.curve.heldout[-1]["step"] != self.step:
-            self._take_heldout_loss()
+        self._take_heldout_loss()
         return self._save(reason)
 
     def _reason_to_stop(self) -> str | None:
@@ -166,7 +166,9 @@ class Trainer(Steps):
                 )
 
     def _take_heldout_loss(self) -> None:
-        if not self.config.heldout:
+        """Adds this step's held-out loss, unless it is there, and writes `ckpt-loss.pt` where it is due."""
+        config, points = self.config, self.curve.heldout
+        if not config.heldout or (points and points[-1]["step"] == self.step):
             return
         self.read_losses()
         found: dict[str, float] = {}
@@ -176,7 +178,15 @@ class Trainer(Steps):
             if ema is not None:
                 found["ema"] = self._heldout.loss(self.network, ema)
             self.scalars.add(self.step, {f"heldout/{n}": v for n, v in found.items() if n != "step"})
-        self.curve.heldout.append(self.workers.agree(found))
+        points.append(self.workers.agree(found))
+        below = [p for p in points if p[config.stop_weights] <= (config.snapshot_loss or 0)]
+        if below == points[-1:]:
+            self._write(self._checkpoint(None), "ckpt-loss.pt")
+
+    def _save_snapshots(self) -> None:
+        if self.step in self.config.snapshot_steps:
+            self._take_heldout_loss()
+            self._write(self._checkpoint(None), f"ckpt-step-{self.step:07}.pt")
 
     def _save_where_due(self) -> None:
         config, due = self.config, False
@@ -193,6 +203,27 @@ class Trainer(Steps):
     def _save(self, reason: str | None) -> Checkpoint:
         """Writes state, report and checkpoint, in this order, by the first process alone."""
         state = self.state()
+        checkpoint = self._checkpoint(reason)
+        if self.workers.main:
+            write_state(state, self.folder)
+            curves = {"curve": self.curve.points(self.step), "heldout_curve": self.curve.heldout}
+            write_json(self.folder / "train.json", {**checkpoint.provenance, **curves})
+        checkpoint = self._write(checkpoint, "ckpt.pt")
+        self.workers.wait()
+        self._saved_at = time.monotonic()
+        return checkpoint
+
+    def _write(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
+        self.saved_step = self.step
+        return save_checkpoint(checkpoint, self.folder / name) if self.workers.main else checkpoint
+
+    def _checkpoint(self, reason: str | None) -> Checkpoint:
+        """The weights as they are, with copies of all averages.
+
+        Raises:
+            ModelError: a loss or a weight is not finite.
+        """
+        self.read_losses()
         raw = {name: value.detach().clone() for name, value in self.network.unet.state_dict().items()}
         weights = {"raw": raw, **self.averages.weights()}
         for average, values in weights.items():
@@ -209,28 +240,19 @@ class Trainer(Steps):
             else None,
         }
         about = provenance(self.config, self.images, self.workers.count, found)
-        checkpoint = Checkpoint(self.model, self.config.process, weights, about)
-        if self.workers.main:
-            write_state(state, self.folder)
-            points = self.curve.points(self.step)
-            write_json(
-                self.folder / "train.json", {**about, "curve": points, "heldout_curve": self.curve.heldout}
-            )
-            checkpoint = save_checkpoint(checkpoint, self.folder / "ckpt.pt")
-        self.workers.wait()
-        self._saved_at, self.saved_step = time.monotonic(), self.step
-        return checkpoint
+        return Checkpoint(self.model, self.config.process, weights, about)
 
 
 def _check_folder(folder: Path, resume: bool) -> None:
     if resume:
         return
-    for name, what in (("ckpt.pt", "a trained checkpoint"), (STATE_FILE, "a run that was begun")):
-        if (folder / name).exists():
+    for name, what in (("ckpt*.pt", "a trained checkpoint"), (STATE_FILE, "a run that was begun")):
+        found = sorted(folder.glob(name))
+        if found:
             raise UsageError(
                 f"{folder} already holds {what}",
                 expected=f"a folder without {name}",
-                got=str(folder / name),
+                got=str(found[0]),
                 next_step="choose another folder, resume this run with --resume, or delete it first",
             )
 

@@ -138,6 +138,7 @@ def provenance(
     return {
         **config.model_dump(mode="json"),
         "rho": config.rho if config.method == "sam" else None,
+        "sigma": config.sigma if config.method == "noise" else None,
         "gamma": config.perturbation or None,
         "data_name": images.name,
         "data_digest": images.digest,

@@ -36,7 +36,8 @@ CHANGEABLE = frozenset(
         "device",
     }
 )
-"""Keys of the configuration that a resumed run may change; any other would make it a different run."""
+"""Keys of the configuration that a resumed run may change; any other would make it a different run. So would
+`steps` where the learning rate falls to zero at the last one."""
 
 _FORMAT = "flatq-train-state"
 _VERSION = 2
@@ -108,7 +109,8 @@ def check_agreement(state: Mapping[str, Any], config: TrainConfig, digest: str, 
             of processes, whose dropout would differ.
     """
     now, then = config.model_dump(mode="json"), state["config"]
-    differing = [key for key in now if key not in CHANGEABLE and now[key] != then.get(key)]
+    changeable = CHANGEABLE if config.lr_schedule == "constant" else CHANGEABLE - {"steps"}
+    differing = [key for key in now if key not in changeable and now[key] != then.get(key)]
     if differing:
         key = differing[0]
         raise UsageError(

@@ -19,10 +19,11 @@ from flatq.train.distributed import Workers
 from flatq.train.initialise import zero_outputs
 from flatq.train.objective import Objective
 from flatq.train.record import CURVE_EVERY, Curve, Scalars
-from flatq.train.sam import sam_gradients
+from flatq.train.sam import backward, norm_parameters, sam_gradients
 from flatq.train.state import check_agreement
-from flatq.train.streams import stream_seed
+from flatq.train.streams import stream, stream_seed
 from flatq.train.timesteps import timestep_sampler
+from flatq.train.weight_noise import noise_gradients
 
 __all__ = ["Steps"]
 
@@ -67,6 +68,8 @@ class Steps:
         )
         self._unsynchronised = workers.unsynchronised(self._wrapped)
         self.parameters = list(self.network.parameters())
+        self._sam_on = norm_parameters(self.network) if config.sam_on == "norm" else None
+        self._weight_noise = stream(config.seed, "weight_noise", workers.rank, workers.device)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=config.weight_decay)
         self.averages = Averages(self.network.unet, config)
         self.objective = Objective(config.process, workers.device)
@@ -101,12 +104,19 @@ class Steps:
             return mean
 
         if config.method == "sam" and (step - 1) % config.sam_every == 0:
-            sam_gradients(self.parameters, closure, config.rho, unsynchronised=self._unsynchronised)
+            sam_gradients(
+                self.parameters,
+                closure,
+                config.rho,
+                only=self._sam_on,
+                unsynchronised=self._unsynchronised,
+            )
+        elif config.method == "noise":
+            noise_gradients(self.parameters, closure, config.sigma, self._weight_noise)
         else:
-            self.optimizer.zero_grad(set_to_none=True)
-            closure().backward()  # type: ignore[no-untyped-call]
+            backward(self.parameters, closure)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(step)
+            group["lr"] = config.rate(step)
         if config.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_grad)
         self.optimizer.step()
@@ -118,10 +128,6 @@ class Steps:
             self.timesteps.update(joint.t, self.workers.gather(per_image[0]).cpu())
         elif step % CURVE_EVERY == 0:
             self.read_losses()
-
-    def _rate(self, step: int) -> float:
-        config = self.config
-        return config.lr * min(1.0, step / config.warmup) if config.warmup else config.lr
 
     def read_losses(self) -> None:
         """Brings the losses of the steps since the last call to the curve. Every process has to take part.
@@ -142,7 +148,7 @@ class Steps:
             if point is not None:
                 seen = {
                     **point,
-                    "learning_rate": self._rate(step),
+                    "learning_rate": self.config.rate(step),
                     "images_per_second": self._images_per_second(),
                 }
                 del seen["step"]
@@ -168,7 +174,11 @@ class Steps:
     def state(self) -> dict[str, Any]:
         """All that decides how the run goes on; shares its memory. Every process has to take part."""
         self.read_losses()
-        rng = {"cpu": torch.get_rng_state(), "cuda": None}
+        rng = {
+            "cpu": torch.get_rng_state(),
+            "cuda": None,
+            "weight_noise": self._weight_noise.get_state(),
+        }
         if self.workers.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.workers.device)
         return {
@@ -202,6 +212,7 @@ class Steps:
         self.saved_step = self.step or None
         rng = state["rng"][self.workers.rank]
         torch.set_rng_state(rng["cpu"])
+        self._weight_noise.set_state(rng["weight_noise"])
         if self.workers.device.type == "cuda" and rng["cuda"] is not None:
             torch.cuda.set_rng_state(rng["cuda"], self.workers.device)
 
@@ -209,10 +220,10 @@ class Steps:
         config = self.config
         saved = self.saved_step
         kept = "nothing was written" if saved is None else f"step {saved} is the last saved"
-        radius = f" or rho ({config.rho:g})" if config.method == "sam" else ""
+        others = {"sam": f" or rho ({config.rho:g})", "noise": f" or sigma ({config.sigma:g})"}
         return ModelError(
             f"the training diverged by step {step}; {kept}",
             expected="finite losses and weights",
             got=got,
-            next_step=f"lower lr ({config.lr:g}){radius}",
+            next_step=f"lower lr ({config.lr:g}){others.get(config.method, '')}",
         )

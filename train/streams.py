@@ -20,6 +20,7 @@ _KEYS = {
     "perturbation": 4,
     "label_dropout": 5,
     "dropout": 6,
+    "weight_noise": 7,
 }
 """The first number of each spawn key. Never change one: it would change every run of every seed."""
 
@@ -30,13 +31,13 @@ def stream_seed(seed: int, name: str, rank: int = 0) -> int:
     Args:
         seed: of the run, 0 or more.
         name: "weights" (initial ones), "order" (of the images, and flips), "timesteps", "noise",
-            "perturbation" (of the input), "label_dropout" or "dropout".
+            "perturbation" (of the input), "label_dropout", "dropout" or "weight_noise".
         rank: of the process, where each has a stream of its own.
     """
     sequence = np.random.SeedSequence(seed, spawn_key=(_KEYS[name], rank))
     return int(sequence.generate_state(1, np.uint64)[0])
 
 
-def stream(seed: int, name: str) -> torch.Generator:
-    """A CPU generator at the start of one stream, see `stream_seed`."""
-    return torch.Generator().manual_seed(stream_seed(seed, name))
+def stream(seed: int, name: str, rank: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator at the start of one stream, see `stream_seed`; another device draws other numbers."""
+    return torch.Generator(device).manual_seed(stream_seed(seed, name, rank))

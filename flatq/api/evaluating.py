@@ -10,6 +10,7 @@ from flatq.api.exporting import export
 from flatq.api.results import Note, Progress, silent
 from flatq.assessment import EvaluateSettings, GateSettings
 from flatq.backends import target_of
+from flatq.errors import UsageError
 from flatq.export.settings import ExportSettings
 from flatq.models import checkpoint_beside, deployment_folder, kind_of
 from flatq.report.gating import judge_report
@@ -95,5 +96,11 @@ def gate(
         folder, report = path if path.is_dir() else path.parent, read_report(path)
     judged, result = judge_report(report, folder, settings, note)
     if page is not None:
+        if folder is None:
+            raise UsageError(
+                "the page shows pictures that lie beside the report",
+                expected="the report's folder or report.json",
+                got="a report in memory",
+            )
         write_html([Source(judged, folder, result.against, tuple(result.notes))], page)
     return result

@@ -197,7 +197,7 @@ def _note_written(exported: Exported, note: Note) -> None:
     deployment = exported.deployment
     problem = saturation_note()
     bits = deployment.provenance.get("weights_bits", {}).values()
-    if problem is not None and deployment.target in ("onnxruntime", "openvino") and 8 in bits:
+    if problem is not None and deployment.target == "openvino" and 8 in bits:
         note(f"{problem} (this deployment has such weights)")
     files = (deployment.file, *deployment.files)
     size = sum((exported.folder / name).stat().st_size for name in files)

@@ -22,13 +22,13 @@ def train(
     folder: str | Path,
     *,
     resume: bool = False,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Callable[[int, float | None], None] | None = None,
 ) -> Checkpoint:
     """Train a network and write `ckpt.pt`, `train.json` and `state.pt`; see `flatq.train.loop.train`.
 
     Args:
         resume: go on from `state.pt`; where there is none, begin.
-        progress: called with the number of steps done and the loss.
+        progress: called with the number of steps done and, now and then, the loss.
 
     Returns:
         The checkpoint as it was written; `source` is its path.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.checkpoint import Checkpoint, load_checkpoint
+from flatq.checkpoint import Checkpoint
 from flatq.deployment import Deployment
 from flatq.errors import MissingRuntimeError, UsageError
 from flatq.images import to_uint8
@@ -122,4 +122,6 @@ def path_of(model: Saved) -> Path:
 
 def checkpoint_of(model: Saved) -> Checkpoint:
     """The checkpoint itself, read where it is not in memory."""
+    from flatq.checkpoint import load_checkpoint
+
     return model if isinstance(model, Checkpoint) else load_checkpoint(path_of(model))

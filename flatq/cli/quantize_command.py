@@ -42,7 +42,8 @@ _RECIPE: dict[str, Any] = {
 def command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint, .pt.")],
     bits: Annotated[
-        int, typer.Option(help="Width of the weights, 2 to 8; 7 for CPUs without VNNI, on which 8 saturate.")
+        int,
+        typer.Option(help="Weight bit width, 2 to 8; 7 for OpenVINO on CPUs without VNNI, where 8 saturate."),
     ] = _RECIPE["bits"],
     act_bits: Annotated[
         int,

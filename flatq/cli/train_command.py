@@ -40,10 +40,16 @@ def command(
         str | None, typer.Option(help="digits (the default), or a folder, .zip or .npz of images.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="adm (plain), ip (input perturbation) or sam (sharpness-aware).")
+        str | None, typer.Option(help="adm (plain), ip (input perturbation), sam or noise (on the weights).")
     ] = None,
     rho: Annotated[float | None, typer.Option(help="SAM's radius.")] = None,
     gamma: Annotated[float | None, typer.Option(help="Input perturbation, with ip or sam.")] = None,
+    sam_on: Annotated[
+        str | None, typer.Option(help="Weights that SAM perturbs: all, or norm (normalization layers only).")
+    ] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Weight noise's standard deviation, as a fraction of the range.")
+    ] = None,
     sam_every: Annotated[int | None, typer.Option(help="SAM at every SAM_EVERY-th step.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop after so much time in training.")] = None,
@@ -52,6 +58,9 @@ def command(
     batch_size: Annotated[int | None, typer.Option(help="Images for each step, all processes.")] = None,
     lr: Annotated[float | None, typer.Option(help="AdamW's learning rate.")] = None,
     warmup: Annotated[int | None, typer.Option(help="Steps in which the learning rate rises.")] = None,
+    lr_schedule: Annotated[
+        str | None, typer.Option(help="Learning rate after warm-up: constant, or cosine or linear to zero.")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
     ema: Annotated[str | None, typer.Option(help="Decays of the averages, e.g. 0.999,0.9999.")] = None,
     swa_start: Annotated[
@@ -84,7 +93,8 @@ def command(
     train RUN ...`, or torchrun.
     """
     given = {
-        "data": data, "method": method, "rho": rho, "gamma": gamma, "sam_every": sam_every, "steps": steps,
+        "data": data, "method": method, "rho": rho, "gamma": gamma, "sam_every": sam_every, "sam_on": sam_on,
+        "sigma": sigma, "lr_schedule": lr_schedule, "steps": steps,
         "max_minutes": max_minutes, "heldout": heldout, "stop_loss": stop_loss, "batch_size": batch_size,
         "lr": lr, "warmup": warmup, "precision": precision, "ema": ema, "swa_start": swa_start,
         "swa_period": swa_period, "channels": channels, "layers": layers, "attention": attention,

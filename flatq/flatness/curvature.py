@@ -29,7 +29,7 @@ def curvature(landscape: Landscape, probes: int, seed: int) -> Curvature:
     sizes = [w.numel() for w in weights.values()]
 
     def unflatten(flat: F64) -> dict[str, torch.Tensor]:
-        parts = torch.from_numpy(flat.reshape(-1)).split(sizes)
+        parts = torch.split(torch.from_numpy(flat.reshape(-1)), sizes)
         return {
             name: part.view(w.shape).to(w) for part, (name, w) in zip(parts, weights.items(), strict=True)
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -99,9 +100,9 @@ class Landscape:
 
 def inner(a: Vector, b: Vector) -> float:
     """The inner product of two directions, summed in float64."""
-    return sum(float((a[name].double() * b[name].double()).sum()) for name in a)
+    return sum(float(torch.vdot(a[name].double().flatten(), b[name].double().flatten())) for name in a)
 
 
 def norm(a: Vector) -> float:
     """The Euclidean norm of a direction."""
-    return inner(a, a) ** 0.5
+    return math.sqrt(inner(a, a))

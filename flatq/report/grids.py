@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from flatq.errors import DataError
 from flatq.files import replacing
 from flatq.images import make_grid
 
-__all__ = ["save_labelled_rows", "save_pair_grid"]
+__all__ = ["save_pair_grid"]
 
 _TILE = 48  # smaller images are enlarged to about this many pixels
 _GAP = 12
@@ -75,30 +74,3 @@ def _draw(sides: list[Image.Image], labels: tuple[str, str]) -> Image.Image:
         picture.paste(side, (left, head))
         left += width + _GAP
     return picture
-
-
-def save_labelled_rows(
-    path: Path, rows: Sequence[tuple[str, NDArray[np.uint8]]], *, height: int = 32
-) -> None:
-    """One row of images for each label, all on one PNG, written atomically.
-
-    Args:
-        rows: (label, uint8 [n, C, H, W]); every row with the same shape.
-        height: of an image on the picture, rounded to a whole enlargement.
-    """
-    strips = [
-        make_grid(pixels, columns=len(pixels), scale=max(1, height // pixels.shape[-1])) for _, pixels in rows
-    ]
-    left = 110
-    page = Image.new(
-        "RGB", (left + max(s.width for s in strips), sum(s.height + _MARGIN for s in strips)), "white"
-    )
-    draw = ImageDraw.Draw(page)
-    top = 0
-    for (label, _), strip in zip(rows, strips, strict=True):
-        draw.text((4, top + strip.height // 2 - 6), label, fill="black")
-        page.paste(strip.convert("RGB"), (left, top))
-        top += strip.height + _MARGIN
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        page.save(temporary, format="PNG")

@@ -70,7 +70,9 @@ def gate_result(
     One model that failed fails all; without one, a single inconclusive model makes the outcome inconclusive.
     """
     outcomes = {verdict.outcome for verdict in verdicts}
-    outcome = next((found for found in ("fail", "inconclusive") if found in outcomes), "pass")
+    outcome: Literal["pass", "fail", "inconclusive"] = "pass"
+    if outcomes & {"fail", "inconclusive"}:
+        outcome = "fail" if "fail" in outcomes else "inconclusive"
     inconclusive = {"pass": EXIT_OK, "fail": EXIT_GATE_FAILED, "error": EXIT_INCONCLUSIVE}[on_inconclusive]
     compared = differences if differences is not None else [None] * len(verdicts)
     return GateResult(

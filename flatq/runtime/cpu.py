@@ -28,16 +28,16 @@ def instruction_set(cpuinfo: Path = _CPUINFO) -> str:
 
 
 def saturation_note(cpuinfo: Path = _CPUINFO) -> str | None:
-    """What to know of 8-bit weights on this CPU; None where it has VNNI, or is not known.
+    """What to know of 8-bit weights on OpenVINO on this CPU; None where it has VNNI, or is not known.
 
     Without VNNI an x86 CPU adds two products of a uint8 and an int8 in 16 bits, which saturate: 2 x 255 x 127
-    does not fit, 2 x 255 x 64 does. ONNX Runtime and OpenVINO document it.
+    does not fit, 2 x 255 x 64 does. OpenVINO documents it; ONNX Runtime is told to use unsigned weights.
     """
     flags = cpu_flags(cpuinfo)
     if flags is None or flags & _VNNI:
         return None
     return (
-        "this CPU has no VNNI: sums of products with 8-bit weights may saturate on it; "
+        "this CPU has no VNNI: sums of products with 8-bit weights may saturate on OpenVINO; "
         "`flatq quantize --bits 7` avoids that"
     )
 

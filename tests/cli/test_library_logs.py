@@ -61,9 +61,8 @@ def test_only_errors_of_other_libraries_are_shown(monkeypatch: pytest.MonkeyPatc
 def test_whole_commands_print_nothing_but_their_own_lines(tmp_path: Path) -> None:
     model, artifact = str(checkpoint("digits", tmp_path).source), str(tmp_path / "artifact")
     few, against = ("--steps", "1", "--threads", "1"), ("--baseline", model, "--fid", "--data", "digits")
-    calibration = ("--calib-images", "1", "--calib-steps", "1", "--threads", "1")
     commands = [
-        ("quantize", model, "--method", "rtn", *calibration, "-o", artifact),
+        ("quantize", model, "--method", "rtn", "--calib-images", "1", *few, "-o", artifact),
         ("export", artifact, "--onnx", "--no-verify"),
         ("sample", artifact, "-n", "1", *few, "-o", str(tmp_path / "x.npz")),
         ("eval", artifact, *against, "-n", "150", *few, "-o", str(tmp_path / "report")),

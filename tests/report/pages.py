@@ -37,7 +37,7 @@ MODELS = {"w8a8": 0.02, "w4a8": 1.0, "broken": float("nan")}
 SECTIONS = ["numbers", "drift", "samples", "changed", "kernels", "latency", "again"]
 
 _VOID = {"meta", "img", "br", "hr", "link"}
-_EMPTY_IN_SVG = {"rect", "line", "circle", "path", "stop"}
+_EMPTY_IN_SVG = {"rect", "line", "circle", "path", "stop", "use", "g"}
 
 
 @dataclass

@@ -170,7 +170,7 @@ class _Reads(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("method", ["adm", "sam"])
+@pytest.mark.parametrize("method", ["adm", "sam", "noise"])
 def test_no_step_waits_for_the_device(method: str, tmp_path: Path) -> None:
     # bool(), float() and item() alone: on a CPU, tolist() and numpy() are not dispatched
     trainer = Trainer(_config(method=method, flip=True, dropout=0.1), tmp_path, Workers(CPU))
@@ -181,8 +181,10 @@ def test_no_step_waits_for_the_device(method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", ["adm", "sam"])
+@pytest.mark.parametrize("method", ["adm", "sam", "noise"])
 def test_no_step_waits_for_a_gpu(method: str, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
     config = _config(method=method, flip=True, dropout=0.1, precision="bf16", device="cuda")
     with torch.random.fork_rng():
         trainer = Trainer(config, tmp_path, Workers(torch.device("cuda", 0)))

@@ -10,6 +10,7 @@ from flatq.train.streams import stream, stream_seed
 
 KEYS = {
     "weights": 0, "order": 1, "timesteps": 2, "noise": 3, "perturbation": 4, "label_dropout": 5, "dropout": 6,
+    "weight_noise": 7,
 }  # fmt: skip
 
 

@@ -20,13 +20,12 @@ from flatq.verify.parity import verify_parity
 
 def test_an_artifact_of_other_weights_by_the_same_recipe_is_refused(tmp_path: Path) -> None:
     given = checkpoint("digits", tmp_path)
-    averaged = {name: 0.5 * value for name, value in given.weights["raw"].items()}
-    both = replace(given, weights={"raw": given.weights["raw"], "ema": averaged})
-    few = CalibrationPlan(images=1, steps=1)
-    for weights in ("raw", "ema"):
-        made = quantize_checkpoint(both, PRESETS["w8a8"], average=weights, calibration=few, threads=1)
-        write_artifact(made, tmp_path / weights)
+    made = quantize_checkpoint(given, PRESETS["w8a8"], calibration=CalibrationPlan(images=1, steps=1))
+    averaged = made.manifest.model_copy(update={"parent": {**made.manifest.parent, "weights": "ema"}})
+    write_artifact(made, tmp_path / "raw")
+    write_artifact(replace(made, manifest=averaged), tmp_path / "ema")
     deployment = export_artifact(tmp_path / "ema", "generic", tmp_path / "deployed")
+    assert deployment.provenance["artifact"] == read_artifact(tmp_path / "ema").digest
     other = read_artifact(tmp_path / "raw")
     assert other.manifest.precision == deployment.precision
     for refusing in (audit_deployment, verify_parity):

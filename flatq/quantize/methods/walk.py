@@ -268,5 +268,5 @@ def batches(
     t = torch.from_numpy(inputs.t).repeat_interleave(images)
     label = () if inputs.label is None else (torch.from_numpy(inputs.label).flatten(),)
     first, last = chosen.tensor_split([len(chosen) - held_out])
-    parts = [*first.split(size), *(last.split(size) if held_out else ())]
+    parts = [*torch.split(first, size), *(torch.split(last, size) if held_out else ())]
     return [tuple(value[part] for value in (x, t, *label)) for part in parts]

@@ -1,0 +1,102 @@
+"""The page of `flatq demo`: what was trained, what quantization did to the pictures, and the drift."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatq.files import replacing
+from flatq.report.findings import COLUMNS, MethodResult, cells
+from flatq.report.html.images import Picture, data_uri, samples, sheet
+from flatq.report.html.plotting import drift_plot
+from flatq.report.html.shown import Source, groups, shown
+from flatq.report.html.text import numeral
+
+__all__ = ["DemoMethod", "write_demo_page"]
+
+_WIDE, _NARROW = 8.0, 4.6  # inches; text keeps its size on a desktop and on a phone
+
+
+@dataclass(frozen=True)
+class DemoMethod:
+    """A training method on the page.
+
+    Attributes:
+        name: as "ADM".
+        what: the method, in one sentence.
+        training: what the training took, in one sentence.
+        source: the report of its quantized models.
+        results: the same models in the same order, as rows of the table.
+    """
+
+    name: str
+    what: str
+    training: str
+    source: Source
+    results: Sequence[MethodResult]
+
+
+def write_demo_page(
+    path: Path,
+    methods: Sequence[DemoMethod],
+    sentences: Sequence[str],
+    notes: Sequence[str],
+    training_images: NDArray[np.uint8],
+) -> None:
+    """Write one HTML file without scripts that loads nothing, atomically.
+
+    Args:
+        sentences: the findings.
+        notes: what names mean, what the findings rest on, and what was left out.
+        training_images: uint8 [n, C, H, W], shown as an example.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("flatq.report.html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    results = [result for method in methods for result in method.results]
+    report = methods[0].source.report
+    picture, sharp = sheet(training_images, 6)
+    text = environment.get_template("demo.html").render(
+        methods=methods,
+        panels={method.name: _panels(method) for method in methods},
+        real=Picture(
+            data_uri(picture),
+            *picture.size,
+            "images that the models were trained on",
+            "training data",
+            sharp=sharp,
+        ),
+        sentences=[numeral(line) for line in sentences],
+        notes=notes,
+        report=report,
+        columns=COLUMNS,
+        rows=[[numeral(cell) for cell in cells(result)] for result in results],
+        plots=[
+            ("wide", Markup(drift_plot(results, _WIDE))),
+            ("narrow", Markup(drift_plot(results, _NARROW))),
+        ],
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _panels(method: DemoMethod) -> list[Picture]:
+    """The float model's first samples and those of each quantized one, from the same noise."""
+    (group,) = groups(shown([method.source]))
+    found = samples(group).panels
+    captions = ["float", *(result.bits for result in method.results)]
+    return [
+        replace(panel, caption=caption, note="", alt=f"{method.name}, {caption}: samples")
+        for panel, caption in zip(found, captions, strict=True)
+    ]
