@@ -263,6 +263,7 @@ def sampling(settings: Settings, results: Path) -> dict[str, Any]:
             start = time.perf_counter()
             images[name] = sample(runtime, checkpoint.process, plan, range(count), shape, batch_size=batch)
             whole = time.perf_counter() - start
+            identity = runtime.identity
         difference = images[name].astype(np.float64) - images["float-fp32-torch"][:count]
         found["runs"][name] = {
             "images": count,
@@ -275,7 +276,7 @@ def sampling(settings: Settings, results: Path) -> dict[str, Any]:
             / whole,
             "batch_size": batch,
             "paired_rmse_to_float_fp32": float(np.sqrt(np.square(difference).mean())),
-            "runtime": runtime.identity,
+            "runtime": identity,
         }
         print(name, json.dumps(found["runs"][name]), flush=True)
 

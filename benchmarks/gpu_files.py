@@ -38,7 +38,7 @@ def deliver(results: Path, out: Path) -> None:
     summary = out / "results.json"
     summary.write_text(json.dumps({**found, "log": lines[-_LOG_LINES:]}, indent=1) + "\n", "utf-8")
     if (results / "samples.png").exists():
-        shutil.copy(results / "samples.png", out)
+        shutil.copyfile(results / "samples.png", out / "samples.png")
     for piece in [p for run in _RUNS if run in found for p in _pieces(results, run)]:
         mark = piece.with_suffix(".delivered")
         there = [path for path in out.iterdir() if path.name != piece.name]
@@ -47,7 +47,7 @@ def deliver(results: Path, out: Path) -> None:
         kept = 0 if (out / "samples.png").exists() else 1
         if mark.exists() or len(there) + 1 + kept > MOST_FILES or size + kept * 2**20 > ALL_BYTES:
             continue
-        shutil.copy(piece, out)
+        shutil.copyfile(piece, out / piece.name)
         mark.touch()
     names = sorted(path.name for path in (results / "weights").glob("*.safetensors"))
     left = [name for name in names if not (results / "weights" / name).with_suffix(".delivered").exists()]
