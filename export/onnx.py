@@ -16,7 +16,15 @@ from flatq.checkpoint import ModelConfig
 from flatq.errors import ModelError
 from flatq.quantize.trace import export_any_batch, input_names, quiet
 
-__all__ = ["ONNX_FILE", "OPSET", "narrow_weights", "save_onnx", "to_onnx", "weight_initializers"]
+__all__ = [
+    "ONNX_FILE",
+    "OPSET",
+    "narrow_weights",
+    "save_onnx",
+    "separate_zero_points",
+    "to_onnx",
+    "weight_initializers",
+]
 
 ONNX_FILE = "model.onnx"
 OPSET = 21
@@ -171,6 +179,26 @@ def narrow_weights(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
     rest = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*casts, *rest])
+
+
+def separate_zero_points(model: onnx.ModelProto) -> None:
+    """Give every DequantizeLinear with an INT8 zero point one of its own.
+
+    Where ONNX Runtime makes weights unsigned (`session.x64quantprecision`) it fails on shared ones (1.32).
+    """
+    initializers = {initializer.name: initializer for initializer in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear" or len(node.input) < 3:
+            continue
+        shared = initializers.get(node.input[2])
+        if shared is not None and shared.data_type == onnx.TensorProto.INT8:
+            own = model.graph.initializer.add()
+            own.CopyFrom(shared)
+            own.name = node.input[2] = f"{node.output[0]}.zero_point"
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [initializer for initializer in model.graph.initializer if initializer.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:
