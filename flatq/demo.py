@@ -122,7 +122,9 @@ def _run_method(
         images=images,
         runtime=RuntimeSettings(threads=threads),
     )
-    report = flatq.evaluate(task, progress=lambda what, done, total: progress(f"{name}: {what}", done, total))
+    report = flatq.evaluate(
+        task, progress=lambda what, done, total: progress(f"{name}: evaluate ({what})", done, total)
+    )
     results = [
         MethodResult(name, "EMA", bits, entry) for bits, entry in zip(_SCHEMES, report.models, strict=True)
     ]
