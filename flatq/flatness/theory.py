@@ -1,9 +1,9 @@
 """The paper's two theorems where everything can be computed: a linear score of gaussian data.
 
 The data are N(0, C) and the score model is s(x) = W x, exact at W = -C^-1. A weight perturbation D makes it
-(W + D) x. Theorem 1 says that this is the score of p-hat(x) = exp(-I(x, D)) p(x); Theorem 2 bounds how far p-hat
-is from p for all D of a given norm. `docs/theory.md` says what follows, `python -m flatq.flatness.theory` prints
-its numbers. All in float64.
+(W + D) x. Theorem 1 says that this is the score of p-hat(x) = exp(-I(x, D)) p(x); Theorem 2 bounds how far
+p-hat is from p for all D of a given norm. `docs/theory.md` says what follows, and
+`python -m flatq.flatness.theory` prints its numbers. All in float64.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def langevin_covariance(covariance: F64, perturbation: F64) -> F64:
 def sampled_covariance(covariance: F64, perturbation: F64, sigma_max: float) -> F64:
     """Covariance of what a diffusion sampler makes of the perturbed score.
 
-    The score at noise level s is -(C + s^2)^-1 x, and the same D is added at every level. The probability flow
-    dx/ds = -s score(x, s) (Song et al. 2021) is followed from s = sigma_max, where x has covariance
+    The score at noise level s is -(C + s^2)^-1 x, and the same D is added at every level. The probability
+    flow dx/ds = -s score(x, s) (Song et al. 2021) is followed from s = sigma_max, where x has covariance
     C + sigma_max^2, to 0; it is linear, so that the covariance follows an ordinary differential equation.
     """
     from scipy.integrate import solve_ivp
@@ -86,8 +86,8 @@ def worst_divergence(covariance: F64, radius: float) -> float:
     """The largest KL(p || p-hat) over symmetric D of Frobenius norm at most `radius`, in nats.
 
     With a the eigenvalues of C^1/2 D C^1/2, the divergence is 1/2 sum (-a - log(1 - a)) = 1/2 sum_k>=2
-    sum_i a_i^k / k, at most its value with all of |a| <= radius c in one entry, c the largest eigenvalue of C;
-    D = radius u u', u its eigenvector, reaches that. Infinite from radius 1 / c on.
+    sum_i a_i^k / k, at most its value with all of |a| <= radius c in one entry, c the largest eigenvalue of
+    C; D = radius u u', u its eigenvector, reaches that. Infinite from radius 1 / c on.
     """
     reach = radius * float(np.linalg.eigvalsh(covariance)[-1])
     return float("inf") if reach >= 1 else 0.5 * (-reach - float(np.log1p(-reach)))

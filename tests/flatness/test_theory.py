@@ -84,7 +84,7 @@ def test_theorem_2s_maximum_is_reached_and_never_exceeded() -> None:
 
 
 def test_a_density_no_farther_away_can_do_four_times_the_harm() -> None:
-    """The bound speaks of densities of Theorem 1's form alone: a shift of the mean, as near by KL, costs more.
+    """The bound speaks of densities of Theorem 1's form alone: a shift of the mean as near by KL costs more.
 
     Loss of the unperturbed score at a density q: E_q |W x - grad log q(x)|^2.
     """
