@@ -39,7 +39,7 @@ def theorem_covariance(covariance: F64, perturbation: F64) -> F64:
     precision = np.linalg.inv(covariance) - symmetric
     if np.linalg.eigvalsh(precision)[0] <= 0:
         raise ValueError("the perturbed density cannot be normalized: C^-1 - D is not positive definite")
-    found: F64 = np.linalg.inv(precision)
+    found: F64 = np.linalg.inv(precision).astype(np.float64)
     return found
 
 
