@@ -12,6 +12,7 @@ squared error of the network's output. Nothing is trained or written to a networ
     weights.py    norm, range and kurtosis of each weight tensor
     exposure.py   norm of the predicted noise in training against sampling
     damage.py     loss increase under an artifact's own quantization error, and its forecasts
+    theory.py     the two theorems in the linear-gaussian case (docs/theory.md)
     result.py     what the measurements are, as JSON
     measure.py    all of them on one checkpoint
     report.py     Markdown and plots

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from flatq.backends import RuntimeSettings
 from flatq.checkpoint import Checkpoint, save_checkpoint
-from flatq.deployment import Target
 from flatq.evaluate.features import open_features
 from flatq.evaluate.samples import sample_key
 from flatq.export import export_checkpoint
@@ -88,14 +87,6 @@ def test_a_field_of_the_opening_changes_the_key(
     for name in {each.name for each in fields(Opening)} - {field.partition(".")[0]}:
         assert getattr(one, name) == getattr(other, name)
     assert key(one) != key(other)
-    assert key(one) == key(one)
-
-
-def test_samples_of_a_graph_lowered_for_one_target_are_not_those_of_another(
-    at: Path, key: Callable[[Opening], dict[str, Any]]
-) -> None:
-    keys = [key(Opening(at / "q", TORCH, lowered_for=target)) for target in get_args(Target)]
-    assert all(one != other for i, one in enumerate(keys) for other in keys[:i])
 
 
 def test_a_default_spelled_out_keeps_the_key(at: Path, key: Callable[[Opening], dict[str, Any]]) -> None:

@@ -1,0 +1,183 @@
+"""A claim is one or more conditions on a contrast between methods, measured once for each training seed.
+
+Each condition is a two-sided t test over seeds against its threshold. Holm's correction runs over all
+conditions of one family; the interval shown is not adjusted. No torch, no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from flatq.errors import DataError
+
+__all__ = ["FEWEST_SEEDS", "Claim", "Condition", "JudgedClaim", "JudgedCondition", "judge_claims"]
+
+FEWEST_SEEDS = 5
+"""With fewer seeds the estimates are shown without a verdict."""
+
+_ALPHA = 0.05
+_POWER = 0.8
+_MOST_SEEDS = 1000
+
+ClaimVerdict = Literal["confirmed", "refuted", "undecided", "too few seeds"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Condition(_Frozen):
+    """What a claim says of one contrast.
+
+    Attributes:
+        name: such as "log ratio of LPF increase, SAM / ADM".
+        values: the contrast at each training seed, paired within the seed.
+        side: the claim holds below or above the threshold.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    side: Literal["below", "above"]
+    threshold: float
+
+
+class Claim(_Frozen):
+    """Confirmed if all conditions hold, refuted if one does not."""
+
+    name: str
+    conditions: tuple[Condition, ...]
+
+
+class JudgedCondition(_Frozen):
+    """One test.
+
+    Attributes:
+        mean, low, high: of the contrast over seeds, with an unadjusted 95 % interval; None for a single seed.
+        p: two-sided, against the threshold. p_adjusted: after Holm.
+        seeds_needed: seeds with which a spread and mean like these would decide with 80 % power at the
+            unadjusted level; None where it is decided, or where more than 1,000 would be needed.
+    """
+
+    name: str
+    seeds: int
+    threshold: float
+    side: Literal["below", "above"]
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_adjusted: float | None
+    verdict: ClaimVerdict
+    seeds_needed: int | None
+
+
+class JudgedClaim(_Frozen):
+    """A claim and its tests."""
+
+    name: str
+    verdict: ClaimVerdict
+    conditions: tuple[JudgedCondition, ...]
+
+
+def judge_claims(claims: Sequence[Claim]) -> list[JudgedClaim]:
+    """Judge the claims of one family.
+
+    Raises:
+        DataError: a condition without values, or with values that are not finite.
+    """
+    conditions = [condition for claim in claims for condition in claim.conditions]
+    for condition in conditions:
+        if not condition.values or not np.isfinite(condition.values).all():
+            raise DataError(
+                f"the contrast {condition.name!r} cannot be judged",
+                expected="a finite value for each training seed",
+                got=", ".join(map(str, condition.values)) or "no seed",
+                next_step="look at the cells that it is taken from",
+            )
+    enough = [len(condition.values) >= FEWEST_SEEDS for condition in conditions]
+    p = [_p(condition) if ok else None for condition, ok in zip(conditions, enough, strict=True)]
+    adjusted = _holm(p)
+    judged = iter([_judge(c, one, two) for c, one, two in zip(conditions, p, adjusted, strict=True)])
+    found = []
+    for claim in claims:
+        parts = tuple(next(judged) for _ in claim.conditions)
+        found.append(JudgedClaim(name=claim.name, verdict=_joint(parts), conditions=parts))
+    return found
+
+
+def _p(condition: Condition) -> float:
+    """Two-sided p value of the t test against the threshold; without any spread 0, or 1 at the threshold."""
+    from scipy.stats import t
+
+    values = np.array(condition.values) - condition.threshold
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    if error == 0:
+        return float(values.mean() == 0)
+    return float(2 * t.sf(abs(values.mean()) / error, len(values) - 1))
+
+
+def _holm(p: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down adjustment (Holm 1979) of those that are not None."""
+    order = sorted((i for i, value in enumerate(p) if value is not None), key=lambda i: p[i] or 0.0)
+    found: list[float | None] = [None] * len(p)
+    running = 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(order) - rank) * (p[i] or 0.0)))
+        found[i] = running
+    return found
+
+
+def _judge(condition: Condition, p: float | None, adjusted: float | None) -> JudgedCondition:
+    from scipy.stats import t
+
+    values = np.array(condition.values)
+    n, mean = len(values), float(values.mean())
+    low = high = None
+    if n > 1:
+        half = float(t.ppf(1 - _ALPHA / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+        low, high = mean - half, mean + half
+    verdict: ClaimVerdict = "too few seeds" if adjusted is None else "undecided"
+    if adjusted is not None and adjusted <= _ALPHA:
+        holds = mean < condition.threshold if condition.side == "below" else mean > condition.threshold
+        verdict = "confirmed" if holds else "refuted"
+    return JudgedCondition(
+        name=condition.name,
+        seeds=n,
+        threshold=condition.threshold,
+        side=condition.side,
+        mean=mean,
+        low=low,
+        high=high,
+        p=p,
+        p_adjusted=adjusted,
+        verdict=verdict,
+        seeds_needed=_seeds_needed(condition) if verdict in ("undecided", "too few seeds") else None,
+    )
+
+
+def _seeds_needed(condition: Condition) -> int | None:
+    """The fewest seeds at which the t test has the power, were mean and spread the true ones."""
+    from scipy.stats import nct, t
+
+    values = np.array(condition.values) - condition.threshold
+    if len(values) < 2 or values.std(ddof=1) == 0 or values.mean() == 0:
+        return None
+    effect = abs(values.mean()) / values.std(ddof=1)
+    n = np.arange(FEWEST_SEEDS, _MOST_SEEDS + 1)
+    critical = t.ppf(1 - _ALPHA / 2, n - 1)
+    power = nct.sf(critical, n - 1, effect * np.sqrt(n))
+    reached = n[power >= _POWER]
+    return int(reached[0]) if len(reached) else None
+
+
+def _joint(parts: Sequence[JudgedCondition]) -> ClaimVerdict:
+    verdicts = {part.verdict for part in parts}
+    if "refuted" in verdicts:
+        return "refuted"
+    if verdicts == {"confirmed"}:
+        return "confirmed"
+    return "too few seeds" if "too few seeds" in verdicts else "undecided"
