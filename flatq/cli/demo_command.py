@@ -28,7 +28,7 @@ def command(
     """Train ADM and SAM on digits, quantize to 8 and 4 bits, compare samples, and show all on one page."""
     from flatq.demo import run_demo
 
-    note("Training, quantizing and sampling two small models of digits: about 4 minutes on two cores")
+    note("Training, quantizing and sampling two small models of digits: a few minutes on two cores")
     if sys.stderr.isatty():
         with progress_bar() as bar:
             demo = run_demo(out, bar, steps=steps, images=n, threads=threads)
