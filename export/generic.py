@@ -21,13 +21,12 @@ from pathlib import Path
 import onnx
 
 from flatq.deployment import FloatPrecision
-from flatq.export.onnx import ONNX_FILE, save_onnx, separate_zero_points
+from flatq.export.onnx import ONNX_FILE, save_onnx
 
 __all__ = ["write"]
 
 
 def write(model: onnx.ModelProto, bits: Mapping[str, int], folder: Path, floats: FloatPrecision) -> str:
     """Write the model; see `flatq.export.targets`."""
-    separate_zero_points(model)
     save_onnx(model, folder / ONNX_FILE)
     return ONNX_FILE

@@ -21,7 +21,6 @@ __all__ = [
     "OPSET",
     "narrow_weights",
     "save_onnx",
-    "separate_zero_points",
     "to_onnx",
     "weight_initializers",
 ]
@@ -78,6 +77,7 @@ def to_onnx(graph: fx.GraphModule, config: ModelConfig, codes: Collection[str] =
         ) from error
     _name_batch(model)
     _strip(model)
+    _separate_zero_points(model)
     return model
 
 
@@ -181,7 +181,7 @@ def narrow_weights(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
     model.graph.node.extend([*casts, *rest])
 
 
-def separate_zero_points(model: onnx.ModelProto) -> None:
+def _separate_zero_points(model: onnx.ModelProto) -> None:
     """Give every DequantizeLinear with an INT8 zero point one of its own.
 
     Where ONNX Runtime makes weights unsigned (`session.x64quantprecision`) it fails on shared ones (1.32).

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from flatq.deployment import FloatPrecision
-from flatq.export.onnx import ONNX_FILE, narrow_weights, save_onnx, separate_zero_points
+from flatq.export.onnx import ONNX_FILE, narrow_weights, save_onnx
 
 __all__ = ["write"]
 
@@ -19,6 +19,5 @@ __all__ = ["write"]
 def write(model: onnx.ModelProto, bits: Mapping[str, int], folder: Path, floats: FloatPrecision) -> str:
     """Write the model; see `flatq.export.targets`."""
     narrow_weights(model, bits)
-    separate_zero_points(model)
     save_onnx(model, folder / ONNX_FILE)
     return ONNX_FILE

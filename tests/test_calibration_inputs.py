@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from toy_runtime import Toy
 
-from flatq.calib.inputs import CALIBRATION_STREAM, CalibrationPlan, collect_inputs
+from flatq.calib.inputs import CalibrationPlan, collect_inputs
+from flatq.noise import NoiseStream
 from flatq.process import ProcessConfig
 from flatq.runtime.base import Condition
 from flatq.sampler import SamplePlan, sample
@@ -22,12 +23,11 @@ PROCESS = ProcessConfig(schedule="cosine")
 def test_the_inputs_are_those_of_the_sampler_asked_for(settings: dict[str, object]) -> None:
     seen: dict[int, NDArray[np.float32]] = {}
 
-    def keep(i: int, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition) -> None:
+    def keep(i: int, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition, _: object) -> None:
         seen[i] = x.copy()
 
     plan = SamplePlan.model_validate({"steps": 4, "seed": 3, **settings})
-    indices = range(CALIBRATION_STREAM, CALIBRATION_STREAM + 2)
-    sample(Toy(), PROCESS, plan, indices, SHAPE, observe=keep)
+    sample(Toy(), PROCESS, plan, range(2), SHAPE, observe=keep, stream=NoiseStream.CALIBRATION)
     found = collect_inputs(Toy(), PROCESS, CalibrationPlan(images=2, **plan.model_dump()), SHAPE)
     assert np.array_equal(found.x, np.stack([seen[i] for i in range(4)]))
 

@@ -41,6 +41,8 @@ def main() -> None:
         sys.exit(130)
     except (Exception, SystemExit) as error:  # a bug must never look like a failed gate
         # typer turns the broken pipe to another process, which is no pipe of the streams, into SystemExit(1).
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, OSError):
+            raise  # a helping process of `flatq eval`, with its own code
         known = explained(error)
         if known is not None:
             print(f"flatq: {known}", file=sys.stderr)

@@ -169,7 +169,8 @@ def test_several_targets_at_once_and_tensorrt_without_a_gpu(
 
     monkeypatch.setattr("flatq.export.engine.open_device", absent)
     artifact = tmp_path / "q"
-    assert cli("quantize", digits, "--calib-images", 2, "--steps", 2, "-o", artifact) == 0
+    few = ("--calib-images", 2, "--steps", 2)
+    assert cli("quantize", digits, "--bits", 7, *few, "-o", artifact) == 0  # for CPUs on which 8 saturate
     assert cli("export", artifact, "--trt", "--openvino", "--generic") == 3
     written = {target: artifact / target for target in ("openvino", "generic", "tensorrt")}
     assert cli.out.split() == [str(folder) for folder in written.values()]
