@@ -140,7 +140,8 @@ def test_corrected_biases_leave_no_mean_error(
         layer_name: float(error.flatten(0, -2).mean(0).abs().max() / error.abs().mean())
         for layer_name, error in errors.items()
     }
-    assert sorted(left.values())[len(left) // 2] < 1e-3
+    # How many flip depends on the CPU's kernels: 4e-3 were seen with AVX2 alone.
+    assert sorted(left.values())[len(left) // 2] < 1e-2
     assert max(left.values()) < 0.1, max(left, key=lambda layer_name: left[layer_name])
 
 
