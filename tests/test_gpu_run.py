@@ -15,6 +15,8 @@ import pytest
 
 from flatq.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow  # minutes: training, quantizing and sampling in processes of their own
+
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("smoke", "throughput", "sam", "adm", "adm-twice", "sample", "tests")
 
