@@ -170,6 +170,10 @@ def _check(
         from flatq.verify.recorded import parent_beside, verify_deployment
         from flatq.verify.tables import audit_summary, parity_summary
 
+        problem = saturation_note()
+        bits = {d.scheme.bits for d in artifact.manifest.decisions if d.port == "weight" and d.scheme}
+        if problem is not None and settings.target == "openvino" and 8 in bits:
+            note(f"{problem} (this artifact has such weights)")
         try:
             verified = verify_deployment(
                 artifact,
@@ -195,10 +199,6 @@ def _check(
 
 def _note_written(exported: Exported, note: Note) -> None:
     deployment = exported.deployment
-    problem = saturation_note()
-    bits = deployment.provenance.get("weights_bits", {}).values()
-    if problem is not None and deployment.target == "openvino" and 8 in bits:
-        note(f"{problem} (this deployment has such weights)")
     files = (deployment.file, *deployment.files)
     size = sum((exported.folder / name).stat().st_size for name in files)
     note(f"{deployment.precision}, {size:,} bytes")
