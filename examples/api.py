@@ -2,7 +2,7 @@
 
     python examples/api.py [FOLDER]
 
-Everything is tiny, so that it takes less than a minute: the samples are noise, the steps are the real ones.
+Everything is tiny, so that it takes about a minute: the samples are noise, the steps are the real ones.
 """
 
 from __future__ import annotations
