@@ -11,12 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from flatq.runtime.cpu import saturation_note
+
 if TYPE_CHECKING:
     from flatq.checkpoint import Checkpoint
     from flatq.quantize.artifact import Artifact
 
 _KEPT: list[object] = []  # a torch.library.Library takes its operators along when it is deleted
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+# Tests whose 8-bit layers on OpenVINO are to compute what the torch graph does.
+EXACT_ON_OPENVINO = (
+    "tests/verify/",
+    "tests/export/test_equal_layers.py::test_every_target_keeps_and_runs_them[openvino]",
+    "tests/export/test_openvino.py::test_layers_whose_bias_is_zero_compute_what_torch_does_and_are_found",
+    "tests/export/test_openvino.py::test_the_export_computes_what_the_lowered_graph_does[w8a8]",
+    "tests/quantize/test_degenerate.py::test_degenerate_layers_give_numbers_in_integers",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On x86 CPUs without VNNI OpenVINO's sums of products with 8-bit weights saturate, so that its layers do
+    differ there: parity is right to fail, and these tests say nothing."""
+    problem = saturation_note()
+    for item in items:
+        if problem is not None and item.nodeid.startswith(EXACT_ON_OPENVINO) and "openvino" in item.nodeid:
+            item.add_marker(pytest.mark.skip(reason=problem))
 
 
 @pytest.fixture(scope="session")

@@ -103,6 +103,7 @@ def test_nothing_is_overwritten_or_left_half_done(
         export_diffusers(short, tmp_path / "new", note=print)
 
     def fail(self: Any, folder: Path) -> None:
+        folder.mkdir()
         (folder / "half").write_text("x")
         raise OSError("disk full")
 

@@ -13,7 +13,6 @@ from flatq.checkpoint import Checkpoint
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS
-from flatq.runtime.cpu import saturation_note
 
 
 @pytest.fixture(scope="session")
@@ -32,12 +31,3 @@ def deployments(
         "labelled": quantize_checkpoint(labelled, PRESETS["w8a8"], calibration=guided, threads=threads),
     }
     return Deployments({**tiny_artifacts, **more}, tmp_path_factory.mktemp("verify"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On x86 CPUs without VNNI OpenVINO's sums of products with 8-bit weights saturate, so that its layers do
-    differ there: parity is right to fail, and these tests say nothing."""
-    problem = saturation_note()
-    for item in items:
-        if problem is not None and Path(__file__).parent in item.path.parents and "openvino" in item.nodeid:
-            item.add_marker(pytest.mark.skip(reason=problem))
