@@ -172,8 +172,15 @@ def _referee(
         if progress is not None:
             progress(f"features of {images.name}", done, total)
 
-    cache = ReferenceCache(cache_folder(), note) if task.cache else None
+    kept = _cache(task)
+    cache = None if kept is None else ReferenceCache(kept, note)
     return open_referee(images, net, threads=threads, cache=cache, progress=advance)
+
+
+def _cache(task: EvaluateSettings) -> Path | None:
+    if isinstance(task.cache, Path):
+        return task.cache
+    return cache_folder() if task.cache else None
 
 
 def _growing(
@@ -184,7 +191,7 @@ def _growing(
     note: Note,
     team: Team | None,
 ) -> Growing:
-    kept = cache_folder() if task.cache else None if team is None else team.scratch
+    kept = _cache(task) or (None if team is None else team.scratch)
     return Growing(
         model,
         referee,

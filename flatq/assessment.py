@@ -40,7 +40,8 @@ class EvaluateSettings:
         ladder: sample the middle rungs too, and say where the drift comes from.
         reference: a file of statistics that the distances are taken to, in place of `data`.
         inception_weights, features_device: of the Inception network, as `open_extractor`.
-        cache: whether the features of `data`, and all samples with theirs, are kept for the next time.
+        cache: whether the features of `data`, and all samples with theirs, are kept for the next time; a
+            folder for them in place of the usual one.
         resize: how images of `data` get to the model's size; without it, others are refused.
     """
 
@@ -67,7 +68,7 @@ class EvaluateSettings:
     reference: Path | None = None
     inception_weights: Path | None = None
     features_device: str = "cpu"
-    cache: bool = True
+    cache: bool | Path = True
     resize: Resize | None = None
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flatq import __version__
+from flatq.cli import study_command
 
 __all__ = ["app"]
 
@@ -42,3 +43,4 @@ _COMMANDS = (
 for _name in _COMMANDS.split():
     _module = importlib.import_module(f"flatq.cli.{_name}_command")
     app.command(_name)(_module.command)
+app.add_typer(study_command.app, name="study")

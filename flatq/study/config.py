@@ -1,0 +1,419 @@
+"""What a study is: training runs over seeds, what is measured on them, and the claims to judge.
+
+A study is a TOML file of `StudyConfig`'s keys. A cell is one run at one seed: `Run.seeds` times the runs.
+No torch here.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from flatq.calib import CalibrationPlan
+from flatq.errors import UsageError
+from flatq.flatness.settings import FlatnessSettings
+from flatq.quantize.methods import Method, WeightRounding
+from flatq.quantize.settings import QuantizeSettings
+from flatq.recipe import ActivationRange, Edges, Granularity, WeightRange, recipe_for_bits
+from flatq.study.expressions import Expression
+from flatq.train.config import TrainConfig
+
+__all__ = [
+    "FLOAT",
+    "Cell",
+    "ClaimConfig",
+    "ConditionConfig",
+    "Cost",
+    "ExposureConfig",
+    "FlatnessConfig",
+    "ImagesConfig",
+    "PilotConfig",
+    "QuantizerConfig",
+    "QuestionConfig",
+    "Run",
+    "StudyConfig",
+    "read_config",
+]
+
+Variant = Literal["raw", "ema", "swa"]
+StudyRuntime = Literal["onnxruntime", "openvino", "torch"]
+FLOAT = "float"
+"""Stands for the unquantized model where a quantizer is named."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Run(_Frozen):
+    """One training run for each seed, or checkpoints from elsewhere.
+
+    Attributes:
+        train: `TrainConfig` options on top of the study's.
+        checkpoint: path of a checkpoint that is measured only; "{seed}" stands for the seed.
+        seeds: training seeds; a number N stands for 0 to N - 1.
+        models: name -> the moment of the run: "end", "step N", or "loss", the first time that the held-out
+            loss is at most `snapshot_loss`. By default one model of the run's name, at the end.
+    """
+
+    train: dict[str, Any] = {}
+    checkpoint: str | None = None
+    seeds: tuple[int, ...]
+    models: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("seeds"), int):
+            return {**given, "seeds": tuple(range(given["seeds"]))}
+        return given
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed twice")
+        odd = [m for m in self.models.values() if not re.fullmatch(r"end|loss|step [1-9]\d*", m)]
+        if odd:
+            raise ValueError(f'a moment is "end", "loss" or "step N", not {odd[0]!r}')
+        if self.checkpoint is not None and (self.train or set(self.models.values()) - {"end"}):
+            raise ValueError("a checkpoint from elsewhere has no training and no earlier moments")
+        return self
+
+
+class QuantizerConfig(_Frozen):
+    """A quantizer, by the options of `flatq.recipe_for_bits` and the method of rounding."""
+
+    bits: int
+    activation_bits: int = 8
+    granularity: Granularity = "per_channel"
+    edges: Edges = "float"
+    activation_range: ActivationRange = "mse"
+    weight_range: WeightRange = "minmax"
+    method: Method = "gptq"
+
+    def settings(self, weights: str, threads: int) -> QuantizeSettings:
+        """The settings of `flatq.quantize`; calibration is the default."""
+        options = self.model_dump(exclude={"bits", "activation_bits", "method"})
+        return QuantizeSettings(
+            recipe_for_bits(self.bits, self.activation_bits, **options),
+            WeightRounding(method=self.method),
+            CalibrationPlan(),
+            weights,
+            threads,
+        )
+
+
+class _Measured(_Frozen):
+    """Models and weights that something is measured on.
+
+    Attributes:
+        seeds: only the first so many seeds of each run.
+    """
+
+    models: tuple[str, ...] = Field(min_length=1)
+    weights: tuple[Variant, ...] = ("raw",)
+    seeds: int | None = Field(default=None, gt=0)
+
+
+class ImagesConfig(_Measured):
+    """FID and drift of quantized models, against the float model in torch on the same noise."""
+
+    quantizers: tuple[str, ...] = Field(min_length=1)
+    runtime: StudyRuntime = "onnxruntime"
+    steps: int = Field(default=20, gt=0)
+    n: int | None = Field(default=None, gt=1)
+
+
+class FlatnessConfig(_Measured):
+    """`flatq flatness`, and the damage that quantizers' errors do."""
+
+    damage: tuple[str, ...] = ()
+
+
+class ExposureConfig(_Measured):
+    """Exposure bias, of the float model in torch and of quantized ones on a runtime."""
+
+    quantizers: tuple[str, ...] = (FLOAT,)
+    runtime: StudyRuntime = "onnxruntime"
+    steps: int = Field(default=20, gt=0)
+    n: int = Field(default=1000, gt=1)
+
+
+class ConditionConfig(_Frozen):
+    """A contrast and its threshold, both as `flatq.study.expressions` reads them."""
+
+    name: str
+    value: Expression
+    below: Expression | None = None
+    above: Expression | None = None
+
+    @model_validator(mode="after")
+    def _one_side(self) -> Self:
+        if (self.below is None) == (self.above is None):
+            raise ValueError("a condition needs `below` or `above`")
+        if any(limit.calls for limit in (self.below, self.above) if limit is not None):
+            raise ValueError("a threshold is a number")
+        return self
+
+
+class ClaimConfig(_Frozen):
+    """A claim: the direction (weak) and the size (paper), each confirmed if all its conditions hold.
+
+    Attributes:
+        id: such as C2-raw. title: the claim in a few words.
+        family: Holm's correction runs within a family and form.
+        roles: names in the expressions -> models. Controls and rivals take the place of a role.
+        premise: without it the claim says nothing here; shown beside the verdict.
+    """
+
+    id: str
+    title: str
+    family: str = "main"
+    roles: dict[str, str] = {}
+    weak: tuple[ConditionConfig, ...] = ()
+    paper: tuple[ConditionConfig, ...] = ()
+    premise: ConditionConfig | None = None
+
+    def expressions(self) -> Iterator[Expression]:
+        """All that it is made of."""
+        for condition in (*self.weak, *self.paper, *((self.premise,) if self.premise else ())):
+            yield from (e for e in (condition.value, condition.below, condition.above) if e is not None)
+
+
+class QuestionConfig(_Frozen):
+    """A contrast whose mean and interval are shown, without a verdict."""
+
+    id: str
+    title: str
+    roles: dict[str, str] = {}
+    values: dict[str, Expression]
+
+    def expressions(self) -> Iterator[Expression]:
+        yield from self.values.values()
+
+
+class PilotConfig(_Frozen):
+    """What a pilot study chooses, by the rules of the page: SAM's radius, the naive quantizers, SAM's loss.
+
+    Attributes:
+        plain: the model without SAM. radii: SAM's models by radius. sigma: of the weight noise.
+        at_8, at_4: candidates for the naive quantizers, mildest first.
+    """
+
+    plain: str
+    radii: dict[str, float]
+    at_8: tuple[str, ...]
+    at_4: tuple[str, ...]
+    flatter: float = 0.65
+    paper_at_8: float = 0.94
+    collapse: float = 3.0
+
+
+class Cost(_Frozen):
+    """Rates for the estimate of `--dry-run`, measured once.
+
+    Attributes:
+        device: what they were measured on.
+        passes_per_second: images through one gradient pass.
+        evaluations_per_second: images through one network evaluation while sampling.
+        seconds_per_artifact: quantization and export.
+        megabytes: of a checkpoint with its training state.
+    """
+
+    device: str
+    passes_per_second: float = Field(gt=0)
+    evaluations_per_second: float = Field(gt=0)
+    seconds_per_artifact: float = Field(ge=0)
+    megabytes: float = Field(ge=0)
+
+
+class StudyConfig(_Frozen):
+    """A study; frozen, unknown keys are refused.
+
+    Attributes:
+        about: paragraphs for the page: what is studied, what is simplified, what shrank.
+        data, size, resize: training images and the reference of the FID, as `flatq.images.load_images`.
+        heldout: images of the held-out loss.
+        features: an ONNX feature network, "inception", or None for the bundled one.
+        n: images sampled for an FID.
+        pictures: images kept of each evaluation at a run's first seed.
+        threads: CPU threads of a cell.
+        train: `TrainConfig` options of all runs.
+        sigma: of the weight noise that `lpf` in an expression speaks of.
+        steps, runtime: that `fid` and `drift` in an expression speak of unless they name others.
+        controls: name -> roles that it replaces in every claim; reported beside, outside Holm's correction.
+    """
+
+    name: str
+    title: str
+    about: tuple[str, ...] = ()
+    data: str
+    size: int | None = None
+    resize: str = "center-crop-adm"
+    heldout: str | None = None
+    features: str | None = None
+    n: int = Field(default=4000, gt=1)
+    pictures: int = Field(default=16, ge=0)
+    threads: int = Field(default=1, gt=0)
+    train: dict[str, Any] = {}
+    runs: dict[str, Run] = Field(min_length=1)
+    quantizers: dict[str, QuantizerConfig] = {}
+    images: tuple[ImagesConfig, ...] = ()
+    flatness: tuple[FlatnessConfig, ...] = ()
+    exposure: tuple[ExposureConfig, ...] = ()
+    flatness_settings: FlatnessSettings = FlatnessSettings()
+    sigma: float = 0.01
+    steps: int = 20
+    runtime: StudyRuntime = "onnxruntime"
+    claims: tuple[ClaimConfig, ...] = ()
+    controls: dict[str, dict[str, str]] = {}
+    questions: tuple[QuestionConfig, ...] = ()
+    pilot: PilotConfig | None = None
+    cost: Cost | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        models = [name for run in self.models_of.values() for name in run]
+        twice = {name for name in models if models.count(name) > 1}
+        if twice:
+            raise ValueError(f"the model {sorted(twice)[0]} belongs to two runs")
+        for run, seed in self.pairs():
+            self.train_config(run, seed)
+        named = {name for spec in self.measured for name in spec.models}
+        _known("a measurement", "model", named, models)
+        quantizers = {q for spec in (*self.images, *self.exposure) for q in spec.quantizers}
+        quantizers |= {q for spec in self.flatness for q in spec.damage}
+        _known("a measurement", "quantizer", quantizers, [*self.quantizers, FLOAT])
+        for claim in (*self.claims, *self.questions):
+            for roles in (claim.roles, *self.controls.values()):
+                _known(f"the claim {claim.id}", "model", set(roles.values()), models)
+            names = {call.model for e in claim.expressions() for call in e.calls}
+            _known(f"the claim {claim.id}", "model", names - set(claim.roles), models)
+            levels = {call.quantizer for e in claim.expressions() for call in e.calls}
+            _known(f"the claim {claim.id}", "quantizer", levels, [*self.quantizers, FLOAT])
+        if self.pilot is not None:
+            _known("the pilot", "model", {self.pilot.plain, *self.pilot.radii}, models)
+            _known("the pilot", "quantizer", {*self.pilot.at_8, *self.pilot.at_4}, self.quantizers)
+        return self
+
+    @property
+    def measured(self) -> tuple[_Measured, ...]:
+        """All measurements."""
+        return (*self.images, *self.flatness, *self.exposure)
+
+    @property
+    def models_of(self) -> dict[str, dict[str, str]]:
+        """Run -> model -> moment."""
+        return {name: run.models or {name: "end"} for name, run in self.runs.items()}
+
+    def pairs(self) -> Iterator[tuple[str, int]]:
+        """Every (run, seed), the first seed of each run first, then the second, ..."""
+        longest = max(len(run.seeds) for run in self.runs.values())
+        for i in range(longest):
+            yield from ((name, run.seeds[i]) for name, run in self.runs.items() if i < len(run.seeds))
+
+    def train_config(self, run: str, seed: int) -> TrainConfig | None:
+        """What is trained; None for a checkpoint from elsewhere."""
+        spec = self.runs[run]
+        if spec.checkpoint is not None:
+            return None
+        moments = self.models_of[run].values()
+        steps = tuple(sorted(int(m.split()[1]) for m in moments if m.startswith("step")))
+        given = {
+            "data": self.data,
+            "size": self.size,
+            "resize": self.resize,
+            "heldout": self.heldout,
+            "threads": self.threads,
+            "snapshot_steps": steps,
+            **self.train,
+            **spec.train,
+        }
+        config = TrainConfig.model_validate({**given, "seed": seed})
+        if "loss" in moments and config.snapshot_loss is None:
+            raise ValueError(f"the run {run} has a model at a loss, but no snapshot_loss")
+        return config
+
+    def cells(self, pattern: str = "*") -> list[Cell]:
+        """The cells whose name `RUN-SEED` matches a shell pattern."""
+        cells = [Cell(self, run, seed) for run, seed in self.pairs()]
+        chosen = [cell for cell in cells if fnmatch.fnmatch(cell.name, pattern)]
+        if not chosen:
+            raise UsageError(
+                f"no cell matches {pattern!r}",
+                expected="some of " + ", ".join(cell.name for cell in cells),
+                got="none",
+                next_step="name cells as RUN-SEED; * and ? stand for any text",
+            )
+        return chosen
+
+
+def _known(who: str, what: str, names: set[str], known: Any) -> None:
+    strangers = sorted(names - set(known))
+    if strangers:
+        raise ValueError(f"{who} names the {what} {strangers[0]!r}; there are {', '.join(known)}")
+
+
+_T = TypeVar("_T", bound=_Measured)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run at one seed, and what is to be measured on it."""
+
+    study: StudyConfig
+    run: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """RUN-SEED."""
+        return f"{self.run}-{self.seed}"
+
+    @property
+    def place(self) -> int:
+        """Of the seed among the run's."""
+        return self.study.runs[self.run].seeds.index(self.seed)
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Model -> moment."""
+        return self.study.models_of[self.run]
+
+    def chosen(self, specs: tuple[_T, ...]) -> Iterator[tuple[_T, str, Variant]]:
+        """(measurement, model, weights) for all that concerns this cell."""
+        for spec in specs:
+            if spec.seeds is None or self.place < spec.seeds:
+                for model in self.models:
+                    if model in spec.models:
+                        yield from ((spec, model, weights) for weights in spec.weights)
+
+
+def read_config(path: Path) -> StudyConfig:
+    """Read and check a study.
+
+    Raises:
+        UsageError: it cannot be read, or is not valid; the message names the key.
+    """
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+        return StudyConfig.model_validate(given)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            f"the study {path} cannot be read", expected="a TOML file", got=" ".join(str(error).split())
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the study"
+        raise UsageError(
+            f"the study {path} is not valid: {where}",
+            expected=str(first["msg"]).removeprefix("Value error, "),
+            got=" ".join(str(first["input"]).split())[:200],
+        ) from error
