@@ -79,7 +79,7 @@ def command(
             "--cache/--no-cache",
             help="Keep samples and features in FLATQ_CACHE (~/.cache/flatq), and take those that are there.",
         ),
-    ] = EvaluateSettings.cache,
+    ] = True,
     n: Annotated[int, typer.Option("-n", help="Images for each model.")] = EvaluateSettings.images,
     first: Annotated[int, typer.Option(help="Index of the first image.")] = EvaluateSettings.first,
     steps: Steps = PLAN.steps,

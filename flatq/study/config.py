@@ -288,10 +288,12 @@ class StudyConfig(_Frozen):
             self.train_config(run, seed)
         named = {name for spec in self.measured for name in spec.models}
         _known("a measurement", "model", named, models)
-        quantizers = {q for spec in (*self.images, *self.exposure) for q in spec.quantizers}
-        quantizers |= {q for spec in self.flatness for q in spec.damage}
+        quantizers = {q for images in self.images for q in images.quantizers}
+        quantizers |= {q for exposure in self.exposure for q in exposure.quantizers}
+        quantizers |= {q for flatness in self.flatness for q in flatness.damage}
         _known("a measurement", "quantizer", quantizers, [*self.quantizers, FLOAT])
-        for claim in (*self.claims, *self.questions):
+        stated: tuple[ClaimConfig | QuestionConfig, ...] = (*self.claims, *self.questions)
+        for claim in stated:
             for roles in (claim.roles, *self.controls.values()):
                 _known(f"the claim {claim.id}", "model", set(roles.values()), models)
             names = {call.model for e in claim.expressions() for call in e.calls}

@@ -168,4 +168,4 @@ def _quantity(kind: str, call: ast.Call) -> Quantity:
                 options["runtime"] = runtime
             case _:
                 raise ValueError(f"{ast.unparse(call)!r}: {kind} knows no {keyword.arg} of that form")
-    return Quantity(kind, *words, **options)
+    return Quantity(kind, words[0], words[1], *words[2:], **options)  # type: ignore[arg-type]

@@ -139,9 +139,9 @@ class Subject:
 
     def _picture(self, out: Path, entry: ModelEntry, side: Literal["float", "quantized"]) -> str | None:
         kept = read_pictures(entry, out) if self.pictures else None
-        if kept is None:
+        pixels = None if kept is None else kept.of_float if side == "float" else kept.of_quantized
+        if pixels is None:
             return None
-        pixels = kept.of_float if side == "float" else kept.of_quantized
         stream = io.BytesIO()
         make_grid(pixels[: self.pictures], self.pictures).save(stream, format="PNG", optimize=True)
         return base64.b64encode(stream.getvalue()).decode()

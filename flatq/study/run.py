@@ -75,14 +75,11 @@ def cell_settings(cell: Cell) -> dict[str, Any]:
     """All that decides a cell's numbers, as plain values: the training and what is measured, in full."""
     study = cell.study
     train = study.train_config(cell.run, cell.seed)
-    used = {
-        name
-        for spec, _, _ in cell.chosen((*study.images, *study.exposure))
-        for name in spec.quantizers
-        if name != FLOAT
-    } | {name for spec, _, _ in cell.chosen(study.flatness) for name in spec.damage}
+    used = {name for images, _, _ in cell.chosen(study.images) for name in images.quantizers}
+    used |= {name for exposure, _, _ in cell.chosen(study.exposure) for name in exposure.quantizers}
+    used |= {name for flatness, _, _ in cell.chosen(study.flatness) for name in flatness.damage}
     quantizers = {}
-    for name in sorted(used):
+    for name in sorted(used - {FLOAT}):
         settings = study.quantizers[name].settings("raw", study.threads)
         quantizers[name] = {
             "recipe": settings.recipe.model_dump(mode="json"),
@@ -244,7 +241,7 @@ class _Work:
                         lambda s=subject, d=data, q=spec.damage: s.flatness(d, q),  # type: ignore[misc]
                     )
                 )
-        for place, (spec, model, weights) in enumerate(cell.chosen(study.exposure)):
+        for place, (exposed, model, weights) in enumerate(cell.chosen(study.exposure)):
             if model in checkpoints:
                 subject = self._subject(model, checkpoints[model], weights)
                 data = study_images(study, checkpoints[model].model.image_shape)
@@ -252,7 +249,7 @@ class _Work:
                     self._once(
                         f"exposure-{place}-{model}-{weights}",
                         ExposureResult,
-                        lambda s=subject, d=data, e=spec: s.exposure(  # type: ignore[misc]
+                        lambda s=subject, d=data, e=exposed: s.exposure(  # type: ignore[misc]
                             d, e.quantizers, e.runtime, e.steps, e.n
                         ),
                     )
@@ -304,7 +301,8 @@ class _Work:
         return found, missing
 
     def _subject(self, model: str, checkpoint: Checkpoint, weights: str) -> Subject:
-        first_run, run = next(iter(self.study.runs.items()))
+        run, spec = next(iter(self.study.runs.items()))
+        first = (run, spec.seeds[0], next(iter(self.cell.models)), "raw")
         return Subject(
             self.study,
             model,
@@ -312,7 +310,7 @@ class _Work:
             weights,
             self.folder / "artifacts" / f"{model}-{weights}",
             self.folder / "cache",
-            verify=(self.cell.run, self.cell.seed) == (first_run, run.seeds[0]),
+            verify=(self.cell.run, self.cell.seed, model, weights) == first,
             pictures=self.study.pictures if self.cell.place == 0 else 0,
             progress=self.progress,
         )
