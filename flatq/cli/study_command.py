@@ -98,7 +98,7 @@ def _print_cost(chosen: list[Cell], results: dict[str, CellResult | None]) -> No
     from rich.console import Console
     from rich.table import Table
 
-    from flatq.study.estimate import cell_cost
+    from flatq.study.estimate import cell_cost, cell_gigabytes
 
     table = Table("cell", "result", "gradient passes", "evaluations", "artifacts", "hours", box=None)
     total, unknown = 0.0, False
@@ -114,24 +114,9 @@ def _print_cost(chosen: list[Cell], results: dict[str, CellResult | None]) -> No
     study = chosen[0].study
     if study.cost is not None:
         typer.echo(
-            f"Rates measured on {study.cost.device}; disk while a cell runs: "
-            f"{_gigabytes(chosen):.1f} GB, less than 1 MB of it stays."
+            f"Rates of {study.cost.device}; disk while a cell runs: "
+            f"{max(map(cell_gigabytes, chosen)):.1f} GB, less than 1 MB of it stays."
         )
     typer.echo(
         "Time to go: " + ("unknown, the study names no rates" if unknown else f"{total / 3600:.1f} hours")
-    )
-
-
-def _gigabytes(chosen: list[Cell]) -> float:
-    """The most that a cell needs: its checkpoints and artifacts, and its samples as float32 in the cache."""
-    from flatq.study.estimate import cell_cost
-
-    cost = chosen[0].study.cost
-    assert cost is not None
-    return (
-        max(
-            cost.megabytes * (2 + len(cell.models)) + cost.megabytes / 4 * cell_cost(cell).artifacts
-            for cell in chosen
-        )
-        / 1000
     )

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 Variant = Literal["raw", "ema", "swa"]
-StudyRuntime = Literal["onnxruntime", "openvino", "torch"]
+StudyRuntime = Literal["onnxruntime", "openvino", "tensorrt", "torch"]
 FLOAT = "float"
 """Stands for the unquantized model where a quantizer is named."""
 
@@ -245,6 +245,7 @@ class StudyConfig(_Frozen):
         n: images sampled for an FID.
         pictures: images kept of each evaluation at a run's first seed.
         threads: CPU threads of a cell.
+        device: that the float models, lowered graphs in torch and the Inception network run on.
         train: `TrainConfig` options of all runs.
         sigma: of the weight noise that `lpf` in an expression speaks of.
         steps, runtime: that `fid` and `drift` in an expression speak of unless they name others.
@@ -262,6 +263,7 @@ class StudyConfig(_Frozen):
     n: int = Field(default=4000, gt=1)
     pictures: int = Field(default=16, ge=0)
     threads: int = Field(default=1, gt=0)
+    device: Literal["cpu", "cuda"] = "cpu"
     train: dict[str, Any] = {}
     runs: dict[str, Run] = Field(min_length=1)
     quantizers: dict[str, QuantizerConfig] = {}

@@ -9,7 +9,7 @@ from statistics import fmean
 from flatq.study.config import FLOAT, Cell
 from flatq.study.results import CellResult
 
-__all__ = ["CellCost", "cell_cost", "measured_seconds"]
+__all__ = ["CellCost", "cell_cost", "cell_gigabytes", "measured_seconds"]
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,13 @@ class CellCost:
 
     Attributes:
         passes: images through a gradient pass. evaluations: images through the network without one.
-        artifacts: quantized and exported.
+        artifacts: quantized and exported. images: sampled for FIDs.
     """
 
     passes: int
     evaluations: int
     artifacts: int
+    images: int
 
     def seconds(self, cell: Cell) -> float | None:
         """By the study's rates; None where it has none."""
@@ -47,13 +48,15 @@ def cell_cost(cell: Cell) -> CellCost:
         passes = (config.steps + extra) * config.batch_size
     artifacts: set[tuple[str, str, str, str]] = set()
     floats: set[tuple[str, str, int]] = set()
-    evaluations = 0
+    evaluations = images = 0
     for spec, model, weights in cell.chosen(study.images):
         n = spec.n or study.n
         if (model, weights, spec.steps) not in floats:
             floats.add((model, weights, spec.steps))
             evaluations += n * spec.steps
+            images += n
         evaluations += n * spec.steps * len(spec.quantizers)
+        images += n * len(spec.quantizers)
         artifacts |= {(model, weights, q, spec.runtime) for q in spec.quantizers}
     s = study.flatness_settings
     noise = 2 * s.pairs * (len(s.sigmas) + len(s.relative_sigmas)) + len(s.rhos) + len(s.adaptive_rhos)
@@ -63,7 +66,17 @@ def cell_cost(cell: Cell) -> CellCost:
     for exposure, model, weights in cell.chosen(study.exposure):
         evaluations += 2 * exposure.n * exposure.steps * len(exposure.quantizers)
         artifacts |= {(model, weights, q, exposure.runtime) for q in exposure.quantizers if q != FLOAT}
-    return CellCost(passes, evaluations, len(artifacts))
+    return CellCost(passes, evaluations, len(artifacts), images)
+
+
+def cell_gigabytes(cell: Cell) -> float:
+    """Disk while a cell runs: checkpoints and artifacts, and its samples in float32 where the study gives
+    their size; 0 without rates."""
+    study, work = cell.study, cell_cost(cell)
+    if study.cost is None:
+        return 0.0
+    weights = study.cost.megabytes * (2 + len(cell.models) + work.artifacts / 4) * 1e6
+    return (weights + work.images * 3 * (study.size or 0) ** 2 * 4) / 1e9
 
 
 def measured_seconds(cell: Cell, done: Mapping[str, Sequence[CellResult]]) -> float | None:

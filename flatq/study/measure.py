@@ -66,11 +66,15 @@ class Subject:
         if not path.exists():
             settings = self.study.quantizers[quantizer].settings(self.weights, threads)
             flatq.quantize(self.checkpoint, settings, path, progress=self.progress)
-        if runtime in ("onnxruntime", "openvino"):
+        if runtime not in (None, "torch"):
             target = cast("Target", runtime)
             if not deployment_folder(path, target).exists():
                 flatq.export(path, ExportSettings(target=target, verify=False, threads=threads))
         return path
+
+    def _where(self, runtime: str) -> RuntimeSettings:
+        device = self.study.device if runtime == "torch" else None
+        return RuntimeSettings(runtime, device, threads=self.study.threads)
 
     def images(self, quantizers: Iterable[str], runtime: str, steps: int, n: int) -> ImagesResult:
         """Sample the float model in torch and the quantized ones on the runtime, and compare."""
@@ -85,8 +89,9 @@ class Subject:
                 plan=SamplePlan(steps=steps),
                 images=n,
                 features=self.study.features,
-                runtime=RuntimeSettings(runtime, threads=self.study.threads),
-                baseline_runtime=RuntimeSettings("torch"),
+                runtime=self._where(runtime),
+                baseline_runtime=self._where("torch"),
+                features_device=self.study.device,
                 weights=self.weights,
                 cache=self.cache,
                 resize=cast(Resize, self.study.resize) if self.study.size else None,
@@ -167,11 +172,9 @@ class Subject:
         for name in quantizers:
             if name == FLOAT:
                 assert self.checkpoint.source is not None
-                where = RuntimeSettings("torch", threads=self.study.threads)
-                opened = open_model(self.checkpoint.source, where, weights=self.weights)
+                opened = open_model(self.checkpoint.source, self._where("torch"), weights=self.weights)
             else:
-                where = RuntimeSettings(runtime, threads=self.study.threads)
-                opened = open_model(self.artifact(name, runtime), where)
+                opened = open_model(self.artifact(name, runtime), self._where(runtime))
             with opened.runtime:
                 found[name] = measure_exposure(opened, images, SamplePlan(steps=steps), n)
         return ExposureResult(model=self.model, weights=self.weights, runtime=runtime, quantizers=found)

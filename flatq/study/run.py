@@ -109,6 +109,7 @@ def cell_settings(cell: Cell) -> dict[str, Any]:
         "features": None if study.features is None else Path(study.features).name,
         "n": study.n,
         "threads": study.threads,
+        "device": study.device,
     }
 
 
