@@ -17,6 +17,7 @@ from flatq.study.judging import Claim, Condition, JudgedClaim, JudgedCondition, 
 from flatq.study.values import Values
 
 __all__ = [
+    "DIFFERENCES",
     "Beside",
     "Choices",
     "ClaimFinding",
@@ -26,6 +27,9 @@ __all__ = [
     "find",
 ]
 
+DIFFERENCES = " (differences over the mean, as a value lies within 2 standard errors of 0)"
+"""Behind the name of a contrast whose log ratio is not one."""
+
 _RESAMPLES = 2000
 
 
@@ -34,7 +38,7 @@ class _Frozen(BaseModel):
 
 
 class Beside(_Frozen):
-    """The same claim with another model in a role; no correction for several tests."""
+    """The same claim with another model in a role; Holm's correction runs within the claim alone."""
 
     name: str
     weak: JudgedClaim | None
@@ -45,7 +49,8 @@ class ClaimFinding(_Frozen):
     """A claim's two verdicts.
 
     Attributes:
-        missing: why there is no verdict at all; None where there is.
+        weak, paper: None without conditions of that form, or where one of them has no seed.
+        missing: what was not measured at any seed, or not together; None where every condition has a seed.
         premise: what the claim presupposes; premise_absent: whether its interval excludes it.
         seeds: of each condition, weak form first; values: the contrast at each of them.
     """
@@ -130,19 +135,20 @@ def find(study: StudyConfig, values: Values) -> Findings:
         conditions = [*claim.weak, *claim.paper]
         contrasts = [values.contrast(c.value, claim.roles) for c in conditions]
         found = {form: judged[form].get(claim.id) for form in forms}
+        lacking = [c for c, contrast in zip(conditions, contrasts, strict=True) if not contrast.seeds]
         claims.append(
             ClaimFinding(
                 id=claim.id,
                 title=claim.title,
                 family=claim.family,
-                missing=None if any(found.values()) else "no seed has all of the measurements yet",
+                missing=_missing(lacking, claim.roles, values) if lacking else None,
                 weak=found["weak"],
                 paper=found["paper"],
                 premise=premise,
                 premise_absent=_absent(premise),
                 beside=tuple(_beside(claim, study.controls, values)),
-                seeds=tuple(tuple(seeds) for seeds, _ in contrasts),
-                values=tuple(tuple(map(float, x)) for _, x in contrasts),
+                seeds=tuple(contrast.seeds for contrast in contrasts),
+                values=tuple(tuple(map(float, contrast.values)) for contrast in contrasts),
             )
         )
     questions = tuple(
@@ -195,10 +201,19 @@ def _condition(config: ConditionConfig, roles: Mapping[str, str], values: Values
     side: Literal["below", "above"] = "below" if config.below is not None else "above"
     limit = config.below if config.below is not None else config.above
     assert limit is not None
-    seeds, contrast = values.contrast(config.value, roles)
-    if not seeds:
+    contrast = values.contrast(config.value, roles)
+    if not contrast.seeds:
         return None
-    return Condition(name=config.name, values=tuple(map(float, contrast)), side=side, threshold=limit.number)
+    name = config.name + (DIFFERENCES if contrast.differences else "")
+    return Condition(
+        name=name, values=tuple(map(float, contrast.values)), side=side, threshold=limit.number
+    )
+
+
+def _missing(lacking: Sequence[ConditionConfig], roles: Mapping[str, str], values: Values) -> str:
+    quantities = dict.fromkeys(q for condition in lacking for q in condition.value.quantities(roles))
+    nowhere = [q.describe() for q in quantities if not values.seeds([q])]
+    return f"no cell has {', '.join(nowhere)}" if nowhere else "no seed has all of the measurements"
 
 
 def _estimate(config: ConditionConfig, roles: Mapping[str, str], values: Values) -> JudgedCondition | None:
