@@ -205,9 +205,7 @@ def _condition(config: ConditionConfig, roles: Mapping[str, str], values: Values
     if not contrast.seeds:
         return None
     name = config.name + (DIFFERENCES if contrast.differences else "")
-    return Condition(
-        name=name, values=tuple(map(float, contrast.values)), side=side, threshold=limit.number
-    )
+    return Condition(name=name, values=tuple(map(float, contrast.values)), side=side, threshold=limit.number)
 
 
 def _missing(lacking: Sequence[ConditionConfig], roles: Mapping[str, str], values: Values) -> str:
