@@ -60,7 +60,7 @@ def origin(cell: CellResult) -> CellOrigin:
 
 
 def common_origin(origins: Sequence[CellOrigin]) -> list[str]:
-    """Sentences: which commit, CPU, instruction set and versions the cells share, or which cells have which."""
+    """Sentences: which commit, CPU, instruction set and versions the cells share, or which has which."""
     lines = [
         _shared("commit", [(o.cell, o.commit or "unknown") for o in origins]),
         _shared("CPU", [(o.cell, o.cpu) for o in origins]),
@@ -98,16 +98,16 @@ def cautions(study: StudyConfig, cells: Sequence[CellResult], missing: Sequence[
     found = []
     if missing:
         found.append(
-            f"{len(cells)} of {len(cells) + len(missing)} cells are there, so this is provisional: intervals and "
-            f"verdicts take no account of looking before the end. Missing: {', '.join(missing)}."
+            f"{len(cells)} of {len(cells) + len(missing)} cells are there, so this is provisional: intervals "
+            f"and verdicts take no account of looking before the end. Missing: {', '.join(missing)}."
         )
     images = [(cell, result) for cell in cells for result in cell.images]
     few = [f"{_label(c, r)} ({r.n_over_rank:.1f})" for c, r in images if r.n_over_rank < _FEW_PER_RANK]
     found += _sentence(f"These FIDs rest on fewer than {_FEW_PER_RANK} samples per feature rank", few)
     lost = [f"{_label(c, r)} {q}" for c, r in images for q, x in r.quantized.items() if not x.finite]
     found += _sentence(
-        "These quantized models sampled values that are not finite, so that they have no drift and their seeds "
-        "drop out of every contrast that needs it",
+        "These quantized models sampled values that are not finite, so that they have no drift and their "
+        "seeds drop out of every contrast that needs it",
         lost,
     )
     bare = [

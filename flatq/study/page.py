@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 
 from flatq.report.html.images import Picture
-from flatq.report.html.text import numeral
 from flatq.study.config import FLOAT, StudyConfig
 from flatq.study.plots import exposure_plots, fid_plots, noise_plots
 from flatq.study.results import CellResult
-from flatq.study.sections import about, sections
+from flatq.study.sections import lead, sections
 from flatq.study.summary import StudyReport
 from flatq.study.values import Values
 
@@ -33,13 +33,13 @@ def render_page(study: StudyConfig, cells: Sequence[CellResult], report: StudyRe
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["numeral"] = numeral
+    environment.filters["minus"] = _true_minus
     values = Values(study, cells)
     *parts, last = sections(study, report)
     return environment.get_template("study.html").render(
         study=study,
         report=report,
-        about=about(study, report),
+        lead=lead(study, report),
         sections=parts,
         again=last,
         noise=noise_plots(study, values),
@@ -47,6 +47,11 @@ def render_page(study: StudyConfig, cells: Sequence[CellResult], report: StudyRe
         exposure=exposure_plots(study, cells),
         strips=_strips(study, cells),
     )
+
+
+def _true_minus(text: str) -> str:
+    """Text with a minus sign before numbers, in place of a hyphen."""
+    return re.sub(r"(?<![\w.])-(?=\d)|(?<=\de)-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def _strips(study: StudyConfig, cells: Sequence[CellResult]) -> dict[str, list[Picture]]:

@@ -101,7 +101,7 @@ def _at_seeds(values: Values, quantity: Quantity) -> list[float]:
 def _seeds_plot(
     points: Sequence[tuple[str, str, list[float]]], salt: str, what: str, *, signed: bool = False
 ) -> str:
-    """A lane for each (group, model): seeds as points, their mean as a bar; without models one lane a group."""
+    """A lane for each (group, model) with a value: seeds as points, their mean as a bar."""
     points = [point for point in points if point[2]]
     models = list(dict.fromkeys(model for _, model, _ in points))
     rows = list(_lanes(points))
@@ -149,6 +149,7 @@ def _value_axis(axes: Axes, found: Sequence[float], signed: bool) -> None:
     elif max(found) > 4 * min(found):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
 
 
 def _legend(figure: Figure, models: Sequence[str]) -> None:

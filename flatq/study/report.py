@@ -8,17 +8,18 @@ from pathlib import Path
 from flatq.errors import DataError
 from flatq.files import replacing
 from flatq.study.config import StudyConfig, read_config
+from flatq.study.layout import markdown
 from flatq.study.page import render_page
 from flatq.study.results import CellResult
 from flatq.study.run import existing_result
-from flatq.study.sections import render_markdown, verdict_lines
+from flatq.study.sections import lead, sections, verdict_lines
 from flatq.study.summary import summarize
 
 __all__ = ["write_report"]
 
 
 def write_report(folder: Path, note: Callable[[str], None]) -> list[str]:
-    """Judge the claims by the cells of a study's folder, and write report.json, report.md and index.html there.
+    """Judge the claims by the cells of a study's folder; write report.json, report.md and index.html there.
 
     Args:
         note: called with each sentence on what weakens the result.
@@ -28,15 +29,15 @@ def write_report(folder: Path, note: Callable[[str], None]) -> list[str]:
 
     Raises:
         UsageError: no study, or one that is not valid.
-        DataError: no cell, one that is damaged or of another study, or a contrast that is not finite. Nothing is
-            written then.
+        DataError: no cell, one that is damaged or of another study, or a contrast that is not finite.
+            Nothing is written then.
     """
     study = read_config(folder / "study.toml")
     cells = _cells(study, folder)
     report = summarize(study, cells)
     texts = {
         "report.json": report.model_dump_json(indent=1) + "\n",
-        "report.md": render_markdown(study, report),
+        "report.md": markdown(study.title, lead(study, report), report.cautions, sections(study, report)),
         "index.html": render_page(study, cells, report),
     }
     for name, text in texts.items():

@@ -41,8 +41,8 @@ n = 1000
 train = { steps = 30, heldout_every = 10, snapshot_loss = 0.1, swa_start = 20 }
 runs.adm = { seeds = SEEDS, models = { adm = "end", adm-early = "loss" } }
 runs.sam = { seeds = SEEDS, train = { method = "sam", rho = 0.1 } }
-quantizers.naive8 = { bits = 8, granularity = "per_tensor", edges = "same", activation_range = "minmax", method = "rtn" }
-quantizers.naive4 = { bits = 4, granularity = "per_tensor", edges = "same", activation_range = "minmax", method = "rtn" }
+quantizers.naive8 = { bits = 8, granularity = "per_tensor", edges = "same", method = "rtn" }
+quantizers.naive4 = { bits = 4, granularity = "per_tensor", edges = "same", method = "rtn" }
 images = [
     { models = ["adm", "adm-early", "sam"], weights = ["raw"], quantizers = ["naive8", "naive4"] },
     { models = ["adm", "sam"], weights = ["raw"], quantizers = ["naive8"], steps = 100, seeds = 2 },
