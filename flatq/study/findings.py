@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from flatq.study.config import ClaimConfig, ConditionConfig, StudyConfig
@@ -26,6 +27,8 @@ __all__ = [
     "RankAgreement",
     "find",
 ]
+
+F64 = NDArray[np.float64]
 
 DIFFERENCES = " (differences over the mean, as a value lies within 2 standard errors of 0)"
 """Behind the name of a contrast whose log ratio is not one."""
@@ -79,7 +82,7 @@ class QuestionFinding(_Frozen):
 class RankAgreement(_Frozen):
     """Spearman's correlation over cells of a flatness measure with the damage of one quantizer.
 
-    low, high: 95 % interval by resampling the seeds. models: how many models of how many seeds.
+    low, high: 95 % interval by resampling the seeds. models: number of (model, seed) pairs.
     """
 
     measure: str
@@ -244,7 +247,8 @@ def _beside(claim: ClaimConfig, controls: Mapping[str, Mapping[str, str]], value
 
 
 def _agreement(study: StudyConfig, values: Values) -> list[RankAgreement]:
-    """Of every flatness measure with the damage of every quantizer, over models and seeds."""
+    """Of every flatness measure with the damage of every quantizer, over models and seeds; measures that are
+    the same in all cells are left out."""
     keys = dict.fromkeys(
         (weights, quantizer)
         for spec in study.flatness
@@ -261,23 +265,27 @@ def _agreement(study: StudyConfig, values: Values) -> list[RankAgreement]:
                 harm = values.value(Quantity("damage", model, weights, quantizer), seed)
                 if flat is not None and harm is not None:
                     rows.append((seed, flat.flatness.measures(), harm))
-        seeds = sorted({seed for seed, _, _ in rows})
+        at_seed = np.array([seed for seed, _, _ in rows])
+        seeds = np.unique(at_seed)
         if len(seeds) < 3:
             continue
         harm = np.array([h for _, _, h in rows])
-        where = [np.flatnonzero([s == seed for s, _, _ in rows]) for seed in seeds]
-        draws = np.random.default_rng(0).integers(len(seeds), size=(_RESAMPLES, len(seeds)))
-        picks = [np.concatenate([where[i] for i in draw]) for draw in draws]
+        draws = np.random.default_rng(0).multinomial(
+            len(seeds), np.full(len(seeds), 1 / len(seeds)), _RESAMPLES
+        )
+        times = draws[:, np.searchsorted(seeds, at_seed)].astype(np.float64)
         for measure in rows[0][1]:
             x = np.array([m[measure] for _, m, _ in rows])
-            resampled = [_spearman(x[pick], harm[pick]) for pick in picks]
-            low, high = np.nanpercentile(resampled, [2.5, 97.5])
+            (correlation,) = _spearman(x, harm, np.ones((1, len(rows))))
+            if np.isnan(correlation):
+                continue
+            low, high = np.nanpercentile(_spearman(x, harm, times), [2.5, 97.5])
             found.append(
                 RankAgreement(
                     measure=measure,
                     quantizer=quantizer,
                     weights=weights,
-                    correlation=_spearman(x, harm),
+                    correlation=float(correlation),
                     low=float(low),
                     high=float(high),
                     models=len(rows),
@@ -287,12 +295,26 @@ def _agreement(study: StudyConfig, values: Values) -> list[RankAgreement]:
     return found
 
 
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    from scipy.stats import rankdata
+def _spearman(x: F64, y: F64, times: F64) -> F64:
+    """Spearman's correlation of x and y [n], each pair taken so many times: float64 [resamples].
 
-    a, b = rankdata(x), rankdata(y)
-    spread = a.std() * b.std()
-    return float(np.mean((a - a.mean()) * (b - b.mean())) / spread) if spread else float("nan")
+    NaN where x or y is constant.
+
+    Args:
+        times: [resamples, n], whole numbers.
+    """
+    a, b = (_ranks(values, times) for values in (x, y))
+    size = times.sum(1, keepdims=True)
+    a, b = (ranks - (times * ranks).sum(1, keepdims=True) / size for ranks in (a, b))
+    spread = np.sqrt((times * a * a).sum(1) * (times * b * b).sum(1))
+    with np.errstate(invalid="ignore"):
+        return np.asarray((times * a * b).sum(1) / np.where(spread > 0, spread, np.nan))
+
+
+def _ranks(values: F64, times: F64) -> F64:
+    """Mean ranks of values [n], ties included, up to a constant: float64 [resamples, n]."""
+    below = (values[:, None] < values) + 0.5 * (values[:, None] == values)
+    return np.asarray(times @ below)
 
 
 def _choose(study: StudyConfig, values: Values) -> Choices | None:

@@ -205,8 +205,9 @@ def _agreement(found: Findings) -> Section | None:
     for measure in dict.fromkeys(a.measure for a in found.agreement):
         row = [Entry(measure)]
         for column in columns:
-            a = by_key[(measure, *column)]
-            row.append(Entry(f"{a.correlation:+.2f}", (f"[{a.low:+.2f}, {a.high:+.2f}]",)))
+            a = by_key.get((measure, *column))
+            interval = () if a is None else (f"[{a.low:+.2f}, {a.high:+.2f}]",)
+            row.append(Entry(NONE if a is None else f"{a.correlation:+.2f}", interval))
         rows.append(tuple(row))
     of = {
         column: next(a for a in found.agreement if (a.weights, a.quantizer) == column) for column in columns
