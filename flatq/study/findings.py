@@ -72,11 +72,11 @@ class ClaimFinding(_Frozen):
 
 
 class QuestionFinding(_Frozen):
-    """Means and intervals of contrasts, by name; None where nothing was measured."""
+    """Means and intervals of contrasts, by name; where there is none, the reason."""
 
     id: str
     title: str
-    values: dict[str, JudgedCondition | None]
+    values: dict[str, JudgedCondition | str]
 
 
 class RankAgreement(_Frozen):
@@ -159,7 +159,7 @@ def find(study: StudyConfig, values: Values) -> Findings:
             id=question.id,
             title=question.title,
             values={
-                name: _estimate(
+                name: _answer(
                     ConditionConfig(name=name, value=value, above=Expression(0.0)), question.roles, values
                 )
                 for name, value in question.values.items()
@@ -215,6 +215,15 @@ def _missing(lacking: Sequence[ConditionConfig], roles: Mapping[str, str], value
     quantities = dict.fromkeys(q for condition in lacking for q in condition.value.quantities(roles))
     nowhere = [q.describe() for q in quantities if not values.seeds([q])]
     return f"no cell has {', '.join(nowhere)}" if nowhere else "no seed has all of the measurements"
+
+
+def _answer(config: ConditionConfig, roles: Mapping[str, str], values: Values) -> JudgedCondition | str:
+    """The mean and interval, or why there are none."""
+    contrast = values.contrast(config.value, roles)
+    odd = [str(seed) for seed, x in zip(contrast.seeds, contrast.values, strict=True) if not np.isfinite(x)]
+    if odd:
+        return f"not finite at seed {', '.join(odd)}"
+    return _estimate(config, roles, values) or f"not measured: {_missing([config], roles, values)}"
 
 
 def _estimate(config: ConditionConfig, roles: Mapping[str, str], values: Values) -> JudgedCondition | None:

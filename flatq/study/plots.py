@@ -46,21 +46,28 @@ def noise_plots(study: StudyConfig, values: Values) -> list[Plot]:
     ]
 
 
-def fid_plots(study: StudyConfig, values: Values) -> list[Plot]:
-    """FID and drift against the quantizers at the study's steps and runtime, for each choice of weights."""
-    plots = []
+def fid_plots(study: StudyConfig, values: Values) -> dict[tuple[int, str], list[Plot]]:
+    """(steps, runtime) -> FID and drift against the quantizers, for each choice of weights; those that the
+    study speaks of come first."""
+    main = (study.steps, study.runtime)
+    settings = dict.fromkeys([main, *((spec.steps, spec.runtime) for spec in study.images)])
+    found = {setting: list(_fid_plots(study, values, *setting)) for setting in settings}
+    return {setting: plots for setting, plots in found.items() if plots}
+
+
+def _fid_plots(study: StudyConfig, values: Values, steps: int, runtime: str) -> Iterator[Plot]:
     for weights in ("raw", "ema", "swa"):
         for kind, what in (("fid", "FID"), ("drift", "drift in FID")):
             levels = [FLOAT, *study.quantizers] if kind == "fid" else list(study.quantizers)
             points = [
-                (level, model, _at_seeds(values, Quantity(kind, model, weights, level)))
+                (level, model, _at_seeds(values, Quantity(kind, model, weights, level, steps, runtime)))
                 for level in levels
                 for model in _models(study)
             ]
             if any(found for _, _, found in points):
-                svg = _seeds_plot(points, f"{kind} {weights}", what, signed=kind == "drift")
-                plots.append(Plot(f"{'FID' if kind == 'fid' else 'Drift'}, {weights}", svg))
-    return plots
+                salt = f"{kind} {weights} {steps} {runtime}"
+                svg = _seeds_plot(points, salt, what, signed=kind == "drift")
+                yield Plot(f"{'FID' if kind == 'fid' else 'Drift'}, {weights}", svg)
 
 
 def exposure_plots(study: StudyConfig, cells: Sequence[CellResult]) -> list[Plot]:

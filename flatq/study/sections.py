@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
 from flatq.report.html.text import count
 from flatq.report.wording import NONE, ends, number, signed
 from flatq.study.config import ClaimConfig, ConditionConfig, StudyConfig
@@ -26,8 +29,9 @@ _HOW_JUDGED = (
 )
 _HOW_CONTROLLED = (
     "The same contrasts with another model in the place of one, outside Holm's correction and without a "
-    "verdict. Where a contrast vanishes under a control, what the control shares with the flat model "
-    "explains it."
+    "verdict. Where a contrast vanishes with a control in the place of the plain model, what the control "
+    "shares with the flat one can explain it. A rival in the place of the flat model shows whether something "
+    "else does as well."
 )
 _HOW_RANKED = (
     "Spearman's correlation, over models and seeds, of each measure with the increase of the loss by the "
@@ -38,20 +42,33 @@ _HOW_RANKED = (
 
 
 def lead(study: StudyConfig, report: StudyReport) -> tuple[str, ...]:
-    """The paragraphs at the head: what was done, and the study's own words."""
-    seeds = sorted({len(run.seeds) for run in study.runs.values()})
-    text = (
-        f"{count(len(study.runs), 'training run')} ({', '.join(study.runs)}) at "
-        f"{' or '.join(map(str, seeds))} training seeds each"
-    )
+    """The paragraphs at the head: the verdicts in one sentence, what was done, the study's own words."""
+    runs = ", ".join(f"{name} ({count(len(run.seeds), 'seed')})" for name, run in study.runs.items())
+    text = f"{count(len(study.runs), 'training run')}: {runs}."
     if study.images:
         text += (
-            f". Models were quantized ({', '.join(study.quantizers)}) and sampled from the same noise as "
-            f"the float models. FIDs are of {study.n:,} images and corrected for bias; drift is the change "
-            "of the FID by quantization"
+            f" Their models were quantized in {count(len(study.quantizers), 'way')} and sampled from the "
+            f"same noise as the float models. FIDs are of {study.n:,} images and corrected for bias; drift is "
+            "the change of the FID by quantization."
         )
-    done = f"{len(report.cells)} of {count(report.expected, 'cell')} (a run at a seed) are there."
-    return (f"{text}. {done}", *study.about)
+    text += f" {len(report.cells)} of {count(report.expected, 'cell')} (a run at a seed) are there."
+    return (*_summary(report.findings), text, *study.about)
+
+
+def _summary(found: Findings) -> tuple[str, ...]:
+    """Counts of the verdicts."""
+    if not found.claims:
+        return ()
+    parts = []
+    for form, judged in (
+        ("weak form", [claim.weak for claim in found.claims]),
+        ("paper's form", [claim.paper for claim in found.claims]),
+    ):
+        words = Counter(_word(one) for one in judged if one is not None)
+        parts.append(f"{form}: {', '.join(f'{n} {word}' for word, n in words.items()) or 'no verdict'}")
+    absent = sum(claim.premise_absent for claim in found.claims)
+    premise = f" The premise of {count(absent, 'claim')} is absent here." if absent else ""
+    return (f"{count(len(found.claims), 'claim')}. {'; '.join(parts).capitalize()}.{premise}",)
 
 
 def sections(study: StudyConfig, report: StudyReport) -> list[Section]:
@@ -148,46 +165,58 @@ def _controls(study: StudyConfig, found: Findings) -> Section | None:
     names = [name for name in study.controls if any(b.name == name for c in found.claims for b in c.beside)]
     if not names:
         return None
-    rows = [
-        row
-        for claim, config in zip(found.claims, study.claims, strict=True)
-        for row in (_controlled(claim, config, names) if claim.beside else ())
-    ]
     replaced = []
     for name in names:
         roles = next(claim.roles for claim in study.claims if set(study.controls[name]) <= set(claim.roles))
         swaps = [f"{new} in the place of {roles[role]}" for role, new in study.controls[name].items()]
         replaced.append(f"{name}: {', '.join(swaps)}.")
-    table = Table(("claim", "as claimed", *names), tuple(rows))
-    return Section("controls", "Controls", (_HOW_CONTROLLED, *replaced), (table,))
+    tables = []
+    for form, title in (("weak", ""), ("paper", "Further contrasts, of the paper's form")):
+        rows = [
+            row
+            for claim, config in zip(found.claims, study.claims, strict=True)
+            for row in _controlled(claim, config, form, {name: study.controls[name] for name in names})
+        ]
+        if rows:
+            table = Table(("claim", "as claimed", *names), tuple(rows), title, folded=form == "paper")
+            tables.append(table)
+    return Section("controls", "Controls", (_HOW_CONTROLLED, *replaced), tuple(tables))
 
 
-def _controlled(claim: ClaimFinding, config: ClaimConfig, names: list[str]) -> list[tuple[Entry, ...]]:
-    """A row for each contrast of the claim; one that both forms judge is shown once."""
-    beside = {b.name: b for b in claim.beside}
-    rows, seen = [], set()
-    for form, conditions in (("weak", config.weak), ("paper", config.paper)):
-        for place, condition in enumerate(conditions):
-            if condition.value.root in seen:
-                continue
-            seen.add(condition.value.root)
-            judged = [getattr(claim, form)]
-            judged += [getattr(beside[name], form) if name in beside else None for name in names]
-            parts = [None if one is None else one.conditions[place] for one in judged]
-            entries = [Entry(NONE if part is None else _interval(part)) for part in parts]
-            rows.append((Entry(claim.id, (condition.name,)), *entries))
-    return rows
+def _controlled(
+    claim: ClaimFinding, config: ClaimConfig, form: str, controls: Mapping[str, Mapping[str, str]]
+) -> Iterator[tuple[Entry, ...]]:
+    """A row for each contrast of a form with a control; those that the weak form has too come there."""
+    beside = {b.name: getattr(b, form) for b in claim.beside}
+    known = {condition.value.root for condition in config.weak} if form == "paper" else set()
+    for place, condition in enumerate(getattr(config, form)):
+        if condition.value.root in known:
+            continue
+        known.add(condition.value.root)
+        models = {quantity.model for quantity in condition.value.calls}
+        judged = [beside.get(name) if models & set(roles) else None for name, roles in controls.items()]
+        if any(judged):
+            entries = [_estimate(one, place) for one in (getattr(claim, form), *judged)]
+            yield (Entry(claim.id, (condition.name,)), *entries)
+
+
+def _estimate(judged: JudgedClaim | None, place: int) -> Entry:
+    if judged is None:
+        return Entry(NONE)
+    part = judged.conditions[place]
+    interval = () if part.low is None else (ends(part.low, part.high),)
+    return Entry(signed(part.mean), (*interval, count(part.seeds, "seed")))
 
 
 def _questions(found: Findings) -> Section | None:
     rows = [
         (
-            Entry(question.id, (question.title,)),
+            Entry("" if i else question.id, () if i else (question.title,)),
             Entry(name),
-            Entry("not measured" if value is None else _interval(value)),
+            Entry(value if isinstance(value, str) else _interval(value)),
         )
         for question in found.questions
-        for name, value in question.values.items()
+        for i, (name, value) in enumerate(question.values.items())
     ]
     if not rows:
         return None

@@ -135,9 +135,7 @@ def planted_cell(cell: Cell, models: Mapping[str, Planted]) -> CellResult:
     there = {name: models[name] for name in cell.models if name in models}
 
     def noise(model: str) -> Callable[[float], float]:
-        rng = np.random.default_rng(
-            [cell.seed, sorted(study.models_of[cell.run]).index(model), len(cell.run)]
-        )
+        rng = np.random.default_rng([cell.seed, *model.encode()])
         return lambda value: float(value * (1 + there[model].spread * rng.standard_normal()))
 
     def images_of(model: str, weights: str, runtime: str, steps: int, quantizers: list[str]) -> ImagesResult:
