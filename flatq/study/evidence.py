@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flatq.report.html.text import count
-from flatq.report.wording import NONE, number, signed
-from flatq.study.layout import Entry, Section, Table
+from flatq.report.wording import NONE
+from flatq.study.layout import Entry, Section, Table, interval, three_digits
 from flatq.study.paper import SOURCE, MeanOverSeeds, PaperRow
 from flatq.study.summary import StudyReport
 
@@ -66,9 +66,9 @@ def _paper_row(row: PaperRow) -> tuple[Entry, ...]:
 def _ours(found: MeanOverSeeds | None, *, with_sign: bool) -> Entry:
     if found is None:
         return Entry("not measured")
-    show = signed if with_sign else number
-    interval = "" if found.low is None else f"[{show(found.low)}, {show(found.high)}], "
-    return Entry(show(found.mean), (f"{interval}{count(found.seeds, 'seed')}",))
+    seeds = count(found.seeds, "seed")
+    ends = interval(found.low, found.high, sign=with_sign)
+    return Entry(three_digits(found.mean, sign=with_sign), (f"{ends}, {seeds}" if ends else seeds,))
 
 
 def origins_section(report: StudyReport) -> Section:

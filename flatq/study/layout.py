@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Entry", "Section", "Table", "markdown"]
+__all__ = ["Entry", "Section", "Table", "interval", "markdown", "three_digits"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,18 @@ class Section:
     tables: tuple[Table, ...] = ()
     code: str = ""
     tables_first: bool = False
+
+
+def three_digits(value: float, *, sign: bool = True) -> str:
+    """For instance `+0.123`."""
+    return f"{value:+.3g}" if sign else f"{value:.3g}"
+
+
+def interval(low: float | None, high: float | None, *, sign: bool = True) -> str:
+    """For instance `[+0.1, +0.2]`; empty where there is none."""
+    if low is None or high is None:
+        return ""
+    return f"[{three_digits(low, sign=sign)}, {three_digits(high, sign=sign)}]"
 
 
 def markdown(title: str, lead: Sequence[str], cautions: Sequence[str], sections: Iterable[Section]) -> str:

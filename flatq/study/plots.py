@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -109,20 +109,20 @@ def _seeds_plot(
     points: Sequence[tuple[str, str, list[float]]], salt: str, what: str, *, signed: bool = False
 ) -> str:
     """A lane for each (group, model) with a value: seeds as points, their mean as a bar."""
+    every = list(dict.fromkeys(model for _, model, _ in points))  # so that a model keeps its colour
     points = [point for point in points if point[2]]
-    models = list(dict.fromkeys(model for _, model, _ in points))
+    models = [model for model in every if model in {model for _, model, _ in points}]
     rows = list(_lanes(points))
     height = 0.9 + 0.2 * (rows[-1][0] + 1) + 0.22 * (-(-len(models) // 3) if len(models) > 1 else 0)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for lane, _, model, found in rows:
-            number = models.index(model)
-            colour, marker = COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
+            colour, marker = _look(every.index(model))
             axes.plot(found, [lane] * len(found), marker, markersize=4, color=colour, alpha=0.55)
             axes.plot([np.mean(found)], [lane], "|", markersize=13, markeredgewidth=2.5, color=colour)
         if len(models) > 1:
-            _legend(figure, models)
+            _legend(figure, {model: every.index(model) for model in models})
         places: dict[str, list[float]] = {}
         for lane, group, _, _ in rows:
             places.setdefault(group, []).append(lane)
@@ -159,20 +159,18 @@ def _value_axis(axes: Axes, found: Sequence[float], signed: bool) -> None:
         axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
 
 
-def _legend(figure: Figure, models: Sequence[str]) -> None:
+def _look(number: int) -> tuple[str, str]:
+    """Colour and marker of a model."""
+    return COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
+
+
+def _legend(figure: Figure, models: Mapping[str, int]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=COLOURS[i % len(COLOURS)],
-            marker=_MARKERS[i % len(_MARKERS)],
-            linestyle="none",
-            label=m,
-        )
-        for i, m in enumerate(models)
-    ]
+    handles = []
+    for model, number in models.items():
+        colour, marker = _look(number)
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=model))
     figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, labelcolor=INK)
 
 

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from flatq.report.html.text import count
-from flatq.report.wording import NONE, ends, number, signed
+from flatq.report.wording import NONE, number
 from flatq.study.config import ClaimConfig, ConditionConfig, StudyConfig
 from flatq.study.evidence import origins_section, paper_section
 from flatq.study.findings import Choices, ClaimFinding, Findings
 from flatq.study.judging import FEWEST_SEEDS, JudgedClaim, JudgedCondition
-from flatq.study.layout import Entry, Section, Table
+from flatq.study.layout import Entry, Section, Table, interval, three_digits
 from flatq.study.summary import StudyReport
 
 __all__ = ["lead", "sections", "verdict_lines"]
@@ -48,8 +48,8 @@ def lead(study: StudyConfig, report: StudyReport) -> tuple[str, ...]:
     if study.images:
         text += (
             f" Their models were quantized in {count(len(study.quantizers), 'way')} and sampled from the "
-            f"same noise as the float models. FIDs are of {study.n:,} images and corrected for bias; drift is "
-            "the change of the FID by quantization."
+            f"same noise as the float models. FIDs are of {study.n:,} images and corrected for bias; drift "
+            "is the change of the FID by quantization."
         )
     text += f" {len(report.cells)} of {count(report.expected, 'cell')} (a run at a seed) are there."
     return (*_summary(report.findings), text, *study.about)
@@ -157,8 +157,8 @@ def _condition(part: JudgedCondition) -> str:
 
 def _interval(found: JudgedCondition) -> str:
     """For instance `-0.2 [-0.3, -0.1], 8 seeds`."""
-    interval = f" {ends(found.low, found.high)}" if found.low is not None else ""
-    return f"{signed(found.mean)}{interval}, {count(found.seeds, 'seed')}"
+    words = f"{three_digits(found.mean)} {interval(found.low, found.high)}"
+    return f"{words.strip()}, {count(found.seeds, 'seed')}"
 
 
 def _controls(study: StudyConfig, found: Findings) -> Section | None:
@@ -180,7 +180,7 @@ def _controls(study: StudyConfig, found: Findings) -> Section | None:
         if rows:
             table = Table(("claim", "as claimed", *names), tuple(rows), title, folded=form == "paper")
             tables.append(table)
-    return Section("controls", "Controls", (_HOW_CONTROLLED, *replaced), tuple(tables))
+    return Section("controls", "Controls", (_HOW_CONTROLLED, " ".join(replaced)), tuple(tables))
 
 
 def _controlled(
@@ -204,8 +204,8 @@ def _estimate(judged: JudgedClaim | None, place: int) -> Entry:
     if judged is None:
         return Entry(NONE)
     part = judged.conditions[place]
-    interval = () if part.low is None else (ends(part.low, part.high),)
-    return Entry(signed(part.mean), (*interval, count(part.seeds, "seed")))
+    lines = (interval(part.low, part.high), count(part.seeds, "seed"))
+    return Entry(three_digits(part.mean), tuple(filter(None, lines)))
 
 
 def _questions(found: Findings) -> Section | None:
@@ -235,8 +235,8 @@ def _agreement(found: Findings) -> Section | None:
         row = [Entry(measure)]
         for column in columns:
             a = by_key.get((measure, *column))
-            interval = () if a is None else (f"[{a.low:+.2f}, {a.high:+.2f}]",)
-            row.append(Entry(NONE if a is None else f"{a.correlation:+.2f}", interval))
+            lines = () if a is None else (f"[{a.low:+.2f}, {a.high:+.2f}]",)
+            row.append(Entry(NONE if a is None else f"{a.correlation:+.2f}", lines))
         rows.append(tuple(row))
     of = {
         column: next(a for a in found.agreement if (a.weights, a.quantizer) == column) for column in columns
