@@ -10,7 +10,7 @@ also with `steps=` and `runtime=`; `lpf(MODEL, WEIGHTS)`, the increase of the lo
 the weights' error, and `random_damage`, that by random noise of the same norm in each tensor.
 
 Functions: `log`, `abs`, `mean` (over the seeds), and `log_ratio(A, B, ERROR_A, ERROR_B)`: log(A / B) or,
-where a value lies within two standard errors of zero, (A - B) / mean(B).
+where at any seed a value is not more than two standard errors above zero, (A - B) / mean(B) at all seeds.
 """
 
 from __future__ import annotations
@@ -112,11 +112,29 @@ class Expression(RootModel[str | float]):
             found = _walk(self._tree, lambda q: values(replace(q, model=roles.get(q.model, q.model))))
         return np.asarray(found, dtype=np.float64)
 
+    def has_differences(self, values: Callable[[Quantity], F64], roles: Mapping[str, str]) -> bool:
+        """Whether a `log_ratio` in it is (A - B) / mean(B) at these values."""
+        found: list[bool] = []
+
+        def log_ratio(a: F64, b: F64, error_a: F64, error_b: F64) -> F64:
+            found.append(not _are_clear(a, b, error_a, error_b))
+            return _log_ratio(a, b, error_a, error_b)
+
+        def at(quantity: Quantity) -> F64:
+            return values(replace(quantity, model=roles.get(quantity.model, quantity.model)))
+
+        with np.errstate(divide="ignore", invalid="ignore"):
+            _walk(self._tree, at, {**_FUNCTIONS, "log_ratio": (4, log_ratio)})
+        return any(found)
+
+
+def _are_clear(a: F64, b: F64, error_a: F64, error_b: F64) -> bool:
+    """Whether all values are more than two standard errors above zero."""
+    return bool(np.all(a > 2 * error_a) and np.all(b > 2 * error_b))
+
 
 def _log_ratio(a: F64, b: F64, error_a: F64, error_b: F64) -> F64:
-    if np.all(a > 2 * error_a) and np.all(b > 2 * error_b):
-        return np.log(a / b)
-    return np.asarray((a - b) / np.mean(b))
+    return np.log(a / b) if _are_clear(a, b, error_a, error_b) else np.asarray((a - b) / np.mean(b))
 
 
 _FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
@@ -133,22 +151,26 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 
 
-def _walk(node: ast.expr, values: Callable[[Quantity], Any]) -> Any:
+def _walk(
+    node: ast.expr,
+    values: Callable[[Quantity], Any],
+    functions: Mapping[str, tuple[int, Callable[..., Any]]] = _FUNCTIONS,
+) -> Any:
     match node:
         case ast.Constant(value=int() | float() as number):
             return float(number)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return np.negative(_walk(operand, values))
+            return np.negative(_walk(operand, values, functions))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_walk(left, values), _walk(right, values))
-        case ast.Call(func=ast.Name(id=name), args=args) if name in _FUNCTIONS:
-            count, function = _FUNCTIONS[name]
+            return _OPERATORS[type(op)](_walk(left, values, functions), _walk(right, values, functions))
+        case ast.Call(func=ast.Name(id=name), args=args) if name in functions:
+            count, function = functions[name]
             if len(args) != count or node.keywords:
                 raise ValueError(f"{name} takes {count} values")
-            return function(*(_walk(arg, values) for arg in args))
+            return function(*(_walk(arg, values, functions) for arg in args))
         case ast.Call(func=ast.Name(id=name)) if name in _QUANTITIES:
             return values(_quantity(name, node))
-    known = ", ".join([*_QUANTITIES, *_FUNCTIONS])
+    known = ", ".join([*_QUANTITIES, *functions])
     raise ValueError(f"{ast.unparse(node)!r} is not understood; there are + - * / and {known}")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from flatq.study.config import ClaimConfig, ConditionConfig, StudyConfig
@@ -17,6 +18,7 @@ from flatq.study.judging import Claim, Condition, JudgedClaim, JudgedCondition, 
 from flatq.study.values import Values
 
 __all__ = [
+    "DIFFERENCES",
     "Beside",
     "Choices",
     "ClaimFinding",
@@ -26,6 +28,11 @@ __all__ = [
     "find",
 ]
 
+F64 = NDArray[np.float64]
+
+DIFFERENCES = " (differences over the mean, as a value lies within 2 standard errors of 0)"
+"""Behind the name of a contrast whose log ratio is not one."""
+
 _RESAMPLES = 2000
 
 
@@ -34,7 +41,7 @@ class _Frozen(BaseModel):
 
 
 class Beside(_Frozen):
-    """The same claim with another model in a role; no correction for several tests."""
+    """The same claim with another model in a role; Holm's correction runs within the claim alone."""
 
     name: str
     weak: JudgedClaim | None
@@ -45,7 +52,8 @@ class ClaimFinding(_Frozen):
     """A claim's two verdicts.
 
     Attributes:
-        missing: why there is no verdict at all; None where there is.
+        weak, paper: None without conditions of that form, or where one of them has no seed.
+        missing: what was not measured at any seed, or not together; None where every condition has a seed.
         premise: what the claim presupposes; premise_absent: whether its interval excludes it.
         seeds: of each condition, weak form first; values: the contrast at each of them.
     """
@@ -64,17 +72,17 @@ class ClaimFinding(_Frozen):
 
 
 class QuestionFinding(_Frozen):
-    """Means and intervals of contrasts, by name; None where nothing was measured."""
+    """Means and intervals of contrasts, by name; where there is none, the reason."""
 
     id: str
     title: str
-    values: dict[str, JudgedCondition | None]
+    values: dict[str, JudgedCondition | str]
 
 
 class RankAgreement(_Frozen):
     """Spearman's correlation over cells of a flatness measure with the damage of one quantizer.
 
-    low, high: 95 % interval by resampling the seeds. models: how many models of how many seeds.
+    low, high: 95 % interval by resampling the seeds. models: number of (model, seed) pairs.
     """
 
     measure: str
@@ -130,19 +138,20 @@ def find(study: StudyConfig, values: Values) -> Findings:
         conditions = [*claim.weak, *claim.paper]
         contrasts = [values.contrast(c.value, claim.roles) for c in conditions]
         found = {form: judged[form].get(claim.id) for form in forms}
+        lacking = [c for c, contrast in zip(conditions, contrasts, strict=True) if not contrast.seeds]
         claims.append(
             ClaimFinding(
                 id=claim.id,
                 title=claim.title,
                 family=claim.family,
-                missing=None if any(found.values()) else "no seed has all of the measurements yet",
+                missing=_missing(lacking, claim.roles, values) if lacking else None,
                 weak=found["weak"],
                 paper=found["paper"],
                 premise=premise,
                 premise_absent=_absent(premise),
                 beside=tuple(_beside(claim, study.controls, values)),
-                seeds=tuple(tuple(seeds) for seeds, _ in contrasts),
-                values=tuple(tuple(map(float, x)) for _, x in contrasts),
+                seeds=tuple(contrast.seeds for contrast in contrasts),
+                values=tuple(tuple(map(float, contrast.values)) for contrast in contrasts),
             )
         )
     questions = tuple(
@@ -150,7 +159,7 @@ def find(study: StudyConfig, values: Values) -> Findings:
             id=question.id,
             title=question.title,
             values={
-                name: _estimate(
+                name: _answer(
                     ConditionConfig(name=name, value=value, above=Expression(0.0)), question.roles, values
                 )
                 for name, value in question.values.items()
@@ -195,10 +204,26 @@ def _condition(config: ConditionConfig, roles: Mapping[str, str], values: Values
     side: Literal["below", "above"] = "below" if config.below is not None else "above"
     limit = config.below if config.below is not None else config.above
     assert limit is not None
-    seeds, contrast = values.contrast(config.value, roles)
-    if not seeds:
+    contrast = values.contrast(config.value, roles)
+    if not contrast.seeds:
         return None
-    return Condition(name=config.name, values=tuple(map(float, contrast)), side=side, threshold=limit.number)
+    name = config.name + (DIFFERENCES if contrast.differences else "")
+    return Condition(name=name, values=tuple(map(float, contrast.values)), side=side, threshold=limit.number)
+
+
+def _missing(lacking: Sequence[ConditionConfig], roles: Mapping[str, str], values: Values) -> str:
+    quantities = dict.fromkeys(q for condition in lacking for q in condition.value.quantities(roles))
+    nowhere = [q.describe() for q in quantities if not values.seeds([q])]
+    return f"no cell has {', '.join(nowhere)}" if nowhere else "no seed has all of the measurements"
+
+
+def _answer(config: ConditionConfig, roles: Mapping[str, str], values: Values) -> JudgedCondition | str:
+    """The mean and interval, or why there are none."""
+    contrast = values.contrast(config.value, roles)
+    odd = [str(seed) for seed, x in zip(contrast.seeds, contrast.values, strict=True) if not np.isfinite(x)]
+    if odd:
+        return f"not finite at seed {', '.join(odd)}"
+    return _estimate(config, roles, values) or f"not measured: {_missing([config], roles, values)}"
 
 
 def _estimate(config: ConditionConfig, roles: Mapping[str, str], values: Values) -> JudgedCondition | None:
@@ -231,7 +256,8 @@ def _beside(claim: ClaimConfig, controls: Mapping[str, Mapping[str, str]], value
 
 
 def _agreement(study: StudyConfig, values: Values) -> list[RankAgreement]:
-    """Of every flatness measure with the damage of every quantizer, over models and seeds."""
+    """Of every flatness measure with the damage of every quantizer, over models and seeds; measures that are
+    the same in all cells are left out."""
     keys = dict.fromkeys(
         (weights, quantizer)
         for spec in study.flatness
@@ -248,23 +274,27 @@ def _agreement(study: StudyConfig, values: Values) -> list[RankAgreement]:
                 harm = values.value(Quantity("damage", model, weights, quantizer), seed)
                 if flat is not None and harm is not None:
                     rows.append((seed, flat.flatness.measures(), harm))
-        seeds = sorted({seed for seed, _, _ in rows})
+        at_seed = np.array([seed for seed, _, _ in rows])
+        seeds = np.unique(at_seed)
         if len(seeds) < 3:
             continue
         harm = np.array([h for _, _, h in rows])
-        where = [np.flatnonzero([s == seed for s, _, _ in rows]) for seed in seeds]
-        draws = np.random.default_rng(0).integers(len(seeds), size=(_RESAMPLES, len(seeds)))
-        picks = [np.concatenate([where[i] for i in draw]) for draw in draws]
+        draws = np.random.default_rng(0).multinomial(
+            len(seeds), np.full(len(seeds), 1 / len(seeds)), _RESAMPLES
+        )
+        times = draws[:, np.searchsorted(seeds, at_seed)].astype(np.float64)
         for measure in rows[0][1]:
             x = np.array([m[measure] for _, m, _ in rows])
-            resampled = [_spearman(x[pick], harm[pick]) for pick in picks]
-            low, high = np.nanpercentile(resampled, [2.5, 97.5])
+            (correlation,) = _spearman(x, harm, np.ones((1, len(rows))))
+            if np.isnan(correlation):
+                continue
+            low, high = np.nanpercentile(_spearman(x, harm, times), [2.5, 97.5])
             found.append(
                 RankAgreement(
                     measure=measure,
                     quantizer=quantizer,
                     weights=weights,
-                    correlation=_spearman(x, harm),
+                    correlation=float(correlation),
                     low=float(low),
                     high=float(high),
                     models=len(rows),
@@ -274,12 +304,26 @@ def _agreement(study: StudyConfig, values: Values) -> list[RankAgreement]:
     return found
 
 
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    from scipy.stats import rankdata
+def _spearman(x: F64, y: F64, times: F64) -> F64:
+    """Spearman's correlation of x and y [n], each pair taken so many times: float64 [resamples].
 
-    a, b = rankdata(x), rankdata(y)
-    spread = a.std() * b.std()
-    return float(np.mean((a - a.mean()) * (b - b.mean())) / spread) if spread else float("nan")
+    NaN where x or y is constant.
+
+    Args:
+        times: [resamples, n], whole numbers.
+    """
+    a, b = (_ranks(values, times) for values in (x, y))
+    size = times.sum(1, keepdims=True)
+    a, b = (ranks - (times * ranks).sum(1, keepdims=True) / size for ranks in (a, b))
+    spread = np.sqrt((times * a * a).sum(1) * (times * b * b).sum(1))
+    with np.errstate(invalid="ignore"):
+        return np.asarray((times * a * b).sum(1) / np.where(spread > 0, spread, np.nan))
+
+
+def _ranks(values: F64, times: F64) -> F64:
+    """Mean ranks of values [n], ties included, up to a constant: float64 [resamples, n]."""
+    below = (values[:, None] < values) + 0.5 * (values[:, None] == values)
+    return np.asarray(times @ below)
 
 
 def _choose(study: StudyConfig, values: Values) -> Choices | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,17 @@ from flatq.study.config import StudyConfig
 from flatq.study.expressions import Expression, Quantity
 from flatq.study.results import CellResult, FlatnessResult, ImagesResult
 
-__all__ = ["Values"]
+__all__ = ["Contrast", "Values"]
 
 F64 = NDArray[np.float64]
+
+
+class Contrast(NamedTuple):
+    """values: float64 [seeds]. differences: a `log_ratio` fell back on differences."""
+
+    seeds: tuple[int, ...]
+    values: F64
+    differences: bool
 
 
 class Values:
@@ -47,24 +56,22 @@ class Values:
         known = sorted({seed for _, seed in self._cells})
         return [seed for seed in known if all(self.value(q, seed) is not None for q in wanted)]
 
-    def contrast(
-        self, expression: Expression, roles: Mapping[str, str], beside: Sequence[Expression] = ()
-    ) -> tuple[list[int], F64]:
-        """The seeds, and float64 [seeds] of an expression.
+    def contrast(self, expression: Expression, roles: Mapping[str, str]) -> Contrast:
+        """An expression at the seeds at which all of its quantities were measured.
 
         Args:
             roles: names in the expression -> models.
-            beside: expressions that have to be known at the same seeds.
         """
-        quantities = [q for e in (expression, *beside) for q in e.quantities(roles)]
-        seeds = self.seeds(quantities)
+        seeds = self.seeds(expression.quantities(roles))
+        if not seeds:
+            return Contrast((), np.empty(0), False)
 
         def at(quantity: Quantity) -> F64:
             found = [self.value(quantity, seed) for seed in seeds]
             return np.array(found, dtype=np.float64)
 
         values = np.broadcast_to(expression.evaluate(at, roles), (len(seeds),))
-        return seeds, values
+        return Contrast(tuple(seeds), values, expression.has_differences(at, roles))
 
     def value(self, quantity: Quantity, seed: int) -> float | None:
         """One number; None where it was not measured."""

@@ -1,23 +1,51 @@
-"""Plots by matplotlib as SVG inside a page, in the page's colours: the drift of each model."""
+"""Plots by matplotlib as SVG inside a page, in the page's colours; the drift of each model."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from flatq.report.findings import MethodResult
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["drift_plot"]
+__all__ = ["COLOURS", "GRID", "INK", "SOFT", "drift_plot", "inline_plot", "plain_axes"]
 
-_COLOURS = {"#010101": "ink", "#020202": "soft", "#030303": "grid", "#040404": "first", "#050505": "second"}
-"""Stand-ins in the figure, and the CSS variables that take their place: the plot turns dark with the page."""
-_INK, _SOFT, _GRID, *_METHODS = _COLOURS
+INK, SOFT, GRID = "#010101", "#020202", "#030303"
+"""Stand-ins in a figure for the CSS variables --ink, --soft and --grid: the plot turns dark with the page."""
+COLOURS = tuple(f"#0404{i:02}" for i in range(10, 18))
+"""Stand-ins for the CSS variables --first, --second, ... that tell models apart."""
+_NAMES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+_VARIABLES = {INK: "ink", SOFT: "soft", GRID: "grid", **dict(zip(COLOURS, _NAMES, strict=True))}
 _LINEAR_BELOW = 0.1
+
+
+def inline_plot(draw: Callable[[Figure], None], size: tuple[float, float], salt: str) -> str:
+    """An `<svg>` element of what `draw` draws with the stand-ins above.
+
+    Args:
+        size: inches, at 72 CSS pixels and text of 11 pixels; it scales as a whole.
+        salt: of the ids in it, another one for each plot of a page.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 11}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        return _inline(figure)
+
+
+def plain_axes(axes: Axes, grid: str) -> None:
+    """No frame, no tick marks, and a grid behind along `grid` ("x", "y" or "both")."""
+    axes.tick_params(which="both", colors=SOFT, labelcolor=INK, length=0)
+    axes.grid(axis=grid, color=GRID)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
 
 
 def drift_plot(results: Sequence[MethodResult], width_inches: float) -> str:
@@ -28,15 +56,11 @@ def drift_plot(results: Sequence[MethodResult], width_inches: float) -> str:
 
     Args:
         results: of at most two methods.
-        width_inches: of the figure, at 72 CSS pixels and text of 11 pixels; it scales as a whole.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     methods = list(dict.fromkeys(result.method for result in results))
     bits = list(dict.fromkeys(result.bits for result in results))
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"flatq {width_inches}", "font.size": 11}):
-        figure = Figure(figsize=(width_inches, 0.9 + 0.55 * len(bits)), layout="constrained")
+
+    def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for result in results:
             drift = result.entry.drift
@@ -44,26 +68,24 @@ def drift_plot(results: Sequence[MethodResult], width_inches: float) -> str:
                 continue
             number = methods.index(result.method)
             lane = bits.index(result.bits) + 0.2 * (2 * number - 1)
-            colour = _METHODS[number]
+            colour = COLOURS[number]
             axes.plot([drift.low, drift.high], [lane, lane], color=colour, linewidth=3)
             axes.plot([drift.corrected], [lane], marker="os"[number], markersize=6, color=colour)
         for number, method in enumerate(methods):
             axes.plot(
-                [], [], color=_METHODS[number], marker="os"[number], markersize=7, linewidth=3, label=method
+                [], [], color=COLOURS[number], marker="os"[number], markersize=7, linewidth=3, label=method
             )
-        axes.axvline(0, color=_SOFT, linewidth=1)
+        axes.axvline(0, color=SOFT, linewidth=1)
         axes.set_xscale("symlog", linthresh=_LINEAR_BELOW)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
-        axes.set_xlabel("drift in FID", color=_SOFT)
+        axes.set_xlabel("drift in FID", color=SOFT)
         axes.set_ylim(len(bits) - 0.5, -0.5)
-        axes.set_yticks(range(len(bits)), bits, color=_INK)
-        axes.tick_params(colors=_SOFT, labelcolor=_INK, length=0)
-        axes.grid(axis="x", color=_GRID)
-        axes.set_axisbelow(True)
-        axes.spines[:].set_visible(False)
-        legend = figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=_INK)
+        axes.set_yticks(range(len(bits)), bits, color=INK)
+        plain_axes(axes, "x")
+        legend = figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK)
         legend.set_in_layout(True)
-        return _inline(figure)
+
+    return inline_plot(draw, (width_inches, 0.9 + 0.55 * len(bits)), f"flatq {width_inches}")
 
 
 def _inline(figure: Figure) -> str:
@@ -77,6 +99,6 @@ def _inline(figure: Figure) -> str:
         text = re.sub(unwanted, "", text, flags=re.DOTALL)
     text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', text)
     text = re.sub(r"'[^;\"]*sans-serif", "system-ui, sans-serif", text)
-    for stand_in, name in _COLOURS.items():
+    for stand_in, name in _VARIABLES.items():
         text = text.replace(stand_in, f"var(--{name})")
     return text
