@@ -173,9 +173,7 @@ def throughput(settings: Settings, results: Path) -> dict[str, Any]:
                     "step_ms": 1e3 * config.batch_size / rate,
                     "draw_batch_on_cpu_ms": 1e3 * (time.perf_counter() - start) / 5,
                     "first_5_steps_s": warmup_s,
-                    "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30
-                    if device == "cuda"
-                    else None,
+                    "peak_memory_gib": _peak_memory_gib(device),
                     "parameters": size.parameters,
                     "forward_macs_per_image": size.macs,
                     "gradients_per_step": gradients,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,12 +70,13 @@ def _pieces(results: Path, run: str) -> list[Path]:
     pieces = []
     for variant in _VARIANTS:
         halves = {name: value.to(torch.float16) for name, value in checkpoint.weights[variant].items()}
-        total = sum(value.nbytes for value in halves.values())
-        count = math.ceil(total / (0.9 * FILE_BYTES))  # a piece may be larger than the mean by a tensor
-        groups: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
+        groups: list[dict[str, torch.Tensor]] = [{}]
         taken = 0
         for name, value in halves.items():
-            groups[taken * count // total][name] = value
+            if taken + value.nbytes > 0.9 * FILE_BYTES:  # the rest is for the file's header
+                groups.append({})
+                taken = 0
+            groups[-1][name] = value
             taken += value.nbytes
         for i, group in enumerate(groups):
             about = {
@@ -85,9 +85,9 @@ def _pieces(results: Path, run: str) -> list[Path]:
                 "provenance": dict(checkpoint.provenance),
                 "variant": variant,
                 "piece": i,
-                "pieces": count,
+                "pieces": len(groups),
             }
-            path = folder / f"{run}.{variant}.{i + 1}of{count}.safetensors"
+            path = folder / f"{run}.{variant}.{i + 1}of{len(groups)}.safetensors"
             save_file(group, path, metadata={"flatq": json.dumps(about)})
             assert path.stat().st_size <= FILE_BYTES, f"{path.name} is too large; use a smaller network"
             pieces.append(path)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from flatq.errors import CheckpointError
+from flatq.library_logs import quiet_import
 
 if TYPE_CHECKING:
     from flatq.checkpoint import ModelConfig
@@ -54,9 +55,10 @@ def build_network(config: ModelConfig) -> Denoiser:
     Raises:
         CheckpointError: diffusers refuses the configuration, or it does not fit the image size.
     """
-    import diffusers
+    with quiet_import():
+        import diffusers
 
-    unet_class: Any = diffusers.UNet2DModel
+        unet_class: Any = diffusers.UNet2DModel  # loads diffusers' models, and torchao
 
     pixels = config.patch_size**2
     if config.image_size % config.patch_size:

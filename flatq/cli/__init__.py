@@ -9,10 +9,10 @@ import sys
 import traceback
 from typing import Any
 
-from flatq.cli.library_logs import quiet_libraries
 from flatq.cli.streams import keep_writing
 from flatq.errors import EXIT_BUG, FlatqError
 from flatq.failures import explained
+from flatq.library_logs import quiet_libraries
 
 __all__ = ["main"]
 

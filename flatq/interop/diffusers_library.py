@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flatq.errors import MissingRuntimeError
+from flatq.library_logs import quiet_import
 
 __all__ = ["quiet_diffusers"]
 
@@ -31,7 +32,8 @@ def quiet_diffusers() -> Iterator[Any]:
     talk.disable_progress_bar()
     try:
         try:
-            _ = library.UNet2DModel, library.DDPMScheduler  # loaded on first use, which may fail
+            with quiet_import():
+                _ = library.UNet2DModel, library.DDPMScheduler  # loaded on first use, which may fail
         except (ImportError, RuntimeError) as error:
             raise _missing("diffusers is installed but cannot be loaded", error) from error
         yield library

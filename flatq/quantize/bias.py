@@ -14,9 +14,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torchao.quantization.pt2e  # noqa: F401  (defines the operators below)
 from torch import fx
 
+import flatq.quantize.pt2e  # noqa: F401  (defines the operators below)
 from flatq.quantize.trace import stored_value
 
 __all__ = ["room_for_bias", "round_biases"]

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from flatq.checkpoint import ModelConfig
 from flatq.deployment import Target
@@ -30,6 +29,7 @@ from flatq.quantize.artifact import Artifact
 from flatq.quantize.attention import quantized_attentions, write_out
 from flatq.quantize.bias import round_biases
 from flatq.quantize.low_rank import add_branches, branched
+from flatq.quantize.pt2e import convert_pt2e, prepare_pt2e
 from flatq.quantize.quantizer import FlatqQuantizer, Qparams, activation_qparams, code_range, fixed_spec
 from flatq.quantize.rounding import weight_codes
 from flatq.quantize.shortcuts import split_shortcuts, whole_weights

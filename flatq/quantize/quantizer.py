@@ -12,10 +12,15 @@ from typing import Any
 
 import torch
 from torch import fx
-from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
-from torchao.quantization.pt2e.observer import ObserverBase
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
+from flatq.quantize.pt2e import (
+    MinMaxObserver,
+    ObserverBase,
+    PerChannelMinMaxObserver,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+)
 from flatq.quantize.trace import Layer, find_layers
 from flatq.recipe import ATTENTION_PORTS, Decision, Scheme
 

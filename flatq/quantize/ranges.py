@@ -11,9 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torchao.quantization.pt2e.observer import ObserverBase
-from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
+from flatq.quantize.pt2e import ObserverBase, QuantizationSpec
 from flatq.quantize.quantizer import Qparams, activation_qparams, code_range, fixed_spec, observing_spec
 from flatq.recipe import QuantRecipe, Scheme
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
 from flatq.checkpoint import Checkpoint
@@ -25,6 +24,7 @@ from flatq.quantize.equalize import equalize
 from flatq.quantize.low_rank import planned_branches, split_branches
 from flatq.quantize.methods import WeightRounding
 from flatq.quantize.methods.walk import refine
+from flatq.quantize.pt2e import convert_pt2e, prepare_pt2e
 from flatq.quantize.quantizer import FlatqQuantizer, activation_qparams
 from flatq.quantize.ranges import RangeObserver, activation_spec, weight_spec
 from flatq.quantize.shortcuts import planned_splits, split_shortcuts, whole_weights

@@ -20,7 +20,7 @@ from flatq.quantize.artifact import Artifact, read_artifact, write_artifact
 from flatq.quantize.lowering import lower
 from flatq.quantize.methods import AdaRound, Gptq, WeightRounding
 from flatq.quantize.methods.blocks import blocks, pieces
-from flatq.quantize.methods.layer import QuantLayer, quant_layers
+from flatq.quantize.methods.layer import InputGrid, QuantLayer, quant_layers
 from flatq.quantize.methods.stream import Stream
 from flatq.quantize.methods.walk import batches
 from flatq.quantize.quantizer import code_range
@@ -105,20 +105,13 @@ def test_learned_codes_are_those_of_gptq_or_their_neighbours(refined: dict[str, 
     assert moved > 0
 
 
-@pytest.fixture(scope="module")
-def split(tiny: Checkpoint) -> Artifact:
-    """With each convolution of two joined tensors as two, and biases corrected."""
-    recipe = recipe_for_bits(4, split_shortcuts=True)
-    rounding = WeightRounding(bias_correction=True, adaround=QUICK)
-    return quantize_checkpoint(tiny, recipe, calibration=CALIBRATION, threads=1, rounding=rounding)
+def _left_mean_errors(checkpoint: Checkpoint, artifact: Artifact) -> dict[str, float]:
+    """Of each layer the largest mean error of a channel's outputs, in units of the mean absolute error.
 
-
-@pytest.mark.parametrize("name", ["adaround+bias", "split"])
-def test_corrected_biases_leave_no_mean_error(
-    tiny: Checkpoint, refined: dict[str, Artifact], split: Artifact, name: str
-) -> None:
-    graph, planned = _layers(tiny, split if name == "split" else refined[name])
-    drawn = _inputs(tiny)
+    The halves of a split convolution are added up.
+    """
+    graph, planned = _layers(checkpoint, artifact)
+    drawn = _inputs(checkpoint)
     exact, quantized = Stream(graph, drawn), Stream(graph, drawn)
     errors: dict[str, torch.Tensor] = {}
     for block in blocks(graph, planned):
@@ -131,18 +124,32 @@ def test_corrected_biases_leave_no_mean_error(
                 whole = layer.name.removesuffix(".half0").removesuffix(".half1")
                 if layer.weight.ndim == 4:
                     error = error.movedim(1, -1)
-                # The halves of a split convolution are added up.
                 errors[whole] = errors.get(whole, torch.zeros(())) + error
-    assert len(planned) - len(errors) == (4 if name == "split" else 0)
-    # Against the error itself. The walk adds the shift to the outputs, here it is part of the bias: a last
-    # bit that differs moves a value behind it to the next code now and then, so only most layers are exact.
-    left = {
-        layer_name: float(error.flatten(0, -2).mean(0).abs().max() / error.abs().mean())
-        for layer_name, error in errors.items()
+    return {
+        name: float(error.flatten(0, -2).mean(0).abs().max() / error.abs().mean())
+        for name, error in errors.items()
     }
-    # How many flip depends on the CPU's kernels: 4e-3 were seen with AVX2 alone.
+
+
+def test_corrected_biases_leave_no_mean_error(tiny: Checkpoint, refined: dict[str, Artifact]) -> None:
+    left = _left_mean_errors(tiny, refined["adaround+bias"])
+    # The walk adds the correction to the outputs, here it is part of the bias. The last bit differs, which on
+    # some CPUs gives an activation another code: with split convolutions one of 8192 in the middle block left
+    # 4e-3 in the median layer and 0.09 at most, though the biases were the walk's to the bit. A correction
+    # without the inputs that AdaRound holds out leaves 0.12 and 1.4.
     assert sorted(left.values())[len(left) // 2] < 1e-2
-    assert max(left.values()) < 0.1, max(left, key=lambda layer_name: left[layer_name])
+    assert max(left.values()) < 0.2, max(left, key=lambda layer_name: left[layer_name])
+
+
+def test_corrected_biases_of_split_convolutions_leave_no_mean_error(
+    tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InputGrid, "__call__", lambda _, x: x)  # no codes that could differ
+    recipe = recipe_for_bits(4, split_shortcuts=True)
+    rounding = WeightRounding(bias_correction=True)
+    split = quantize_checkpoint(tiny, recipe, calibration=CALIBRATION, threads=1, rounding=rounding)
+    assert sum(name.endswith(".half1") for name in split.codes) == 4
+    assert max(_left_mean_errors(tiny, split).values()) < 1e-4
 
 
 @pytest.mark.parametrize("name", list(METHODS))

@@ -7,7 +7,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["quiet_libraries"]
+__all__ = ["quiet_import", "quiet_libraries"]
+
+
+@contextmanager
+def quiet_import() -> Iterator[None]:
+    """Keep log lines below errors off stderr while libraries are imported, unless FLATQ_DEBUG is set.
+
+    torchao and diffusers log which of their optional parts are missing, which flatq does not use.
+    """
+    before = logging.root.manager.disable
+    if not os.environ.get("FLATQ_DEBUG"):
+        logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager

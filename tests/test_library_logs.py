@@ -58,6 +58,17 @@ def test_only_errors_of_other_libraries_are_shown(monkeypatch: pytest.MonkeyPatc
     assert "an optional part is missing" in shown
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        "import flatq.quantize.lowering",
+        "from flatq.interop.diffusers_library import quiet_diffusers\nwith quiet_diffusers(): pass",
+    ],
+)
+def test_importing_torchao_and_diffusers_prints_nothing(script: str) -> None:
+    assert _stderr(script) == ""
+
+
 def test_whole_commands_print_nothing_but_their_own_lines(tmp_path: Path) -> None:
     model, artifact = str(checkpoint("digits", tmp_path).source), str(tmp_path / "artifact")
     few, against = ("--steps", "1", "--threads", "1"), ("--baseline", model, "--fid", "--data", "digits")
