@@ -271,9 +271,9 @@ def _agreement(study: StudyConfig, values: Values) -> list[RankAgreement]:
         for model in models:
             for seed, cell in values.cells_of(model).items():
                 flat = values.flatness(cell, model, weights)
-                harm = values.value(Quantity("damage", model, weights, quantizer), seed)
-                if flat is not None and harm is not None:
-                    rows.append((seed, flat.flatness.measures(), harm))
+                damage = values.value(Quantity("damage", model, weights, quantizer), seed)
+                if flat is not None and damage is not None:
+                    rows.append((seed, flat.flatness.measures(), damage))
         at_seed = np.array([seed for seed, _, _ in rows])
         seeds = np.unique(at_seed)
         if len(seeds) < 3:

@@ -117,8 +117,8 @@ def _rows(study: StudyConfig, values: Values) -> Iterator[PaperRow]:
         for weights, paper in zip(_WEIGHTS, distances, strict=True):
             yield row("FID", paper, Quantity("fid", model, weights, steps=steps))
     coarse = [name for name, quantizer in study.quantizers.items() if quantizer.bits == 8]
-    for (model, steps), distances in _FID_AT_8.items():
-        for weights, paper, before in zip(_WEIGHTS, distances, _FID[model, steps], strict=False):
+    for (model, steps), at_8 in _FID_AT_8.items():
+        for weights, paper, before in zip(_WEIGHTS, at_8, _FID[model, steps], strict=False):
             for name in coarse:
                 quantity = Quantity("drift", model, weights, name, steps)
                 yield row("8 bits", round(paper - before, 2), quantity)
