@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -20,6 +21,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from flatq.checkpoint import ModelConfig
 from flatq.errors import ModelError
+from flatq.network import Denoiser
 from flatq.recipe import Candidate, Kind, Port
 
 __all__ = [
@@ -128,8 +130,15 @@ def example_inputs(model: ModelConfig) -> tuple[torch.Tensor, ...]:
     return torch.zeros(2, *model.image_shape), *rest
 
 
+_last: dict[tuple[str, bool], fx.GraphModule] = {}
+"""The graph that `trace` made last, by the network's configuration and whether it was in training mode."""
+
+
 def trace(network: nn.Module, model: ModelConfig) -> fx.GraphModule:
     """The network as a graph of ATen operators, runnable at any batch size.
+
+    Tracing takes seconds, and what a configuration builds differs in the weights alone: the last graph is
+    copied and given this network's weights where it is of the same configuration.
 
     diffusers' up-sampling calls `contiguous()` for batches of 64 and more, and on tensors of more than 2^31
     elements, which the trace sees as a guard on the batch. The call changes no value, so the graph is traced
@@ -138,6 +147,19 @@ def trace(network: nn.Module, model: ModelConfig) -> fx.GraphModule:
     Raises:
         ModelError: the network cannot be traced on images of this shape.
     """
+    if not isinstance(network, Denoiser):
+        return _trace(network, model)
+    key = (model.model_dump_json(), network.training)
+    if key not in _last:
+        _last.clear()
+        _last[key] = _trace(network, model)
+    with quiet():
+        graph = copy.deepcopy(_last[key])
+    graph.load_state_dict(network.state_dict())
+    return graph
+
+
+def _trace(network: nn.Module, model: ModelConfig) -> fx.GraphModule:
     try:
         with quiet():
             program = _export(network, model, Dim("batch", min=1, max=63))

@@ -109,7 +109,8 @@ def cell_settings(cell: Cell) -> dict[str, Any]:
         "features": None if study.features is None else Path(study.features).name,
         "n": study.n,
         "threads": study.threads,
-        "device": study.device,
+        # options that came later stand here only where they are not at their default
+        **({} if study.device == "cpu" else {"device": study.device}),
     }
 
 
