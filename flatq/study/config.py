@@ -302,6 +302,16 @@ class StudyConfig(_Frozen):
             _known(f"the claim {claim.id}", "model", names - set(claim.roles), models)
             levels = {call.quantizer for e in claim.expressions() for call in e.calls}
             _known(f"the claim {claim.id}", "quantizer", levels, [*self.quantizers, FLOAT])
+        for name, replaced in self.controls.items():
+            known = {role for claim in self.claims for role in claim.roles}
+            _known(f"the control {name}", "role", set(replaced), sorted(known))
+        sizes: dict[tuple[str, str, int, str], int] = {}
+        for spec in self.images:
+            for key in ((m, w, spec.steps, spec.runtime) for m in spec.models for w in spec.weights):
+                if sizes.setdefault(key, spec.n or self.n) != (spec.n or self.n):
+                    raise ValueError(
+                        f"FIDs of {key[0]} {key[1]} of two numbers of images, and one name for both"
+                    )
         if self.pilot is not None:
             _known("the pilot", "model", {self.pilot.plain, *self.pilot.radii}, models)
             _known("the pilot", "quantizer", {*self.pilot.at_8, *self.pilot.at_4}, self.quantizers)

@@ -66,9 +66,8 @@ def _paper_row(row: PaperRow) -> tuple[Entry, ...]:
 def _ours(found: MeanOverSeeds | None, *, with_sign: bool) -> Entry:
     if found is None:
         return Entry("not measured")
-    seeds = count(found.seeds, "seed")
-    ends = interval(found.low, found.high, sign=with_sign)
-    return Entry(three_digits(found.mean, sign=with_sign), (f"{ends}, {seeds}" if ends else seeds,))
+    lines = (interval(found.low, found.high, sign=with_sign), count(found.seeds, "seed"))
+    return Entry(three_digits(found.mean, sign=with_sign), tuple(filter(None, lines)))
 
 
 def origins_section(report: StudyReport) -> Section:

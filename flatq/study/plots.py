@@ -113,7 +113,7 @@ def _seeds_plot(
     points = [point for point in points if point[2]]
     models = [model for model in every if model in {model for _, model, _ in points}]
     rows = list(_lanes(points))
-    height = 0.9 + 0.2 * (rows[-1][0] + 1) + 0.22 * (-(-len(models) // 3) if len(models) > 1 else 0)
+    height = 0.9 + 0.2 * (rows[-1][0] + 1) + 0.22 * (-(-len(models) // 3) if models != [""] else 0)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -121,7 +121,7 @@ def _seeds_plot(
             colour, marker = _look(every.index(model))
             axes.plot(found, [lane] * len(found), marker, markersize=4, color=colour, alpha=0.55)
             axes.plot([np.mean(found)], [lane], "|", markersize=13, markeredgewidth=2.5, color=colour)
-        if len(models) > 1:
+        if models != [""]:
             _legend(figure, {model: every.index(model) for model in models})
         places: dict[str, list[float]] = {}
         for lane, group, _, _ in rows:
