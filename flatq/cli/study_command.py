@@ -60,6 +60,7 @@ def run(
         return
     place_config(config, folder)
     for cell in chosen:
+        results[cell.name] = existing_result(folder, cell)  # once more: other processes may be at work
         if results[cell.name] is not None:
             continue
         note(f"{cell.name}: {_left(chosen, results)}")
