@@ -1,5 +1,5 @@
-"""Write cifar10-res9-doubled.onnx beside this file: the feature network for 32 x 32 images behind a doubling of
-each pixel, so that it takes 16 x 16 images.
+"""Write cifar10-res9-doubled.onnx beside this file: the feature network for 32 x 32 images behind a doubling
+of each pixel, so that it takes 16 x 16 images.
 
     python studies/cifar16/doubled_features.py ../shared/data/features/cifar10-res9.onnx
 """
