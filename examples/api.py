@@ -20,7 +20,7 @@ def main(folder: Path) -> None:
 
     settings = flatq.QuantizeSettings(
         recipe=flatq.recipe_for_bits(4),  # 4-bit weights, 8-bit activations
-        calibration=flatq.CalibrationPlan(images=4, steps=4),
+        calibration=flatq.CalibrationPlan(images=4, steps=4, sampler="ddim"),  # as it is sampled
     )
     quantized = flatq.quantize(checkpoint, settings)
     print(f"{quantized.folder}: {quantized.manifest.precision}")

@@ -196,13 +196,18 @@ def checkpoint_beside(path: Path) -> Path:
     from flatq.checkpoint import file_digest
     from flatq.quantize.artifact import read_manifest
 
+    expected = "a float checkpoint to compare with"
     if kind_of(path) == "artifact":
         parent = read_manifest(path).parent
         candidate = path.resolve().parent / str(parent["file"])
         if candidate.is_file() and file_digest(candidate) == parent["sha256"]:
             return candidate
+        expected = f"the checkpoint that {path.name} was made from, as {candidate}"
     raise UsageError(
-        "no baseline", expected="--baseline CKPT.pt", got="none", next_step="name the float checkpoint"
+        "no baseline",
+        expected=expected,
+        got="none",
+        next_step="name the float checkpoint: --baseline CKPT.pt, or EvaluateSettings(baseline=...)",
     )
 
 

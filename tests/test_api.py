@@ -13,7 +13,8 @@ import pytest
 import flatq
 import flatq.api
 from flatq.checkpoint import Checkpoint
-from flatq.errors import UsageError
+from flatq.deployment import Target
+from flatq.errors import ModelError, UsageError
 from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.recipe import PRESETS
 
@@ -121,3 +122,29 @@ def test_a_checkpoint_that_was_not_saved_has_no_path(tiny: Checkpoint) -> None:
     unsaved = Checkpoint(tiny.model, tiny.process, tiny.weights)
     with pytest.raises(UsageError, match="in memory only"):
         flatq.load(unsaved)
+
+
+def test_a_baseline_that_is_missing_is_named(tiny_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    write_artifact(tiny_artifacts["w8a8"], tmp_path / "a")
+    wanted = tmp_path / str(tiny_artifacts["w8a8"].manifest.parent["file"])
+    with pytest.raises(UsageError, match="no baseline") as raised:
+        flatq.evaluate(flatq.EvaluateSettings(models=(tmp_path / "a",)))
+    assert str(wanted) in str(raised.value)
+    assert "EvaluateSettings(baseline=" in str(raised.value)
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_a_layer_that_may_saturate_names_the_way_out(
+    tiny_artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target
+) -> None:
+    pytest.importorskip(target)
+
+    def fails(*_: object, **__: object) -> None:
+        raise ModelError("a layer differs", next_step="report it")
+
+    monkeypatch.setattr("flatq.api.exporting.saturation_note", lambda: "take 7 bits")
+    monkeypatch.setattr("flatq.verify.recorded.verify_deployment", fails)
+    write_artifact(tiny_artifacts["w8a8"], tmp_path / "a")
+    with pytest.raises(ModelError) as raised:
+        flatq.export(tmp_path / "a", flatq.ExportSettings(target=target))
+    assert raised.value.next_step == ("take 7 bits" if target == "openvino" else "report it")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 from flatq.api.results import Exported, Note, Progress, Quantized, Saved, checkpoint_of, path_of, silent
 from flatq.checkpoint import choose_weights
 from flatq.deployment import FloatPrecision, read_deployment
-from flatq.errors import MissingRuntimeError, UsageError
+from flatq.errors import MissingRuntimeError, ModelError, UsageError
 from flatq.export.settings import ExportSettings
 from flatq.models import deployment_folder, kind_of
 from flatq.runtime.cpu import saturation_note
@@ -172,7 +172,8 @@ def _check(
 
         problem = saturation_note()
         bits = {d.scheme.bits for d in artifact.manifest.decisions if d.port == "weight" and d.scheme}
-        if problem is not None and settings.target == "openvino" and 8 in bits:
+        saturates = problem is not None and settings.target == "openvino" and 8 in bits
+        if saturates:
             note(f"{problem} (this artifact has such weights)")
         try:
             verified = verify_deployment(
@@ -184,6 +185,10 @@ def _check(
                 threads=settings.threads,
                 progress=progress,
             )
+        except ModelError as error:
+            if saturates:
+                error.next_step = problem
+            raise
         except MissingRuntimeError as error:
             if settings.verify or settings.require_int8 is not None:
                 raise
