@@ -22,21 +22,17 @@ from flatq.flatness.settings import FlatnessSettings
 from flatq.quantize.methods import Method, WeightRounding
 from flatq.quantize.settings import QuantizeSettings
 from flatq.recipe import ActivationRange, Edges, Granularity, WeightRange, recipe_for_bits
-from flatq.study.expressions import Expression
+from flatq.study.claims import ClaimConfig, PilotConfig, QuestionConfig
 from flatq.train.config import TrainConfig
 
 __all__ = [
     "FLOAT",
     "Cell",
-    "ClaimConfig",
-    "ConditionConfig",
     "Cost",
     "ExposureConfig",
     "FlatnessConfig",
     "ImagesConfig",
-    "PilotConfig",
     "QuantizerConfig",
-    "QuestionConfig",
     "Run",
     "StudyConfig",
     "read_config",
@@ -144,76 +140,6 @@ class ExposureConfig(_Measured):
     runtime: StudyRuntime = "onnxruntime"
     steps: int = Field(default=20, gt=0)
     n: int = Field(default=1000, gt=1)
-
-
-class ConditionConfig(_Frozen):
-    """A contrast and its threshold, both as `flatq.study.expressions` reads them."""
-
-    name: str
-    value: Expression
-    below: Expression | None = None
-    above: Expression | None = None
-
-    @model_validator(mode="after")
-    def _one_side(self) -> Self:
-        if (self.below is None) == (self.above is None):
-            raise ValueError("a condition needs `below` or `above`")
-        if any(limit.calls for limit in (self.below, self.above) if limit is not None):
-            raise ValueError("a threshold is a number")
-        return self
-
-
-class ClaimConfig(_Frozen):
-    """A claim: the direction (weak) and the size (paper), each confirmed if all its conditions hold.
-
-    Attributes:
-        id: such as C2-raw. title: the claim in a few words.
-        family: Holm's correction runs within a family and form.
-        roles: names in the expressions -> models. Controls and rivals take the place of a role.
-        premise: without it the claim says nothing here; shown beside the verdict.
-    """
-
-    id: str
-    title: str
-    family: str = "main"
-    roles: dict[str, str] = {}
-    weak: tuple[ConditionConfig, ...] = ()
-    paper: tuple[ConditionConfig, ...] = ()
-    premise: ConditionConfig | None = None
-
-    def expressions(self) -> Iterator[Expression]:
-        """All that it is made of."""
-        for condition in (*self.weak, *self.paper, *((self.premise,) if self.premise else ())):
-            yield from (e for e in (condition.value, condition.below, condition.above) if e is not None)
-
-
-class QuestionConfig(_Frozen):
-    """A contrast whose mean and interval are shown, without a verdict."""
-
-    id: str
-    title: str
-    roles: dict[str, str] = {}
-    values: dict[str, Expression]
-
-    def expressions(self) -> Iterator[Expression]:
-        yield from self.values.values()
-
-
-class PilotConfig(_Frozen):
-    """What a pilot study chooses, by the rules of the page: SAM's radius, the naive quantizers, SAM's loss.
-
-    Attributes:
-        plain: the model without SAM. radii: SAM's models by radius. sigma: of the weight noise.
-        at_8, at_4: candidates for the naive quantizers, mildest first.
-    """
-
-    plain: str
-    radii: dict[str, float]
-    at_8: tuple[str, ...]
-    at_4: tuple[str, ...]
-    flatter: float = 0.65
-    paper_at_8: float = 0.94
-    collapse: float = 3.0
 
 
 class Cost(_Frozen):

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from flatq.study.config import ClaimConfig, ConditionConfig, StudyConfig
+from flatq.study.claims import ClaimConfig, ConditionConfig
+from flatq.study.config import StudyConfig
 from flatq.study.expressions import Expression, Quantity
 from flatq.study.judging import Claim, Condition, JudgedClaim, JudgedCondition, judge_claims
 from flatq.study.values import Values

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from flatq.report.html.text import count
 from flatq.report.wording import NONE, number
-from flatq.study.config import ClaimConfig, ConditionConfig, StudyConfig
+from flatq.study.claims import ClaimConfig, ConditionConfig
+from flatq.study.config import StudyConfig
 from flatq.study.evidence import origins_section, paper_section
 from flatq.study.findings import Choices, ClaimFinding, Findings
 from flatq.study.judging import FEWEST_SEEDS, JudgedClaim, JudgedCondition
