@@ -112,7 +112,8 @@ def first(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     flatq.assess.open_model = open_timed
     clock.patch("reference", flatq.assess, "open_referee")
     clock.patch("noise", flatq.sampler, "normal")
-    clock.patch("updates", Process, "ancestral_step")
+    clock.patch("updates", Process, "predict")
+    clock.patch("updates", Process, "posterior_mean")
     clock.patch("uint8", drawing, "to_uint8")
     clock.patch("features", features.FeatureNet, "extract")
     clock.patch("cache", samples.SampleCache, "store")

@@ -69,9 +69,9 @@ def collect_inputs(
         ModelError: the model's samples are not finite.
         UsageError: guidance for a network that has no null label.
     """
-    kept_x: list[list[NDArray[np.float32]]] = [[] for _ in range(plan.steps)]
-    kept_label: list[list[NDArray[np.int64]]] = [[] for _ in range(plan.steps)]
-    t = np.empty(plan.steps, dtype=np.int64)
+    kept_x: list[list[NDArray[np.float32]]] = [[] for _ in range(plan.timestep_count)]
+    kept_label: list[list[NDArray[np.int64]]] = [[] for _ in range(plan.timestep_count)]
+    t = np.empty(plan.timestep_count, dtype=np.int64)
 
     def keep(
         i: int,

@@ -1,4 +1,4 @@
-"""Sampling over any runtime: the loop over batches and steps. The arithmetic is `flatq.process`'s.
+"""Sampling over any runtime, batch by batch: noise, labels, guidance. `flatq.samplers` loop over the steps.
 
 The noise and the label of an image depend on (seed, index) alone, so two models sampled with the same plan
 are paired image by image, whatever the batch size or the runtime.
@@ -7,18 +7,19 @@ are paired image by image, whatever the batch size or the runtime.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from flatq.errors import ModelError, UsageError
+from flatq.errors import UsageError
 from flatq.labels import Classes
 from flatq.noise import NoiseStream, normal
-from flatq.process import Process, ProcessConfig
+from flatq.process import Prediction, Process, ProcessConfig
 from flatq.runtime.base import UNCONDITIONED, Condition, Runtime
+from flatq.samplers import SAMPLERS
+from flatq.schedule import count_steps
 
 __all__ = ["SamplePlan", "check_batch_size", "check_labels", "sample", "sample_batches"]
 
@@ -33,12 +34,13 @@ class SamplePlan(BaseModel):
     """How images are drawn; part of every report.
 
     Attributes:
-        steps: number of network evaluations for an image.
-        sampler: the ancestral update (Ho et al. 2020) or DDIM (Song et al. 2021).
-        eta: of DDIM; 0 is deterministic.
-        seed: of the noise.
+        steps: number of timesteps kept, or guided-diffusion's "ddimN" and section counts such as "10,15,20",
+            see `flatq.schedule.space_timesteps`.
+        sampler: one of `flatq.samplers.SAMPLERS`.
+        eta: DDIM's eta; 0 is deterministic.
+        seed: random seed of the noise.
         clip: False leaves the predicted x0 as it is even where the process clips it.
-        label: of all images; None deals the labels of a network with classes out in turn.
+        label: class of all images; None assigns the classes of the network round-robin.
         guidance: w of classifier-free guidance (Ho, Salimans 2022, with their w + 1): the network's output
             is null + w (labelled - null), a learned variance that of the label. 1 takes the labelled output
             alone; any other w takes two evaluations a step.
@@ -46,13 +48,37 @@ class SamplePlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(default=20, gt=0)
+    steps: Annotated[int, Field(gt=0)] | str = 20
     sampler: Literal["ancestral", "ddim"] = "ancestral"
     eta: float = Field(default=0.0, ge=0.0, le=1.0)
     seed: int = Field(default=0, ge=0)
     clip: bool = True
     label: int | None = Field(default=None, ge=0)
     guidance: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _plain_number(cls, steps: Any) -> Any:
+        return int(steps) if isinstance(steps, str) and steps.isascii() and steps.isdigit() else steps
+
+    @field_validator("steps")
+    @classmethod
+    def _readable(cls, steps: int | str) -> int | str:
+        try:
+            count_steps(steps)
+        except UsageError as error:
+            raise ValueError(f"a number of steps: {error.expected}") from error
+        return steps
+
+    @property
+    def timestep_count(self) -> int:
+        """How many timesteps are kept."""
+        return count_steps(self.steps)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations for an image; with guidance each is one with the label and one without."""
+        return SAMPLERS[self.sampler].evaluations(self.timestep_count)
 
     @property
     def update(self) -> str:
@@ -90,34 +116,40 @@ def sample_batches(
     check_batch_size(batch_size)
     check_labels(plan, classes)
     process = Process.from_config(config, plan.steps)
-    last = len(process.timesteps) - 1
-    for start in range(0, len(indices), batch_size):
-        batch = indices[start : start + batch_size]
-        noise = partial(normal, plan.seed, batch, shape=image_shape, stream=stream)
-        x = noise(draw=0)
+
+    def evaluate(x: NDArray[np.float32], i: int, cond: Condition) -> NDArray[np.float32]:
+        # An image that has left the finite numbers stays there, and does not reach the network: integer
+        # kernels would make something of it.
+        finite = np.asarray(np.isfinite(x).all(axis=(1, 2, 3), keepdims=True))
+        t = np.full(len(x), process.timesteps[i], dtype=np.int64)
+        output = runtime(np.where(finite, x, np.float32(0)), t, cond)
+        output = output if finite.all() else np.where(finite, output, np.float32(np.nan))
+        if observe is not None:
+            observe(i, x, t, cond, output)
+        return output
+
+    def draw(batch: Sequence[int]) -> NDArray[np.float32]:
         cond = UNCONDITIONED if classes is None else {"label": classes.assign(batch, plan.label)}
-        for i in range(last, -1, -1):
-            t = np.full(len(batch), process.timesteps[i], dtype=np.int64)
-            output = _evaluate(runtime, process, x, t, cond)
-            if observe is not None:
-                observe(i, x, t, cond, output)
-            if plan.guidance != 1:
-                assert classes is not None
-                assert classes.null is not None
-                null = {"label": np.full(len(batch), classes.null, dtype=np.int64)}
-                unlabelled = _evaluate(runtime, process, x, t, null)
-                if observe is not None:
-                    observe(i, x, t, null, unlabelled)
-                output = _guide(output, unlabelled, plan.guidance, len(x[0]))
-            noisy = i > 0 and (plan.sampler == "ancestral" or plan.eta > 0)
-            drawn = noise(draw=1 + last - i) if noisy else None
-            if plan.sampler == "ancestral":
-                x, _ = process.ancestral_step(x, output, i, drawn, clip=plan.clip)
-            else:
-                x, _ = process.ddim_step(x, output, i, eta=plan.eta, noise=drawn, clip=plan.clip)
+
+        def noise(number: int) -> NDArray[np.float32]:
+            return normal(plan.seed, batch, draw=number, shape=image_shape, stream=stream)
+
+        def denoise(x: NDArray[np.float32], i: int) -> Prediction:
+            output = evaluate(x, i, cond)
+            if classes is not None and plan.guidance != 1:
+                null = evaluate(x, i, {"label": np.full(len(x), classes.null, dtype=np.int64)})
+                output = _guide(output, null, plan.guidance, len(x[0]))
             if progress is not None:
-                progress(len(batch))
-        yield x
+                progress(len(x))
+            return process.predict(output, x, i, plan.clip)
+
+        images: NDArray[np.float32] = SAMPLERS[plan.sampler].sample(
+            denoise, noise(0), process, noise, plan.eta
+        )
+        return images
+
+    for start in range(0, len(indices), batch_size):
+        yield draw(indices[start : start + batch_size])
 
 
 def check_batch_size(batch_size: int) -> None:
@@ -154,24 +186,6 @@ def check_labels(plan: SamplePlan, classes: Classes | None) -> None:
         )
 
 
-def _evaluate(
-    runtime: Runtime, process: Process, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition
-) -> NDArray[np.float32]:
-    finite = np.asarray(np.isfinite(x).all(axis=(1, 2, 3), keepdims=True))
-    # An image that has left the finite numbers stays there, and does not reach the network: integer kernels
-    # would make something of it.
-    output = runtime(np.where(finite, x, np.float32(0)), t, cond)
-    expected = (len(x), process.output_channels(x.shape[1]), *x.shape[2:])
-    if output.shape != expected:
-        raise ModelError(
-            "the model's output does not fit its process",
-            expected=str(list(expected)),
-            got=str(list(output.shape)),
-            next_step="check the variance setting of the checkpoint's process",
-        )
-    return output if finite.all() else np.where(finite, output, np.float32(np.nan))
-
-
 def _guide(
     labelled: NDArray[np.float32], null: NDArray[np.float32], w: float, channels: int
 ) -> NDArray[np.float32]:
@@ -187,25 +201,8 @@ def sample(
     plan: SamplePlan,
     indices: Sequence[int],
     image_shape: tuple[int, int, int],
-    *,
-    classes: Classes | None = None,
-    batch_size: int = 64,
-    progress: Progress | None = None,
-    observe: Observer | None = None,
-    stream: NoiseStream = NoiseStream.SAMPLING,
+    **options: Any,
 ) -> NDArray[np.float32]:
     """All images of `sample_batches` in one array [n, C, H, W]; same arguments, same errors."""
-    batches = sample_batches(
-        runtime,
-        config,
-        plan,
-        indices,
-        image_shape,
-        classes=classes,
-        batch_size=batch_size,
-        progress=progress,
-        observe=observe,
-        stream=stream,
-    )
     empty = np.empty((0, *image_shape), dtype=np.float32)
-    return np.concatenate([empty, *batches])
+    return np.concatenate([empty, *sample_batches(runtime, config, plan, indices, image_shape, **options)])

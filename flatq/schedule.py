@@ -1,13 +1,12 @@
 """Betas of the training process and the timesteps that a sampler keeps: numpy, float64, no torch.
 
-Ported from guided-diffusion (`gaussian_diffusion.py`, `respace.py`; MIT, (c) 2021 OpenAI); the schedules and
-spacings that diffusers adds follow its schedulers' definitions. What is done with them is `flatq.process`'s.
+Conventions are guided-diffusion's (`gaussian_diffusion.py`, `respace.py`), from which nothing is copied; the
+schedules and spacings that diffusers adds follow its schedulers' definitions. `flatq.process` uses them.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 import re
 from itertools import pairwise
 from typing import Any, Literal
@@ -17,7 +16,7 @@ import numpy.typing as npt
 
 from flatq.errors import UsageError
 
-__all__ = ["Schedule", "Spacing", "as_index", "beta_schedule", "space_timesteps", "spaced_timesteps"]
+__all__ = ["Schedule", "Spacing", "beta_schedule", "count_steps", "space_timesteps", "spaced_timesteps"]
 
 Schedule = Literal["cosine", "linear", "scaled_linear", "sigmoid"]
 Spacing = Literal["respaced", "leading", "linspace", "trailing"]
@@ -63,6 +62,23 @@ def _alpha_bar(t: float) -> float:
     return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
 
+def count_steps(steps: int | str) -> int:
+    """How many timesteps a number or spec of steps keeps: 20 for 20 and "ddim20", 45 for "10,15,20".
+
+    Raises:
+        UsageError: a spec that cannot be read.
+    """
+    if not isinstance(steps, str):
+        return steps
+    if not re.fullmatch(r"(ddim)?[0-9]{1,9}|[0-9]{1,9}( *, *[0-9]{1,9})+", steps):
+        raise UsageError(
+            "the number of sampling steps cannot be read",
+            expected='N, "A,B,..." or "ddimN"',
+            got=repr(steps),
+        )
+    return sum(map(int, steps.removeprefix("ddim").split(",")))
+
+
 def spaced_timesteps(
     train_steps: int, steps: int | str | None, spacing: Spacing, offset: int = 0
 ) -> npt.NDArray[np.int64]:
@@ -77,20 +93,18 @@ def spaced_timesteps(
 
     Returns, raises: as `space_timesteps`; UsageError also where the offset leads beyond T - 1.
     """
-    count = int(steps) if isinstance(steps, str) and steps.strip().isdigit() else steps
-    if spacing == "respaced" or count is None or isinstance(count, str):
-        return space_timesteps(train_steps, steps)
-    n = space_timesteps(train_steps, count).size  # checks the count
-    kept: npt.NDArray[Any]
+    kept: npt.NDArray[Any] = space_timesteps(train_steps, steps)
+    if spacing == "respaced" or not isinstance(steps, int):
+        return kept
     if spacing == "leading":
-        kept = np.arange(n) * (train_steps // n) + offset
+        kept = np.arange(steps) * (train_steps // steps) + offset
     elif spacing == "linspace":
-        kept = np.linspace(0, train_steps - 1, n).round()
+        kept = np.linspace(0, train_steps - 1, steps).round()
     else:
-        kept = np.round(np.arange(train_steps, 0, -(train_steps / n)))[:n][::-1] - 1
+        kept = np.round(np.arange(train_steps, 0, -(train_steps / steps)))[:steps][::-1] - 1
     if kept[-1] >= train_steps:
         raise UsageError(
-            "The offset of the sampling steps leads beyond the last timestep.",
+            "the offset of the sampling steps leads beyond the last timestep",
             expected=f"timesteps up to {train_steps - 1}",
             got=str(int(kept[-1])),
             next_step="take fewer steps",
@@ -103,10 +117,9 @@ def space_timesteps(train_steps: int, steps: int | str | None) -> npt.NDArray[np
 
     Args:
         train_steps: T.
-        steps: None for all of them; N or "N" for N timesteps spread over [0, T - 1] with both ends kept
-            (N = 1 keeps timestep 0, as the original does); "A,B,..." for T cut into equal sections with
-            A, B, ... timesteps; "ddimN" for the DDIM paper's integer stride from 0, where
-            one gives exactly N.
+        steps: None for all of them; N for N timesteps spread over [0, T - 1] with both ends kept (N = 1 keeps
+            timestep 0, as the original does); "A,B,..." for T cut into equal sections with A, B, ...
+            timesteps; "ddimN" for the DDIM paper's integer stride from 0, where one gives exactly N.
 
     Returns:
         int64, strictly ascending, each in [0, T).
@@ -117,16 +130,10 @@ def space_timesteps(train_steps: int, steps: int | str | None) -> npt.NDArray[np
     """
     if steps is None:
         return np.arange(train_steps, dtype=np.int64)
-    spec = steps.strip() if isinstance(steps, str) else str(as_index("The number of steps", steps))
-    if match := re.fullmatch(r"ddim([0-9]{1,9})", spec):
-        return _strided(train_steps, int(match[1]))
-    if not re.fullmatch(r"-?[0-9]{1,9}( *, *[0-9]{1,9})*", spec):
-        raise UsageError(
-            "The number of sampling steps cannot be read.",
-            expected='N, "N", "A,B,..." or "ddimN"',
-            got=repr(steps),
-        )
-    counts = [int(part) for part in spec.split(",")]
+    count = count_steps(steps)
+    if isinstance(steps, str) and steps.startswith("ddim"):
+        return _strided(train_steps, count)
+    counts = [int(part) for part in steps.split(",")] if isinstance(steps, str) else [count]
     size_per, extra = divmod(train_steps, len(counts))
     kept: list[int] = []
     start = 0
@@ -135,7 +142,7 @@ def space_timesteps(train_steps: int, steps: int | str | None) -> npt.NDArray[np
         if not 1 <= count <= size:
             where = "" if len(counts) == 1 else f" in section {section + 1} of {len(counts)}"
             raise UsageError(
-                f"The number of sampling steps{where} is out of range.",
+                f"the number of sampling steps{where} is out of range",
                 expected=f"1 to {size}",
                 got=str(count),
             )
@@ -149,26 +156,13 @@ def space_timesteps(train_steps: int, steps: int | str | None) -> npt.NDArray[np
 
 
 def _strided(train_steps: int, count: int) -> npt.NDArray[np.int64]:
-    for stride in range(1, train_steps):
-        if len(range(0, train_steps, stride)) == count:
-            return np.arange(0, train_steps, stride, dtype=np.int64)
-    offered = sorted(
-        {len(range(0, train_steps, stride)) for stride in range(1, train_steps)}, key=lambda n: abs(n - count)
-    )
+    strides = {len(range(0, train_steps, stride)): stride for stride in range(train_steps - 1, 0, -1)}
+    if count in strides:
+        return np.arange(0, train_steps, strides[count], dtype=np.int64)
+    near = sorted(strides, key=lambda n: abs(n - count))[:2]
     raise UsageError(
-        f"No integer stride over {train_steps} timesteps gives exactly {count} DDIM steps.",
-        expected="a count that a stride gives"
-        + (f", such as {' or '.join(f'ddim{n}' for n in sorted(offered[:2]))}" if offered else ""),
+        f"no integer stride over {train_steps} timesteps gives exactly {count} DDIM steps",
+        expected="a count that a stride gives, such as " + " or ".join(f"ddim{n}" for n in sorted(near)),
         got=f"ddim{count}",
         next_step=f'or take evenly spread timesteps: "{count}" in place of "ddim{count}"',
     )
-
-
-def as_index(name: str, value: int) -> int:
-    """`value` as a Python int, or `UsageError` that names it."""
-    try:
-        if not isinstance(value, (bool, np.bool_)):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise UsageError(f"{name} is no integer.", expected="an integer", got=repr(value))

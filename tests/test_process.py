@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
 from pydantic import ValidationError
 
-from flatq.errors import DataError, ModelError, UsageError
-from flatq.process import FloatArray, Process, ProcessConfig
+from flatq.errors import ModelError, UsageError
+from flatq.process import Prediction, Process, ProcessConfig
+from flatq.samplers import SAMPLERS
 from flatq.schedule import beta_schedule, space_timesteps
 
 LEARNED = ProcessConfig(schedule="cosine", variance="learned_range")
@@ -34,7 +36,7 @@ CASES = [
     ("ddim_on_respacing20_eta0_toy", LEARNED, 20, 0.0),
 ]
 
-Step = Callable[[FloatArray, FloatArray, int, FloatArray], tuple[FloatArray, FloatArray]]
+FloatArray = npt.NDArray[np.floating[Any]]
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +45,18 @@ def vectors(shared_data: Path) -> dict[str, np.ndarray[Any, Any]]:
         return dict(stored)
 
 
-def stepper(process: Process, eta: float | None) -> Step:
-    def step(
-        x: FloatArray, model_out: FloatArray, i: int, noise: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
-        if eta is None:
-            return process.ancestral_step(x, model_out, i, noise if i > 0 else None)
-        return process.ddim_step(x, model_out, i, eta, noise if i > 0 and eta > 0 else None)
+def one_step(process: Process, x: FloatArray, out: FloatArray, i: int, eta: float | None, noise: Any) -> Any:
+    """x_{i-1}: the sampler's first step over a process that is cut to the timesteps up to i."""
+    visited: list[Any] = []
 
-    return step
+    def denoise(x: FloatArray, at: int) -> Prediction:
+        visited.append(x)
+        return process.predict(out, x, at)
+
+    kept = Process(process.config, process.timesteps[: i + 1], process.betas[: i + 1])
+    sampler = SAMPLERS["ancestral" if eta is None else "ddim"]
+    last = sampler.sample(denoise, x, kept, lambda draw: noise, eta or 0.0)
+    return [*visited, last][1]
 
 
 def images(seed: int, shape: tuple[int, ...] = (2, 3, 4, 4)) -> FloatArray:
@@ -73,16 +78,40 @@ def test_original_trajectories(
     np.testing.assert_array_equal(process.timesteps[::-1], vectors[f"{name}_timesteps"])
     model_out, noise = vectors[f"{name}_model_out"], vectors[f"{name}_noise"]
     x, pred_xstart = vectors[f"{name}_x"], vectors[f"{name}_pred_xstart"]
-    step = stepper(process, eta)
-    chain: FloatArray = x[0]
-    for call, i in enumerate(reversed(range(process.steps))):
-        x_prev, pred_x0 = step(x[call], model_out[call], i, noise[call])
-        assert x_prev.dtype == pred_x0.dtype == np.float32
+    seen: list[FloatArray] = []
+
+    def denoise(x_i: FloatArray, i: int) -> Prediction:
+        call = len(seen)
+        seen.append(x_i)
+        predicted = process.predict(model_out[call], x[call], i)
+        np.testing.assert_allclose(predicted.x0, pred_xstart[call], rtol=0, atol=1e-5)
+        x_prev = one_step(process, x[call], model_out[call], i, eta, noise[call])
+        assert x_prev.dtype == predicted.x0.dtype == np.float32
         np.testing.assert_allclose(x_prev, x[call + 1], rtol=0, atol=1e-5)
-        np.testing.assert_allclose(pred_x0, pred_xstart[call], rtol=0, atol=1e-5)
-        chain, _ = step(chain, model_out[call], i, noise[call])
-        # |x| reaches 4.4; with model_out held fixed, unclipped entries amplify each step's rounding.
-        np.testing.assert_allclose(chain, x[call + 1], rtol=1e-5, atol=1e-5)
+        return process.predict(model_out[call], x_i, i)
+
+    sampler = SAMPLERS["ancestral" if eta is None else "ddim"]
+    last = sampler.sample(denoise, x[0], process, lambda draw: noise[draw - 1], eta or 0.0)
+    # |x| reaches 4.4; with model_out held fixed, unclipped entries amplify each step's rounding.
+    np.testing.assert_allclose(np.stack([*seen, last]), x, rtol=1e-5, atol=1e-5)
+    assert len(seen) == sampler.evaluations(process.steps)
+
+
+def test_torch_tensors_are_sampled_as_numpy_arrays_are() -> None:
+    process = Process.from_config(LEARNED, 7)
+    x, noise = images(0).astype(np.float32), images(1).astype(np.float32)
+
+    for name, sampler in SAMPLERS.items():
+        arrays = sampler.sample(
+            lambda x, i: process.predict(np.concatenate([x, 0.1 * x], 1), x, i), x, process,
+            lambda draw: noise * np.float32(draw), 0.5,
+        )  # fmt: skip
+        tensors = sampler.sample(
+            lambda x, i: process.predict(torch.cat([x, 0.1 * x], 1), x, i), torch.from_numpy(x), process,
+            lambda draw: torch.from_numpy(noise) * draw, 0.5,
+        )  # fmt: skip
+        assert tensors.dtype == torch.float32
+        np.testing.assert_allclose(tensors.numpy(), arrays, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 # --- the schedules and respacing ----------------------------------------------------------------------------
@@ -143,18 +172,15 @@ def test_any_number_of_steps(config: ProcessConfig, steps: int | str | None) -> 
         assert np.all(np.isfinite(table))
         assert not table.flags.writeable
     x = images(0).astype(np.float32)
-    out = images(1, (2, process.output_channels(3), 4, 4)).astype(np.float32)
+    out = images(1, (2, config.output_channels(3), 4, 4)).astype(np.float32)
     for i in {0, process.steps // 2, process.steps - 1}:
-        noise = images(2).astype(np.float32) if i > 0 else None
-        for x_prev, pred_x0 in (
-            process.ancestral_step(x, out, i, noise),
-            process.ddim_step(x, out, i),
-            process.ddim_step(x, out, i, 1.0, noise),
-        ):
-            assert x_prev.shape == pred_x0.shape == x.shape
-            assert x_prev.dtype == pred_x0.dtype == np.float32
+        noise = images(2).astype(np.float32)
+        assert np.abs(process.predict(out, x, i).x0).max() <= 1
+        for eta in (None, 0.0, 1.0):
+            x_prev = one_step(process, x, out, i, eta, noise)
+            assert x_prev.shape == x.shape
+            assert x_prev.dtype == np.float32
             assert np.all(np.isfinite(x_prev))
-            assert np.abs(pred_x0).max() <= 1
 
 
 def test_every_count_is_spread_over_the_whole_range() -> None:
@@ -176,7 +202,6 @@ def test_sections_and_strides() -> None:
     assert [int(np.sum((kept >= low) & (kept < low + 100))) for low in (0, 100, 200)] == [10, 15, 20]
     np.testing.assert_array_equal(kept[:10], np.arange(0, 100, 11))
     np.testing.assert_array_equal(space_timesteps(1000, "ddim20"), np.arange(0, 1000, 50))
-    np.testing.assert_array_equal(space_timesteps(1000, "20"), space_timesteps(1000, 20))
 
 
 @pytest.mark.parametrize("steps", [0, -3, 1001, "0", "1001", "600,10"])
@@ -185,20 +210,14 @@ def test_count_out_of_range(steps: int | str) -> None:
         Process.from_config(FIXED, steps)
 
 
-@pytest.mark.parametrize("steps", ["", "twenty", "ddim", "20,", "2.5", "ddim-4"])
+@pytest.mark.parametrize("steps", ["", "twenty", "ddim", "20,", "2.5", "ddim-4", "-3"])
 def test_spec_that_cannot_be_read(steps: str) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         Process.from_config(FIXED, steps)
 
 
-@pytest.mark.parametrize("steps", [2.5, True, [20]])
-def test_steps_of_a_wrong_type(steps: Any) -> None:
-    with pytest.raises(UsageError, match="no integer"):
-        Process.from_config(FIXED, steps)
-
-
 def test_ddim_count_without_a_stride_names_its_neighbours() -> None:
-    with pytest.raises(UsageError, match="No integer stride") as caught:
+    with pytest.raises(UsageError, match="no integer stride") as caught:
         Process.from_config(FIXED, "ddim60")
     assert caught.value.expected is not None
     for name in ("ddim59", "ddim63"):
@@ -259,7 +278,8 @@ def test_variances() -> None:
     for v, table in ((-1.0, learned.posterior_log_variance_clipped), (1.0, np.log(learned.betas))):
         out = np.concatenate([images(1), np.full_like(x, v)], axis=1)
         for i in (0, 7, 19):
-            np.testing.assert_allclose(learned.predict(out, x, i)[2], np.full_like(x, table[i]), rtol=1e-12)
+            found = learned.predict(out, x, i).log_variance
+            np.testing.assert_allclose(found, np.full_like(x, table[i]), rtol=1e-12)
 
 
 def test_one_step() -> None:
@@ -283,17 +303,16 @@ def test_predict_inverts_add_noise(variance: Literal["fixed_large", "learned_ran
         np.testing.assert_array_equal(process.add_noise(x0[n : n + 1], noise[n : n + 1], int(i[n]))[0], x[n])
     out = noise if variance == "fixed_large" else np.concatenate([noise, noise], axis=1)
     for clip in (False, True):
-        pred_x0, eps, log_variance = process.predict(out, x, i, clip)
+        pred_x0 = process.predict(out, x, i, clip).x0
         np.testing.assert_allclose(pred_x0, x0, rtol=0, atol=1e-10)
-        np.testing.assert_allclose(eps, noise, rtol=0, atol=1e-9)
-        assert log_variance.shape == x.shape
+        np.testing.assert_allclose(process.epsilon(pred_x0, x, i), noise, rtol=0, atol=1e-9)
 
 
 def test_clipping_carries_over_to_eps() -> None:
     process = Process.from_config(FIXED, 20)
     x, out = 3 * images(0), images(1)
-    free, _, _ = process.predict(out, x, 15, clip=False)
-    pred_x0, eps, _ = process.predict(out, x, 15, clip=True)
+    free, pred_x0 = (process.predict(out, x, 15, clip).x0 for clip in (False, True))
+    eps = process.epsilon(pred_x0, x, 15)
     assert np.abs(free).max() > 1
     np.testing.assert_array_equal(pred_x0, np.clip(free, -1, 1))
     np.testing.assert_allclose(process.add_noise(pred_x0, eps, 15), x, rtol=1e-10)
@@ -304,16 +323,16 @@ def test_ddim_with_eta_1_is_the_posterior(i: int) -> None:
     """Song et al. 2021, section 4.1: at eta = 1, DDIM is DDPM with variance beta-tilde."""
     process = Process.from_config(FIXED, 20)
     x, out, noise = images(0), images(1), images(2)
-    mean, pred_x0 = process.ddim_step(x, out, i, 1.0, np.zeros_like(x))
-    posterior_mean = process.posterior_mean_coef1[i] * pred_x0 + process.posterior_mean_coef2[i] * x
+    zero = np.zeros_like(x)
+    mean = one_step(process, x, out, i, 1.0, zero)
+    posterior_mean = process.posterior_mean(process.predict(out, x, i).x0, x, i)
     np.testing.assert_allclose(mean, posterior_mean, rtol=0, atol=1e-10)
-    sampled, _ = process.ddim_step(x, out, i, 1.0, noise)
+    sampled = one_step(process, x, out, i, 1.0, noise)
     np.testing.assert_allclose(
         sampled - mean, math.sqrt(process.posterior_variance[i]) * noise, rtol=0, atol=1e-12
     )
     # the variance scales with eta**2, and the marginal of x_{i-1} keeps its variance
-    half, _ = process.ddim_step(x, out, i, 0.5, noise)
-    half_mean, _ = process.ddim_step(x, out, i, 0.5, np.zeros_like(x))
+    half, half_mean = (one_step(process, x, out, i, 0.5, drawn) for drawn in (noise, zero))
     np.testing.assert_allclose(half - half_mean, (sampled - mean) / 2, rtol=0, atol=1e-12)
 
 
@@ -321,7 +340,7 @@ def test_ddim_with_eta_1_is_the_posterior(i: int) -> None:
 def test_ddim_with_eta_0_moves_along_one_noise(i: int) -> None:
     process = Process.from_config(FIXED, 20)
     x0, noise = np.clip(images(0), -0.9, 0.9), images(1)
-    x_prev, _ = process.ddim_step(process.add_noise(x0, noise, i), noise, i)
+    x_prev = one_step(process, process.add_noise(x0, noise, i), noise, i, 0.0, None)
     expected = process.add_noise(x0, noise, i - 1) if i > 0 else x0
     np.testing.assert_allclose(x_prev, expected, rtol=0, atol=1e-9)
 
@@ -329,15 +348,15 @@ def test_ddim_with_eta_0_moves_along_one_noise(i: int) -> None:
 @pytest.mark.parametrize("eta", [None, 0.0])
 def test_the_last_step_gives_pred_x0(eta: float | None) -> None:
     process = Process.from_config(FIXED, 20)
-    x_prev, pred_x0 = stepper(process, eta)(images(0), images(1), 0, images(2))
+    x_prev = one_step(process, images(0), images(1), 0, eta, images(2))
+    pred_x0 = process.predict(images(1), images(0), 0).x0
     np.testing.assert_allclose(x_prev, pred_x0, rtol=1e-12, atol=1e-12)
 
 
 def test_ancestral_noise() -> None:
     process = Process.from_config(FIXED, 20)
     x, out, noise = images(0), images(1), images(2)
-    sampled, _ = process.ancestral_step(x, out, 9, noise)
-    mean, _ = process.ancestral_step(x, out, 9, np.zeros_like(x))
+    sampled, mean = (one_step(process, x, out, 9, None, drawn) for drawn in (noise, np.zeros_like(x)))
     np.testing.assert_allclose(sampled - mean, math.sqrt(process.betas[9]) * noise, rtol=0, atol=1e-12)
 
 
@@ -345,24 +364,24 @@ def test_results_do_not_depend_on_the_batch() -> None:
     process = Process.from_config(LEARNED, 20)
     x = images(0).astype(np.float32)
     out, noise = images(1, (2, 6, 4, 4)).astype(np.float32), images(2).astype(np.float32)
-    together, _ = process.ancestral_step(x, out, 5, noise)
-    alone = [process.ancestral_step(x[n : n + 1], out[n : n + 1], 5, noise[n : n + 1])[0] for n in (0, 1)]
+    together = one_step(process, x, out, 5, None, noise)
+    alone = [one_step(process, x[n : n + 1], out[n : n + 1], 5, None, noise[n : n + 1]) for n in (0, 1)]
     np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
 def test_half_precision_outputs_are_taken() -> None:
     process = Process.from_config(FIXED, 20)
     x, out = images(0).astype(np.float32), images(1).astype(np.float16)
-    x_prev, _ = process.ddim_step(x, out, 5)
-    assert x_prev.dtype == np.float32
-    np.testing.assert_array_equal(x_prev, process.ddim_step(x, out.astype(np.float32), 5)[0])
+    pred_x0 = process.predict(out, x, 5).x0
+    assert pred_x0.dtype == np.float32
+    np.testing.assert_array_equal(pred_x0, process.predict(out.astype(np.float32), x, 5).x0)
 
 
 # --- refusals ----------------------------------------------------------------------------------------------
 
 
 def test_output_channels() -> None:
-    assert FIXED.output_channels(3) == Process.from_config(FIXED, 5).output_channels(3) == 3
+    assert FIXED.output_channels(3) == 3
     assert LEARNED.output_channels(1) == 2
 
 
@@ -370,57 +389,6 @@ def test_output_channels() -> None:
 def test_model_output_must_fit(config: ProcessConfig, channels: int) -> None:
     process = Process.from_config(config, 20)
     with pytest.raises(ModelError, match="does not fit") as caught:
-        process.ancestral_step(images(0), images(1, (2, channels, 4, 4)), 0, None)
-    assert str([2, process.output_channels(3), 4, 4]) in str(caught.value.expected)
+        process.predict(images(1, (2, channels, 4, 4)), images(0), 0)
+    assert str([2, config.output_channels(3), 4, 4]) in str(caught.value.expected)
     assert str([2, channels, 4, 4]) in str(caught.value.got)
-
-
-def test_model_output_must_be_floating() -> None:
-    with pytest.raises(ModelError, match="does not fit"):
-        Process.from_config(FIXED, 20).ddim_step(images(0), np.zeros((2, 3, 4, 4), np.int8), 0)
-
-
-def test_images_and_noise_must_fit() -> None:
-    process = Process.from_config(FIXED, 20)
-    with pytest.raises(DataError, match="no batch of images"):
-        process.add_noise(images(0, (3, 4, 4)), images(0, (3, 4, 4)), 0)
-    with pytest.raises(DataError, match="no batch of images"):
-        process.predict(images(0), images(0).astype(np.float16), 0)
-    with pytest.raises(DataError, match="noise does not fit"):
-        process.add_noise(images(0), images(0, (1, 3, 4, 4)), 0)
-    with pytest.raises(DataError, match="noise does not fit"):
-        process.ancestral_step(images(0), images(0), 3, images(0, (1, 3, 4, 4)))
-
-
-def test_noise_is_given_exactly_where_it_is_used() -> None:
-    process = Process.from_config(FIXED, 20)
-    x = out = noise = images(0)
-    for i, eta in ((0, None), (0, 1.0), (5, 0.0)):
-        with pytest.raises(UsageError, match="uses no noise"):
-            _ = (
-                process.ancestral_step(x, out, i, noise)
-                if eta is None
-                else process.ddim_step(x, out, i, eta, noise)
-            )
-    with pytest.raises(UsageError, match="got none"):
-        process.ancestral_step(x, out, 5, None)
-    with pytest.raises(UsageError, match="got none"):
-        process.ddim_step(x, out, 5, 0.5, None)
-
-
-@pytest.mark.parametrize("i", [-1, 20, np.array([0, 20]), np.array([-1, 0])])
-def test_index_out_of_range(i: Any) -> None:
-    with pytest.raises(UsageError, match="out of range"):
-        Process.from_config(FIXED, 20).add_noise(images(0), images(1), i)
-
-
-@pytest.mark.parametrize("i", [1.0, True, np.array([0.0, 1.0]), np.array([1, 2, 3]), np.array(3)])
-def test_index_of_a_wrong_kind(i: Any) -> None:
-    with pytest.raises(UsageError, match=r"no integer|do not fit the batch"):
-        Process.from_config(FIXED, 20).add_noise(images(0), images(1), i)
-
-
-@pytest.mark.parametrize("eta", [-0.1, 1.5, math.nan])
-def test_eta_out_of_range(eta: float) -> None:
-    with pytest.raises(UsageError, match="eta"):
-        Process.from_config(FIXED, 20).ddim_step(images(0), images(1), 5, eta, images(2))

@@ -16,6 +16,7 @@ from flatq.noise import NoiseStream
 from flatq.process import ProcessConfig
 from flatq.runtime.base import UNCONDITIONED, Condition
 from flatq.sampler import SamplePlan, sample, sample_batches
+from flatq.schedule import space_timesteps
 
 SHAPE = (3, 4, 4)
 FIXED = ProcessConfig(schedule="cosine")
@@ -119,7 +120,16 @@ def test_no_images_and_empty_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"steps": 0}, {"sampler": "euler"}, {"eta": 1.5}, {"seed": -1}, {"other": 1}]
+    "bad",
+    [
+        {"steps": 0},
+        {"steps": "0"},
+        {"steps": "ddim"},
+        {"sampler": "euler"},
+        {"eta": 1.5},
+        {"seed": -1},
+        {"other": 1},
+    ],
 )
 def test_a_plan_out_of_range_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -144,3 +154,20 @@ def test_an_image_that_is_not_finite_stays_so_and_reaches_no_model() -> None:
     expected = sample(Toy(), FIXED, plan, range(3), SHAPE)
     np.testing.assert_array_equal(found[[0, 2]], expected[[0, 2]])
     assert np.isnan(found[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("spec", "timesteps"),
+    [("20", 20), ("ddim20", 20), ("10,15,20", 45)],
+)
+def test_guided_diffusion_s_specs_of_steps(spec: str, timesteps: int) -> None:
+    plan = SamplePlan.model_validate({"steps": spec})
+    assert plan.evaluations == timesteps
+    model = Toy()
+    sample(model, FIXED, plan, range(1), SHAPE)
+    assert [t for _, t in reversed(model.calls)] == space_timesteps(1000, plan.steps).tolist()
+    assert SamplePlan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_a_plain_number_of_steps_is_stored_as_a_number() -> None:
+    assert SamplePlan.model_validate({"steps": "20"}) == SamplePlan(steps=20)

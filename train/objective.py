@@ -4,7 +4,7 @@
 - Nichol, Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models" (IDDPM),
 - Ning et al. 2023, "Input Perturbation Reduces Exposure Bias in Diffusion Models" (IP).
 
-The coefficients are `flatq.process`'s, in float64; they are cast to float32 where they meet images.
+The arithmetic of the process is `flatq.process`'s.
 """
 
 from __future__ import annotations
@@ -51,20 +51,10 @@ class Objective:
 
     Args:
         process: what the network is trained for.
-        device: of the batches.
     """
 
-    def __init__(self, process: ProcessConfig, device: torch.device | str = "cpu") -> None:
-        full = Process.from_config(process)
-        self.config = process
-        names = (
-            "alphas_cumprod",
-            "posterior_mean_coef1",
-            "posterior_mean_coef2",
-            "posterior_log_variance_clipped",
-        )
-        self._table = {name: torch.from_numpy(getattr(full, name).copy()).to(device) for name in names}
-        self._table["log_betas"] = torch.from_numpy(full.betas.copy()).log().to(device)
+    def __init__(self, process: ProcessConfig) -> None:
+        self._process = Process.from_config(process)
 
     def __call__(
         self,
@@ -86,37 +76,28 @@ class Objective:
                 algorithm 2). None builds it from the noise.
             label: int64 [N], the network's third argument; None for a network without classes.
         """
-        x_t = _noised(x0, t, noise if shift is None else noise + shift, self._table["alphas_cumprod"])
+        config = self._process.config
+        x_t = self._process.add_noise(x0, noise if shift is None else noise + shift, t)
         output = (network(x_t, t) if label is None else network(x_t, t, label)).float()
-        predicted, learned = output, None
-        if self.config.variance == "learned_range":
-            predicted, learned = output.chunk(2, dim=1)
+        predicted = output[:, : x0.shape[1]]
         mse = (predicted - noise).square().flatten(1).mean(1)
-        if learned is None:
+        if config.variance != "learned_range":
             return Losses(mse, None)
-        bits = self._bound(predicted.detach(), learned, x0, x_t, t)
-        return Losses(mse, bits * (self.config.train_steps / 1000))
+        of_bound = torch.cat([predicted.detach(), output[:, x0.shape[1] :]], dim=1)
+        return Losses(mse, self._bound(of_bound, x0, x_t, t) * (config.train_steps / 1000))
 
     def _bound(
-        self,
-        predicted: torch.Tensor,
-        learned: torch.Tensor,
-        x0: torch.Tensor,
-        x_t: torch.Tensor,
-        t: torch.Tensor,
+        self, output: torch.Tensor, x0: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor
     ) -> torch.Tensor:
         """L_t of the variational bound in bits for each dimension, [N]; at t = 0 the decoder's.
 
         IDDPM eq. 4 to 7: the divergence of q(x_{t-1} | x_t, x_0), with the true x_0, from the prediction.
         """
-        kept = self._at("alphas_cumprod", t)
-        pred_x0 = (1 / kept).sqrt().float() * x_t - (1 / kept - 1).sqrt().float() * predicted
-        coef1 = self._at("posterior_mean_coef1", t).float()
-        coef2 = self._at("posterior_mean_coef2", t).float()
-        true_mean, mean = coef1 * x0 + coef2 * x_t, coef1 * pred_x0 + coef2 * x_t
-        true_log = self._at("posterior_log_variance_clipped", t).float()
-        v = (learned + 1) / 2  # IDDPM eq. 15
-        log_variance = v * self._at("log_betas", t).float() + (1 - v) * true_log
+        process = self._process
+        predicted = process.predict(output, x_t, t, clip=False)
+        log_variance = predicted.log_variance
+        true_mean, mean = (process.posterior_mean(image, x_t, t) for image in (x0, predicted.x0))
+        true_log = process.at("posterior_log_variance_clipped", t, x_t).float()
         divergence = 0.5 * (
             log_variance
             - true_log
@@ -127,18 +108,6 @@ class Objective:
         decoder = -_decoder_log_likelihood(x0, mean, 0.5 * log_variance)
         nats = torch.where(t == 0, decoder.flatten(1).mean(1), divergence.flatten(1).mean(1))
         return nats / math.log(2)
-
-    def _at(self, name: str, t: torch.Tensor) -> torch.Tensor:
-        """float64 [N, 1, 1, 1]."""
-        return self._table[name][t].view(-1, 1, 1, 1)
-
-
-def _noised(
-    x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor, alphas_cumprod: torch.Tensor
-) -> torch.Tensor:
-    """A sample of q(x_t | x_0), float32 (DDPM eq. 4)."""
-    kept = alphas_cumprod[t].view(-1, 1, 1, 1)
-    return kept.sqrt().float() * x0 + (1 - kept).sqrt().float() * noise
 
 
 def _decoder_log_likelihood(x0: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:

@@ -72,7 +72,7 @@ class Steps:
         self._weight_noise = stream(config.seed, "weight_noise", workers.rank, workers.device)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=config.weight_decay)
         self.averages = Averages(self.network.unet, config)
-        self.objective = Objective(config.process, workers.device)
+        self.objective = Objective(config.process)
         self.timesteps = timestep_sampler(config.timesteps, config.train_steps)
         self.batches = Batches(
             self.images.pixels,

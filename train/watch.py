@@ -96,7 +96,7 @@ class HeldOut:
         spread = torch.arange(count) * config.train_steps // count
         self._t = spread[torch.randperm(count, generator=generator)]
         self._batch = min(config.batch_size, count)
-        self._objective = Objective(config.process, device)
+        self._objective = Objective(config.process)
         self._device = device
 
     def loss(self, network: Denoiser, weights: Mapping[str, torch.Tensor] | None = None) -> float:

@@ -65,7 +65,7 @@ def sample(
         nonlocal done
         done += count
         if progress is not None:
-            progress("sampling", done, n * plan.steps)
+            progress("sampling", done, n * plan.evaluations)
 
     images = draw(
         model.runtime,

@@ -44,7 +44,13 @@ __all__ = [
     "progress_bar",
 ]
 
-Steps = Annotated[int, typer.Option(help="Network evaluations for an image.")]
+Steps = Annotated[
+    str,
+    typer.Option(
+        help="Number of sampling steps, or guided-diffusion's ddimN (DDIM's stride) or section counts such "
+        "as 10,15,20."
+    ),
+]
 Sampler = Annotated[str, typer.Option(help="ancestral or ddim.")]
 Eta = Annotated[float, typer.Option(help="Of ddim.")]
 Seed = Annotated[int, typer.Option(help="Of the noise.")]
@@ -170,7 +176,7 @@ def one_artifact(path: Path | None) -> Path:
 
 
 def make_plan(
-    steps: int, sampler: str, eta: float, seed: int, label: int | None, guidance: float
+    steps: str, sampler: str, eta: float, seed: int, label: int | None, guidance: float
 ) -> SamplePlan:
     """A sampling plan from options; a `UsageError` names the one that is wrong."""
     from pydantic import ValidationError

@@ -82,7 +82,7 @@ def command(
     ] = True,
     n: Annotated[int, typer.Option("-n", help="Images for each model.")] = EvaluateSettings.images,
     first: Annotated[int, typer.Option(help="Index of the first image.")] = EvaluateSettings.first,
-    steps: Steps = PLAN.steps,
+    steps: Steps = str(PLAN.steps),
     sampler: Sampler = PLAN.sampler,
     eta: Eta = PLAN.eta,
     seed: Seed = PLAN.seed,

@@ -108,7 +108,7 @@ def command(
     calib_images: Annotated[
         int, typer.Option(min=1, help="Images to sample for calibration.")
     ] = _CALIBRATION.images,
-    steps: Steps = _CALIBRATION.steps,
+    steps: Steps = str(_CALIBRATION.steps),
     sampler: Sampler = _CALIBRATION.sampler,
     eta: Eta = _CALIBRATION.eta,
     seed: Annotated[

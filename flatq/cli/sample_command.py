@@ -38,7 +38,7 @@ def command(
     ],
     n: Annotated[int, typer.Option("-n", help="Number of images.")] = 64,
     first: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
-    steps: Steps = PLAN.steps,
+    steps: Steps = str(PLAN.steps),
     sampler: Sampler = PLAN.sampler,
     eta: Eta = PLAN.eta,
     seed: Seed = PLAN.seed,

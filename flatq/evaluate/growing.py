@@ -129,5 +129,5 @@ class Growing:
 
     def _report(self, done: int, total: int) -> None:
         if self._progress is not None:
-            steps = self._drawing.plan.steps
-            self._progress(self.model.name, done * steps, total * steps)
+            evaluations = self._drawing.plan.evaluations
+            self._progress(self.model.name, done * evaluations, total * evaluations)

@@ -78,7 +78,7 @@ def quantize_checkpoint(
             nonlocal done
             done += count
             if progress is not None:
-                progress(stage, done, calibration.images * calibration.steps)
+                progress(stage, done, calibration.images * calibration.evaluations)
 
         with TorchRuntime(module, labelled=model.classes is not None, threads=threads) as runtime:
             return collect_inputs(

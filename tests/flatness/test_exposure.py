@@ -82,8 +82,9 @@ def test_curves_against_a_second_implementation() -> None:
         spread = [np.sqrt(side.var(axis=0).mean()) for side in (x, forward)]
         assert step.delta == pytest.approx((spread[0] - spread[1]) ** 2, rel=1e-3, abs=1e-7)
         assert step.t == process.timesteps[i]
-        drawn = normal(PLAN.seed, range(n), 1 + done, SHAPE) if i else None
-        x, _ = process.ancestral_step(x, runtime(x, t), i, drawn)
+        drawn = normal(PLAN.seed, range(n), 1 + done, SHAPE)
+        predicted = process.predict(runtime(x, t), x, i)
+        x = process.posterior_mean(predicted.x0, x, i) + predicted.sigma * drawn
 
 
 def test_a_prediction_that_is_too_small_leaves_too_much_noise() -> None:

@@ -77,7 +77,7 @@ def test_learned_variance_is_the_bound_in_bits(schedule: str) -> None:
     t = TS.numpy()
     x0_, noise_, out_ = (value.double().numpy() for value in (x0, noise, output))
     x_t = process.add_noise(x0_, noise_, t)
-    pred_x0, _, log_variance = process.predict(out_, x_t, t, clip=False)
+    pred_x0, log_variance = process.predict(out_, x_t, t, clip=False)
 
     def at(table: np.ndarray) -> np.ndarray:
         return table[t].reshape(-1, 1, 1, 1)
