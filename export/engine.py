@@ -16,7 +16,6 @@ from flatq.errors import FlatqError, MissingRuntimeError, ModelError, UsageError
 from flatq.files import replacing
 from flatq.runtime.cuda import open_device
 from flatq.runtime.engines import TIMING_CACHE, EngineRecord, engine_stem
-from flatq.runtime.onnxfile import read_onnx_file
 from flatq.runtime.tensorrt import import_tensorrt, make_logger
 
 __all__ = ["Built", "Parsed", "build_engine", "build_serialized", "parse"]
@@ -114,7 +113,6 @@ def _check(file: Path) -> None:
         ) from error
     from flatq.export.symmetry import check_symmetric
 
-    read_onnx_file(file)
     check_symmetric(onnx.load(file))
 
 

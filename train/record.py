@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +12,7 @@ import torch
 
 from flatq import __version__
 from flatq.errors import MissingRuntimeError
+from flatq.files import replacing
 from flatq.images import ImageSet
 from flatq.train.config import TrainConfig
 
@@ -154,11 +154,7 @@ def provenance(
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes under a temporary name, then moves into place."""
+    """Writes a JSON file whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f".{path.name}.partial")
-    try:
-        partial_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial_path, path)  # noqa: PTH105 (the house rule names os.replace)
-    finally:
-        partial_path.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ import torch
 from flatq.checkpoint import read_tensors
 from flatq.errors import CheckpointError, UsageError
 from flatq.failures import shortage
+from flatq.files import replacing
 from flatq.train.config import TrainConfig
 
 __all__ = ["CHANGEABLE", "STATE_FILE", "check_agreement", "read_state", "write_state"]
@@ -50,14 +51,12 @@ def write_state(state: Mapping[str, Any], folder: Path) -> None:
         CheckpointError: the file cannot be written.
     """
     path = folder / STATE_FILE
-    partial = path.with_name(f".{path.name}.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             torch.save({"format": _FORMAT, "version": _VERSION, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch wraps what the file system says
         full = shortage(error)
         raise CheckpointError(
@@ -66,9 +65,6 @@ def write_state(state: Mapping[str, Any], folder: Path) -> None:
             got=" ".join(str(error).split())[:200] if full is None else full.got,
             next_step="make room or choose another folder; what was there before is whole",
         ) from error
-    finally:
-        if partial.is_file():
-            partial.unlink()
 
 
 def read_state(folder: Path) -> dict[str, Any]:

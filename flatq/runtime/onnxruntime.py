@@ -20,7 +20,6 @@ from flatq.runtime.base import (
     default_threads,
     failed_run,
 )
-from flatq.runtime.onnxfile import OnnxFile, read_onnx_file
 
 __all__ = ["Device", "OnnxRuntime", "cpu_options", "import_onnxruntime"]
 
@@ -84,8 +83,8 @@ class OnnxRuntime:
 
     Raises:
         MissingRuntimeError: onnxruntime or the device's provider is not there.
-        ArtifactError: ONNX Runtime refuses the file, its inputs are others, or it keeps data outside its
-            folder.
+        ArtifactError: ONNX Runtime refuses the file (one that keeps data outside its folder, too), or its
+            inputs are others.
     """
 
     def __init__(
@@ -103,7 +102,6 @@ class OnnxRuntime:
         self._threads = threads or default_threads()
         self._version = str(ort.__version__)
         self._device = device
-        file = read_onnx_file(path)
         _check_provider(ort, device)
         session = cpu_options(ort, self._threads)
         if optimized_path is not None:
@@ -116,7 +114,7 @@ class OnnxRuntime:
         try:
             self._session = ort.InferenceSession(str(path), session, providers=providers)
         except Exception as error:  # ONNX Runtime raises its own types, which share no base but Exception
-            raise shortage(error) or _refusal(path, file, self._version, error) from error
+            raise shortage(error) or _refusal(path, self._version, error) from error
         if first not in self._session.get_providers():
             raise MissingRuntimeError(
                 f"ONNX Runtime did not start its {first}",
@@ -212,12 +210,12 @@ def _check_provider(ort: Any, device: Device) -> None:
         )
 
 
-def _refusal(path: Path, file: OnnxFile, version: str, error: Exception) -> ArtifactError:
+def _refusal(path: Path, version: str, error: Exception) -> ArtifactError:
     said = " ".join(str(error).split())
     new = any(words in said.lower() for words in ("ir version", "opset"))
     return ArtifactError(
         f"{path} is too new for ONNX Runtime {version}" if new else f"ONNX Runtime {version} refuses {path}",
         expected="an ONNX model that this version can load",
-        got=f"IR version {file.ir_version}, opset {file.opset}: {said[:300]}",
+        got=said[-300:],
         next_step="pip install -U onnxruntime, or export again with this version of flatq",
     )

