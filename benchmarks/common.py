@@ -24,8 +24,9 @@ def open_checkpoint(path: Path | None, folder: Path, unet: dict[str, Any] = UNET
     """The checkpoint at a path, or else a network with random weights, saved in a folder."""
     import torch
 
-    from flatq.checkpoint import Checkpoint, ModelConfig, load_checkpoint, save_checkpoint
+    from flatq.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from flatq.network import build_network
+    from flatq.network_config import ModelConfig
     from flatq.process import ProcessConfig
 
     if path is not None:

@@ -102,7 +102,8 @@ def join(files: Sequence[Path], out: Path) -> None:
     """
     from safetensors import safe_open
 
-    from flatq.checkpoint import Checkpoint, ModelConfig, save_checkpoint
+    from flatq.checkpoint import Checkpoint, save_checkpoint
+    from flatq.network_config import ModelConfig
     from flatq.process import ProcessConfig
 
     abouts: list[dict[str, Any]] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from flatq.checkpoint import Checkpoint, ModelConfig, file_digest
+from flatq.checkpoint import Checkpoint, file_digest
 from flatq.deployment import AUDIT, MANIFEST, PARITY, Deployment, FloatPrecision, Target
 from flatq.errors import UsageError
 from flatq.export.floats import halve_floats
@@ -19,6 +19,7 @@ from flatq.export.portable import without_group_norm
 from flatq.export.rewrites import summary, tune
 from flatq.export.targets import check_floats, converter_versions, writer_for
 from flatq.files import replacing
+from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 from flatq.quantize.artifact import Artifact, read_artifact
 from flatq.quantize.lowering import Lowered, lower

@@ -12,8 +12,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import fx
 
-from flatq.checkpoint import ModelConfig
 from flatq.errors import ModelError
+from flatq.network_config import ModelConfig
 from flatq.quantize.trace import export_any_batch, input_names, quiet
 
 __all__ = [

@@ -5,7 +5,7 @@ Needs torch and diffusers; nothing else in flatq builds networks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,9 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from flatq.errors import CheckpointError
 from flatq.library_logs import quiet_import
-
-if TYPE_CHECKING:
-    from flatq.checkpoint import ModelConfig
+from flatq.network_config import ModelConfig
 
 __all__ = ["Denoiser", "build_network"]
 

@@ -140,8 +140,9 @@ def feature_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _tiny(folder: Path, **fields: Any) -> Checkpoint:
     import torch
 
-    from flatq.checkpoint import Checkpoint, ModelConfig, save_checkpoint
+    from flatq.checkpoint import Checkpoint, save_checkpoint
     from flatq.network import build_network
+    from flatq.network_config import ModelConfig
     from flatq.process import ProcessConfig
 
     config = ModelConfig(

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from flatq.checkpoint import Checkpoint, ModelConfig, save_checkpoint
+from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.network import build_network
+from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 
 __all__ = ["NETWORKS", "checkpoint"]

@@ -105,8 +105,7 @@ def test_any_damage_to_an_archive_is_found(tmp_path: Path) -> None:
         path.write_bytes(content)
         try:
             assert read_tensors(path)["weights"]["raw"]["a"].tolist() == list(range(6))
-        except CheckpointError as error:
-            assert "c.pt" in str(error)
+        except CheckpointError:
             refused += 1
     assert refused > 100
 

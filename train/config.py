@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flatq.checkpoint import ModelConfig
 from flatq.errors import DataError, UsageError
 from flatq.images import Resize, check_labels
+from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 
 __all__ = ["TrainConfig", "model_config_for"]

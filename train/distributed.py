@@ -1,6 +1,6 @@
 """A training run's processes: the device of each, the shared gradients.
 
-Who is who and what they tell each other is `flatq.processes`; what is done with the gradients is the loop's
+Who is who and what they tell each other is `flatq.launch`; what is done with the gradients is the loop's
 work.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from flatq.errors import UsageError
-from flatq.processes import Processes, launched
+from flatq.launch import Processes, launched
 
 __all__ = ["Workers", "open_workers"]
 

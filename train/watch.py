@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from flatq.checkpoint import ModelConfig
 from flatq.errors import DataError
 from flatq.images import save_grid, to_float, to_uint8
 from flatq.network import Denoiser
+from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 from flatq.runtime.torch import TorchRuntime
 from flatq.sampler import SamplePlan, sample

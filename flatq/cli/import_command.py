@@ -94,8 +94,8 @@ def _with_null_label(checkpoint: Checkpoint, null_label: int) -> Checkpoint:
 
     from pydantic import ValidationError
 
-    from flatq.checkpoint import ModelConfig
     from flatq.errors import UsageError
+    from flatq.network_config import ModelConfig
 
     model = checkpoint.model
     try:

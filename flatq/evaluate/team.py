@@ -22,8 +22,8 @@ from flatq.errors import EXIT_BUG, DataError, FlatqError
 from flatq.evaluate.drawing import Drawing
 from flatq.evaluate.extractor import Extractor, open_extractor
 from flatq.evaluate.samples import Batch, SampleCache
+from flatq.launch import Processes, launched, process_count
 from flatq.models import Model, Opening, open_model
-from flatq.processes import Processes, launched, process_count
 from flatq.runtime.base import default_threads
 from flatq.sampler import SamplePlan
 

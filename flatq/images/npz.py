@@ -69,15 +69,14 @@ def _array(path: Path, key: str) -> NDArray[Any]:
 
 def _channels_first(images: NDArray[Any], path: Path) -> bool:
     shape = images.shape
+    got = f"{images.dtype} {list(shape)}"
     first, last = (shape[axis] in (1, 3) if len(shape) == 4 else False for axis in (1, 3))
     if images.dtype != np.uint8 or first == last:
         raise DataError(
             f"{path} holds no images that flatq can read" if not first else f"{path} can be read in two ways",
             expected="uint8 [n, H, W, C] or [n, C, H, W] with C 1 or 3",
-            got=f"{images.dtype} {list(shape)}",
+            got=got,
         )
     if 0 in shape:
-        raise DataError(
-            f"{path} holds no images", expected="at least one", got=f"{images.dtype} {list(shape)}"
-        )
+        raise DataError(f"{path} holds no images", expected="at least one", got=got)
     return first

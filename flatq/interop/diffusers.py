@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatq import __version__
-from flatq.checkpoint import Checkpoint, ModelConfig, file_digest
+from flatq.checkpoint import Checkpoint, file_digest
 from flatq.errors import CheckpointError, UsageError
 from flatq.files import check_free_folder, replacing
 from flatq.interop.diffusers_library import quiet_diffusers
 from flatq.interop.diffusers_scheduler import process_of_scheduler, scheduler_arguments
 from flatq.interop.diffusers_source import Source, locate, read_json, scheduler_file
 from flatq.interop.diffusers_unet import UnetConfig, read_unet_config, read_unet_weights, same_network
+from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 
 if TYPE_CHECKING:

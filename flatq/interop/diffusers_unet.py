@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from flatq.checkpoint import ModelConfig, read_tensors
+from flatq.checkpoint import read_tensors
 from flatq.errors import CheckpointError
 from flatq.interop.diffusers_library import quiet_diffusers
 from flatq.interop.diffusers_source import read_json
+from flatq.network_config import ModelConfig
 
 if TYPE_CHECKING:
     import torch

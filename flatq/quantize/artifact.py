@@ -16,10 +16,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flatq.calib.inputs import CalibrationPlan
-from flatq.checkpoint import ModelConfig, file_digest
+from flatq.checkpoint import file_digest
 from flatq.deployment import MANIFEST
 from flatq.errors import ArtifactError
 from flatq.files import check_free_folder, replacing
+from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 from flatq.quantize.methods import WeightRounding
 from flatq.recipe import Decision, QuantRecipe

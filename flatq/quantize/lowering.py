@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from flatq.checkpoint import ModelConfig
 from flatq.deployment import Target
 from flatq.errors import ArtifactError
 from flatq.network import build_network
+from flatq.network_config import ModelConfig
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.attention import quantized_attentions, write_out
 from flatq.quantize.bias import round_biases

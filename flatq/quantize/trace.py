@@ -19,9 +19,9 @@ import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, export
 
-from flatq.checkpoint import ModelConfig
 from flatq.errors import ModelError
 from flatq.network import Denoiser
+from flatq.network_config import ModelConfig
 from flatq.recipe import Candidate, Kind, Port
 
 __all__ = [

@@ -25,9 +25,9 @@ from flatq.evaluate.growing import Growing
 from flatq.evaluate.samples import SampleCache
 from flatq.evaluate.team import ExtractorChoice, Team, leading
 from flatq.images import load_images
+from flatq.launch import Processes
 from flatq.models import Model, Opening
 from flatq.process import ProcessConfig
-from flatq.processes import Processes
 from flatq.runtime.base import UNCONDITIONED, Condition
 from flatq.sampler import SamplePlan
 

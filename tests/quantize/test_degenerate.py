@@ -10,11 +10,12 @@ import torch
 
 from flatq.backends import RuntimeSettings
 from flatq.calib.inputs import CalibrationPlan
-from flatq.checkpoint import Checkpoint, ModelConfig, save_checkpoint
+from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.deployment import Target
 from flatq.export import export_artifact
 from flatq.models import open_model
 from flatq.network import build_network
+from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.quantize.lowering import Lowered, lower

@@ -8,8 +8,8 @@ from networks import NETWORKS
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from flatq.checkpoint import ModelConfig
 from flatq.network import build_network
+from flatq.network_config import ModelConfig
 from flatq.plan import plan
 from flatq.quantize.shortcuts import split_shortcuts
 from flatq.quantize.trace import find_layers, trace

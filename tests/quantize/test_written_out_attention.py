@@ -15,8 +15,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from flatq.backends import RuntimeSettings
 from flatq.calib.inputs import CalibrationPlan
-from flatq.checkpoint import Checkpoint, ModelConfig, save_checkpoint
+from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.network import build_network
+from flatq.network_config import ModelConfig
 from flatq.plan import plan
 from flatq.process import ProcessConfig
 from flatq.quantize.artifact import Artifact, read_artifact, write_artifact

@@ -15,10 +15,11 @@ from onnx import numpy_helper
 from onnx_graphs import copy, operators, region, run
 
 from flatq.calib.inputs import CalibrationPlan
-from flatq.checkpoint import Checkpoint, ModelConfig, save_checkpoint
+from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.export.onnx import to_onnx
 from flatq.export.rewrites import Applied, summary, tune
 from flatq.network import build_network
+from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 from flatq.quantize.lowering import lower
 from flatq.quantize.rounding import quantize_checkpoint
