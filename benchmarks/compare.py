@@ -170,8 +170,8 @@ def _openvino_profile(file: Path, feed: Feed, threads: int, calls: int = 10) -> 
 
 
 def _run(runtime: Any, feed: Feed) -> NDArray[np.float32]:
-    cond = {"label": feed["label"]} if "label" in feed else {}
-    output: NDArray[np.float32] = runtime(feed["x"], feed["t"], cond)
+    x, t, *conditions = feed
+    output: NDArray[np.float32] = runtime(feed[x], feed[t], {name: feed[name] for name in conditions})
     return output
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
@@ -28,7 +27,7 @@ def draw(
     """As flatq's own calibration draws them, from the float network."""
     classes = checkpoint.model.classes
     network = checkpoint.network(average)
-    with TorchRuntime(network, labelled=classes is not None, threads=threads) as runtime:
+    with TorchRuntime(network, inputs=checkpoint.model.inputs, threads=threads) as runtime:
         return collect_inputs(
             runtime, checkpoint.process, plan, checkpoint.model.image_shape, classes=classes
         )
@@ -36,11 +35,7 @@ def draw(
 
 def feeds(drawn: CalibrationSet) -> list[Feed]:
     """One batch of inputs for each timestep."""
-    found = []
-    for i, t in enumerate(drawn.t):
-        label = {} if drawn.label is None else {"label": drawn.label[i]}
-        found.append({"x": drawn.x[i], "t": np.full(len(drawn.x[i]), t), **label})
-    return found
+    return [dict(zip(("x", "t", *drawn.conditions), batch, strict=True)) for batch in drawn.batches()]
 
 
 def quantize_static(source: Path, out: Path, calibration: Sequence[dict[str, Any]]) -> None:

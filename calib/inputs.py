@@ -6,8 +6,9 @@ Q-Diffusion (Li et al. 2023) draws its calibration data uniformly over timesteps
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,14 +45,24 @@ class CalibrationSet:
     Attributes:
         x: float32 [steps, n, C, H, W]; n is images, or twice that with guidance.
         t: int64 [steps], training timesteps, ascending.
-        label: int64 [steps, n], None for a network without classes.
+        conditions: by name, [steps, n, ...] each; of a network with classes, their labels.
         digest: sha256 of all of them, hex.
     """
 
     x: NDArray[np.float32]
     t: NDArray[np.int64]
-    label: NDArray[np.int64] | None
+    conditions: Condition
     digest: str
+
+    def batches(self) -> Iterator[tuple[NDArray[Any], ...]]:
+        """The inputs of the network at each timestep, in its order: x [n, C, H, W], t [n], the conditions."""
+        for step, t in enumerate(self.t):
+            conditions = (values[step] for values in self.conditions.values())
+            yield self.x[step], np.full(len(self.x[step]), t), *conditions
+
+    def joined(self) -> tuple[NDArray[Any], ...]:
+        """The inputs at all timesteps together, [steps * n, ...] each."""
+        return tuple(map(np.concatenate, zip(*self.batches(), strict=True)))
 
 
 def collect_inputs(
@@ -70,7 +81,7 @@ def collect_inputs(
         UsageError: guidance for a network that has no null label.
     """
     kept_x: list[list[NDArray[np.float32]]] = [[] for _ in range(plan.timestep_count)]
-    kept_label: list[list[NDArray[np.int64]]] = [[] for _ in range(plan.timestep_count)]
+    kept_conditions: list[list[Condition]] = [[] for _ in range(plan.timestep_count)]
     t = np.empty(plan.timestep_count, dtype=np.int64)
 
     def keep(
@@ -82,8 +93,7 @@ def collect_inputs(
     ) -> None:
         kept_x[i].append(batch.copy())
         t[i] = timesteps[0]
-        if "label" in cond:
-            kept_label[i].append(cond["label"])
+        kept_conditions[i].append(cond)
 
     images = sample(
         runtime,
@@ -97,7 +107,10 @@ def collect_inputs(
         stream=NoiseStream.CALIBRATION,
     )
     x = np.stack([np.concatenate(batches) for batches in kept_x])
-    label = None if classes is None else np.stack([np.concatenate(batches) for batches in kept_label])
+    conditions = {
+        name: np.stack([np.concatenate([cond[name] for cond in step]) for step in kept_conditions])
+        for name in kept_conditions[0][0]
+    }
     if not (np.isfinite(x).all() and np.isfinite(images).all()):
         raise ModelError(
             "the float model samples values that are not finite",
@@ -105,5 +118,7 @@ def collect_inputs(
             got="NaN or infinity during calibration",
             next_step="check the checkpoint with `flatq sample` first",
         )
-    digest = hashlib.sha256(x.tobytes() + t.tobytes() + (b"" if label is None else label.tobytes()))
-    return CalibrationSet(x, t, label, digest.hexdigest())
+    digest = hashlib.sha256(x.tobytes() + t.tobytes())
+    for values in conditions.values():
+        digest.update(values.tobytes())
+    return CalibrationSet(x, t, conditions, digest.hexdigest())

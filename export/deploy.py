@@ -186,7 +186,7 @@ def _write(
             sha256=files.pop(main),
             files=files,
             float_precision=float_precision,
-            image_shape=config.image_shape,
+            inputs=config.inputs,
             classes=config.classes,
             process=process,
             precision=precision,

@@ -9,9 +9,10 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flatq.errors import ArtifactError
+from flatq.inputs import InputSpec
 from flatq.labels import Classes
 from flatq.process import ProcessConfig
 
@@ -34,7 +35,7 @@ class Deployment(BaseModel):
         files: sha256 by name of further files that the model consists of.
         float_precision: type of whatever is not an integer, as the file has it; a runtime may compute in
             another, which its identity says.
-        image_shape: [C, H, W] of one image.
+        inputs: those of the model, in its order.
         classes: the labels that the network takes, None where it takes none.
         process: the diffusion process that the model was trained for.
         precision: `fp32`, or the recipe's name and the method's.
@@ -50,11 +51,17 @@ class Deployment(BaseModel):
     sha256: str
     files: dict[str, str] = {}
     float_precision: FloatPrecision = "fp32"
-    image_shape: tuple[int, int, int]
+    inputs: tuple[InputSpec, ...] = Field(min_length=2)
     classes: Classes | None = None
     process: ProcessConfig
     precision: str
     provenance: dict[str, Any]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of one image."""
+        channels, height, width = (int(size or 0) for size in self.inputs[0].shape)
+        return channels, height, width
 
     @property
     def digest(self) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flatq.errors import UsageError
+from flatq.inputs import Condition, InputSpec
 
 __all__ = ["Classes"]
 
@@ -36,12 +37,26 @@ class Classes(BaseModel):
             raise ValueError("the null label is the only one")
         return self
 
+    @property
+    def input(self) -> InputSpec:
+        """The network's input that takes the labels."""
+        return InputSpec(name="label", dtype="int64", shape=())
+
+    def condition(self, indices: Sequence[int], label: int | None = None) -> Condition:
+        """The labels of `assign`, as the network is given them."""
+        return {self.input.name: self.assign(indices, label)}
+
+    def null_condition(self, n: int) -> Condition:
+        """The null label n times, as the network is given it; for networks that have one."""
+        assert self.null is not None
+        return {self.input.name: np.full(n, self.null, dtype=np.int64)}
+
     def assign(self, indices: Sequence[int], label: int | None = None) -> NDArray[np.int64]:
         """The label of each image index, int64 [n].
 
         Args:
             indices: global image indices.
-            label: the label of all images; None deals the labels out in turn, index modulo their number,
+            label: the label of all images; None assigns the labels round-robin, index modulo their number,
                 the null label left out.
 
         Raises:
@@ -56,8 +71,8 @@ class Classes(BaseModel):
                     next_step="choose another --label, or leave it out for all labels in turn",
                 )
             return np.full(len(indices), label, dtype=np.int64)
-        dealt = [row for row in range(self.count) if row != self.null]
-        return np.array([dealt[index % len(dealt)] for index in indices], dtype=np.int64)
+        labels = [row for row in range(self.count) if row != self.null]
+        return np.array([labels[index % len(labels)] for index in indices], dtype=np.int64)
 
     def describe(self, label: int | None = None) -> str:
         """How `assign` labels the images, for reports."""

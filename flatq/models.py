@@ -291,7 +291,7 @@ def _open_checkpoint(path: Path, weights: str | None, settings: RuntimeSettings)
     size = sum(value.numel() * value.element_size() for value in checkpoint.weights[chosen].values())
     shape, classes, digest = checkpoint.model.image_shape, checkpoint.model.classes, checkpoint.digest or ""
     runtime = TorchRuntime(
-        network, labelled=classes is not None, device=settings.device or "cpu", threads=settings.threads
+        network, inputs=checkpoint.model.inputs, device=settings.device or "cpu", threads=settings.threads
     )
     return Model(runtime, checkpoint.process, shape, classes, path.name, "fp32", chosen, digest, size)
 
@@ -306,7 +306,7 @@ def _open_artifact(path: Path, settings: RuntimeSettings, target: Target) -> Mod
     manifest = artifact.manifest
     runtime = TorchRuntime(
         lower(artifact, target).graph,
-        labelled=manifest.model.classes is not None,
+        inputs=manifest.model.inputs,
         device=settings.device or "cpu",
         threads=settings.threads,
     )

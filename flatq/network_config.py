@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flatq.inputs import InputSpec
 from flatq.labels import Classes
 
 __all__ = ["ModelConfig"]
@@ -26,6 +27,7 @@ class ModelConfig(BaseModel):
             leaves them to `unet["attention_head_dim"]`.
         timestep_channels: width of the timestep's sinusoids; None for the width of the first level.
         timestep_scale: the network is given t times this.
+        timestep_dtype: of the network's input t.
         unet: keyword arguments of `diffusers.UNet2DModel` but for sample_size, in_channels, out_channels and
             num_class_embeds, which follow from the fields above.
     """
@@ -41,6 +43,7 @@ class ModelConfig(BaseModel):
     attention_heads: tuple[int, int] | None = None
     timestep_channels: int | None = Field(default=None, gt=0)
     timestep_scale: float = Field(default=1.0, gt=0)
+    timestep_dtype: Literal["int64", "float32"] = "int64"
     unet: dict[str, Any]
 
     @model_validator(mode="after")
@@ -54,6 +57,13 @@ class ModelConfig(BaseModel):
     def classes(self) -> Classes | None:
         """The labels that the network takes; None for an unconditional one."""
         return None if self.num_classes is None else Classes(count=self.num_classes, null=self.null_label)
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """The inputs of the network: x, t and, with classes, their labels."""
+        x = InputSpec(name="x", dtype="float32", shape=self.image_shape)
+        t = InputSpec(name="t", dtype=self.timestep_dtype, shape=())
+        return (x, t) if self.classes is None else (x, t, self.classes.input)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -129,7 +129,7 @@ def sample_batches(
         return output
 
     def draw(batch: Sequence[int]) -> NDArray[np.float32]:
-        cond = UNCONDITIONED if classes is None else {"label": classes.assign(batch, plan.label)}
+        cond = UNCONDITIONED if classes is None else classes.condition(batch, plan.label)
 
         def noise(number: int) -> NDArray[np.float32]:
             return normal(plan.seed, batch, draw=number, shape=image_shape, stream=stream)
@@ -137,7 +137,7 @@ def sample_batches(
         def denoise(x: NDArray[np.float32], i: int) -> Prediction:
             output = evaluate(x, i, cond)
             if classes is not None and plan.guidance != 1:
-                null = evaluate(x, i, {"label": np.full(len(x), classes.null, dtype=np.int64)})
+                null = evaluate(x, i, classes.null_condition(len(x)))
                 output = _guide(output, null, plan.guidance, len(x[0]))
             if progress is not None:
                 progress(len(x))

@@ -133,7 +133,7 @@ def save_samples(
     with _in_eval_mode(network):
         runtime = TorchRuntime(
             WithWeights(network, weights),
-            labelled=model.classes is not None,
+            inputs=model.inputs,
             device=str(device),
             threads=torch.get_num_threads(),
         )

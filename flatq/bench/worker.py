@@ -107,7 +107,7 @@ def _inputs(model: Any, batch: int, seed: int) -> tuple[Any, ...]:
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((batch, *model.image_shape)).astype(np.float32)
     t = rng.integers(0, model.process.train_steps, batch).astype(np.int64)
-    cond = {} if model.classes is None else {"label": model.classes.assign(range(batch))}
+    cond = {} if model.classes is None else model.classes.condition(range(batch))
     return x, t, cond
 
 

@@ -162,9 +162,7 @@ def measure_exposure(
         indices = range(start, min(start + batch_size, n))
         x0 = to_float(images.pixels[rows[start : start + batch_size]])
         noise = normal(plan.seed, indices, 0, model.image_shape, stream=NoiseStream.PROBES)
-        cond = (
-            UNCONDITIONED if model.classes is None else {"label": model.classes.assign(indices, plan.label)}
-        )
+        cond = UNCONDITIONED if model.classes is None else model.classes.condition(indices, plan.label)
         for i, t in enumerate(process.timesteps):
             x = process.add_noise(x0, noise, i).astype(np.float32)
             output = model.runtime(x, np.full(len(x), t, dtype=np.int64), cond)

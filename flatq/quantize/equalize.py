@@ -97,10 +97,8 @@ def _largest(
     """The largest magnitude in each channel of each normalization's output, float32 [channels]."""
     nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
     found: dict[fx.Node, torch.Tensor] = {}
-    for step in range(len(inputs.t)):
-        x = torch.from_numpy(inputs.x[step])
-        label = () if inputs.label is None else (torch.from_numpy(inputs.label[step]),)
-        batch = (x, torch.full((len(x),), int(inputs.t[step])), *label)
+    for values_of_step in inputs.batches():
+        batch = tuple(map(torch.from_numpy, values_of_step))
         values = Stream(graph, [batch]).batches[0]
         with torch.no_grad():
             execute(nodes, values)

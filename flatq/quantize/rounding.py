@@ -80,7 +80,7 @@ def quantize_checkpoint(
             if progress is not None:
                 progress(stage, done, calibration.images * calibration.evaluations)
 
-        with TorchRuntime(module, labelled=model.classes is not None, threads=threads) as runtime:
+        with TorchRuntime(module, inputs=model.inputs, threads=threads) as runtime:
             return collect_inputs(
                 runtime,
                 checkpoint.process,

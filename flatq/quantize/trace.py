@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram, export
 
 from flatq.errors import ModelError
+from flatq.inputs import zeros
 from flatq.network import Denoiser
 from flatq.network_config import ModelConfig
 from flatq.recipe import Candidate, Kind, Port
@@ -121,13 +122,13 @@ def quiet() -> Iterator[None]:
 
 def input_names(model: ModelConfig) -> list[str]:
     """Names of the network's inputs, in order."""
-    return ["x", "t"] if model.classes is None else ["x", "t", "label"]
+    return [spec.name for spec in model.inputs]
 
 
 def example_inputs(model: ModelConfig) -> tuple[torch.Tensor, ...]:
-    """Inputs to trace with: x [2, C, H, W], t [2] and, with classes, label [2]."""
-    rest = (torch.zeros(2, dtype=torch.int64) for _ in input_names(model)[1:])
-    return torch.zeros(2, *model.image_shape), *rest
+    """Inputs to trace with: zeros for two samples, in the order of `ModelConfig.inputs`."""
+    x, t, cond = zeros(model.inputs, 2)
+    return tuple(torch.from_numpy(value) for value in (x, t, *cond.values()))
 
 
 _last: dict[tuple[str, bool], fx.GraphModule] = {}

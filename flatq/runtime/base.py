@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from flatq.errors import ArtifactError, InputError, ModelError
 from flatq.failures import shortage
+from flatq.inputs import Condition, InputSpec
 
 __all__ = [
     "UNCONDITIONED",
     "Condition",
     "Precision",
     "Runtime",
-    "check_input_names",
-    "check_inputs",
+    "bind_inputs",
     "default_threads",
     "failed_run",
+    "inputs_of_file",
 ]
 
 Precision = Literal["fp32", "fp16", "bf16"]
 """What the layers that are not integers compute in."""
-
-Condition = Mapping[str, NDArray[np.int64]]
-"""What else the network is told, by input name: `label` int64 [N] for a network with classes."""
 
 UNCONDITIONED: Condition = MappingProxyType({})
 
@@ -51,7 +50,7 @@ class Runtime(Protocol):
         """Model output for noised images x [N, C, H, W] at training timesteps t [N].
 
         Raises:
-            ModelError: an input that `check_inputs` refuses, or the backend fails on them.
+            ModelError: an input that `bind_inputs` refuses, or the backend fails on them.
         """
         ...
 
@@ -62,72 +61,84 @@ class Runtime(Protocol):
     ) -> None: ...
 
 
-def check_inputs(
-    x: NDArray[np.float32],
-    t: NDArray[np.int64],
-    cond: Condition,
-    conditions: tuple[str, ...],
-    image_shape: tuple[int, ...] | None = None,
-) -> None:
-    """Refuse what is not an input of the model, before a backend makes something of it.
+def bind_inputs(
+    inputs: Sequence[InputSpec], x: NDArray[np.float32], t: NDArray[Any], cond: Condition
+) -> dict[str, NDArray[Any]]:
+    """The arrays by input name, in the model's order, checked before a backend makes something of them.
 
-    Integer kernels turn NaN into an ordinary number, and some backends take a batch of zero.
-
-    Args:
-        conditions: names of the model's further inputs.
-        image_shape: [C, H, W] where the backend knows it.
+    Integer kernels turn NaN into an ordinary number, and some backends take a batch of zero. Integer timesteps
+    become float32 for a model that takes them so.
 
     Raises:
-        ModelError: a dtype, a shape, an empty batch, a value of x that is not finite, a condition that is
-            missing or left over.
+        ModelError: a dtype, a shape, an empty batch, a value that is not finite, a condition that is missing
+            or left over.
     """
-    if set(cond) != set(conditions):
+    image, time, *conditions = inputs
+    if set(cond) != {spec.name for spec in conditions}:
         raise ModelError(
             "the model's conditions do not fit",
-            expected=", ".join(conditions) or "x and t alone",
+            expected=", ".join(spec.name for spec in conditions) or "x and t alone",
             got=", ".join(cond) or "x and t alone",
-            next_step="give a label exactly where the network has classes",
+            next_step="give each condition that the model takes, and no other",
         )
-    wanted = "N x C x H x W" if image_shape is None else "N x " + " x ".join(map(str, image_shape))
-    fits = x.ndim == 4 and (image_shape is None or x.shape[1:] == tuple(image_shape))
-    if x.dtype != np.float32 or not fits or len(x) < 1:
-        raise ModelError(
-            "x is not a batch of the model's images",
-            expected=f"float32, {wanted}, N at least 1",
-            got=f"{x.dtype}, {' x '.join(map(str, x.shape))}",
-        )
-    for name, value in {"t": t, **cond}.items():
-        if value.dtype != np.int64 or value.shape != (len(x),):
+    if time.dtype == "float32" and np.issubdtype(t.dtype, np.integer):
+        t = t.astype(np.float32)
+    feed: dict[str, NDArray[Any]] = {image.name: x, time.name: t, **cond}
+    for spec in inputs:
+        value = feed[spec.name]
+        sizes = zip(value.shape[1:], spec.shape, strict=False)
+        fits = value.ndim == 1 + len(spec.shape) and all(wanted in (None, size) for size, wanted in sizes)
+        if str(value.dtype) != spec.dtype or not fits or len(value) != len(x) or len(x) < 1:
+            count = "at least 1" if spec is image else str(len(x))
+            wanted = " x ".join(["N", *("any" if size is None else str(size) for size in spec.shape)])
             raise ModelError(
-                f"{name} does not go with x",
-                expected=f"int64, one for each of {len(x)} images",
+                f"{spec.name} does not fit the model's input",
+                expected=f"{spec.dtype}, {wanted}, N {count}",
                 got=f"{value.dtype}, {' x '.join(map(str, value.shape)) or 'a single number'}",
             )
-    if not np.isfinite(x).all():
-        raise ModelError(
-            "x holds values that are not finite", expected="finite images", got="NaN or infinity",
-            next_step="look where they come from: integer kernels would hide them",
-        )  # fmt: skip
+        if spec.dtype == "float32" and not np.isfinite(value).all():
+            raise ModelError(
+                f"{spec.name} holds values that are not finite", expected="finite values",
+                got="NaN or infinity",
+                next_step="look where they come from: integer kernels would hide them",
+            )  # fmt: skip
+    return {spec.name: feed[spec.name] for spec in inputs}
 
 
-def check_input_names(path: Path, names: list[str]) -> tuple[str, ...]:
-    """The conditions among a model file's inputs.
+def inputs_of_file(path: Path, found: Sequence[tuple[str, str, Sequence[Any]]]) -> tuple[InputSpec, ...]:
+    """The inputs that a model file declares.
+
+    Args:
+        found: name, dtype and shape with the batch of each; a size that is no int is any.
 
     Raises:
-        ArtifactError: the inputs are not those of an export.
+        ArtifactError: they are not those of an export.
     """
-    if names not in (["x", "t"], ["x", "t", "label"]):
+    try:
+        inputs = tuple(
+            InputSpec.model_validate(
+                {
+                    "name": name,
+                    "dtype": dtype,
+                    "shape": [n if isinstance(n, int) else None for n in shape[1:]],
+                }
+            )
+            for name, dtype, shape in found
+        )
+    except ValidationError:
+        inputs = ()
+    if [len(spec.shape) for spec in inputs[:2]] != [3, 0]:
         raise ArtifactError(
             f"{path} is not a flatq export",
-            expected="the inputs x, t and, with classes, label",
-            got=", ".join(names) or "no inputs",
+            expected="images and timesteps as the first two inputs, of float32 or int64",
+            got=", ".join(f"{name} {dtype} {list(shape)}" for name, dtype, shape in found) or "no inputs",
             next_step="write it with `flatq export`",
         )
-    return tuple(names[2:])
+    return inputs
 
 
 def failed_run(backend: str, error: Exception) -> InputError:
-    """What a backend said when it failed on inputs that `check_inputs` had passed."""
+    """What a backend said when it failed on inputs that `bind_inputs` had passed."""
     return shortage(error) or ModelError(
         f"{backend} failed to run the model",
         expected="an output for these inputs",

@@ -15,10 +15,10 @@ from flatq.failures import shortage
 from flatq.runtime.base import (
     UNCONDITIONED,
     Condition,
-    check_input_names,
-    check_inputs,
+    bind_inputs,
     default_threads,
     failed_run,
+    inputs_of_file,
 )
 
 __all__ = ["Device", "OnnxRuntime", "cpu_options", "import_onnxruntime"]
@@ -71,7 +71,7 @@ def cpu_options(ort: Any, threads: int) -> Any:
 
 
 class OnnxRuntime:
-    """Runs an ONNX file with inputs `x` float32 [N, C, H, W], `t` int64 [N] and maybe `label` int64 [N].
+    """Runs an ONNX file whose inputs are the noised images, the timesteps and any conditions.
 
     Args:
         path: the model file.
@@ -122,9 +122,9 @@ class OnnxRuntime:
                 got="only " + ", ".join(self._session.get_providers()),
                 next_step="check the driver and the CUDA libraries, or take --device cpu",
             )
-        inputs = self._session.get_inputs()
-        self._conditions = check_input_names(path, [value.name for value in inputs])
-        self._image_shape = tuple(inputs[0].shape[1:])
+        types = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+        found = [(v.name, types.get(v.type, v.type), v.shape) for v in self._session.get_inputs()]
+        self._inputs = inputs_of_file(path, found)
         self._bound: _Bound | None = None
 
     @property
@@ -141,8 +141,7 @@ class OnnxRuntime:
     def __call__(
         self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
     ) -> NDArray[np.float32]:
-        check_inputs(x, t, cond, self._conditions, self._image_shape)
-        feed: dict[str, NDArray[Any]] = {"x": x, "t": t, **cond}
+        feed = bind_inputs(self._inputs, x, t, cond)
         try:
             if self._device == "cpu":
                 output: NDArray[np.float32] = self._session.run(None, feed)[0]
@@ -171,7 +170,7 @@ class _Bound:
     """A session's inputs and output in memory of the device, for one batch size."""
 
     def __init__(self, ort: Any, session: Any, feed: dict[str, NDArray[Any]], device: str) -> None:
-        self.batch = len(feed["x"])
+        self.batch = len(next(iter(feed.values())))
         self._session, self._binding = session, session.io_binding()
         self._inputs = {
             name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), device, 0)

@@ -15,10 +15,10 @@ from flatq.runtime.base import (
     UNCONDITIONED,
     Condition,
     Precision,
-    check_input_names,
-    check_inputs,
+    bind_inputs,
     default_threads,
     failed_run,
+    inputs_of_file,
 )
 
 __all__ = ["SETTINGS", "Hint", "OpenVinoRuntime", "import_openvino"]
@@ -51,7 +51,7 @@ def import_openvino() -> Any:
 
 
 class OpenVinoRuntime:
-    """Runs an IR with inputs `x` float32 [N, C, H, W], `t` int64 [N] and maybe `label` int64 [N].
+    """Runs an IR whose inputs are the noised images, the timesteps and any conditions.
 
     The batch stays dynamic: OpenVINO 2026.4 crashes when a graph reshaped to one batch is compiled for
     float32.
@@ -104,7 +104,6 @@ class OpenVinoRuntime:
             settings["INFERENCE_PRECISION_HINT"] = _TYPES[precision]
         try:
             model = core.read_model(path)
-            names = [value.get_any_name() for value in model.inputs]
             self._model = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise shortage(error) or ArtifactError(
@@ -113,8 +112,16 @@ class OpenVinoRuntime:
                 got=" ".join(str(error).split())[-300:],
                 next_step="export again with this version, or install the one that wrote it",
             ) from error
-        self._conditions = check_input_names(path, names)
-        self._image_shape = tuple(int(n.get_length()) for n in list(model.inputs[0].partial_shape)[1:])
+        types = {"f32": "float32", "i64": "int64"}
+        found = [
+            (
+                value.get_any_name(),
+                types.get(value.element_type.get_type_name(), value.element_type.get_type_name()),
+                [size.get_length() if size.is_static else None for size in value.partial_shape],
+            )
+            for value in model.inputs
+        ]
+        self._inputs = inputs_of_file(path, found)
         effective = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self._precision = next(name for name, value in _TYPES.items() if value == effective)
         self._threads = int(self._model.get_property("INFERENCE_NUM_THREADS"))
@@ -139,8 +146,7 @@ class OpenVinoRuntime:
     def __call__(
         self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
     ) -> NDArray[np.float32]:
-        check_inputs(x, t, cond, self._conditions, self._image_shape)
-        feed = {"x": x, "t": t, **cond}
+        feed = bind_inputs(self._inputs, x, t, cond)
         try:
             self._request.infer({name: np.ascontiguousarray(value) for name, value in feed.items()})
         except RuntimeError as error:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import ArtifactError, MissingRuntimeError, ModelError
-from flatq.runtime.base import UNCONDITIONED, Condition, check_input_names, check_inputs
+from flatq.inputs import Condition
+from flatq.runtime.base import UNCONDITIONED, bind_inputs, inputs_of_file
 from flatq.runtime.cuda import HostBuffer, checked, import_cudart, open_device
 from flatq.runtime.engines import find_engine
 
@@ -90,9 +91,11 @@ class TensorRtRuntime:
             )
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         is_input = {n: self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
-        self._conditions = check_input_names(path, [n for n in names if is_input[n]])
         (self._output,) = (n for n in names if not is_input[n])
         self._shapes = {n: tuple(self._engine.get_tensor_shape(n))[1:] for n in names}
+        types = {n: np.dtype(trt.nptype(self._engine.get_tensor_dtype(n))).name for n in names}
+        found = [(n, types[n], (-1, *self._shapes[n])) for n in names if is_input[n]]
+        self._inputs = inputs_of_file(path, found)
         self._stream = checked(self._cudart.cudaStreamCreate())
         self._buffers = _Buffers(self._cudart, trt, self._engine, self._shapes, self._record.batch[2])
         for name, address in self._buffers.device.items():
@@ -120,13 +123,12 @@ class TensorRtRuntime:
     def __call__(
         self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
     ) -> NDArray[np.float32]:
-        check_inputs(x, t, cond, self._conditions, self._shapes["x"])
+        feed = bind_inputs(self._inputs, x, t, cond)
         smallest, _, largest = self._record.batch
-        feed: dict[str, NDArray[Any]] = {"x": x, "t": t, **cond}
         outputs = []
         for start in range(0, len(x), largest):
             part = {name: value[start : start + largest] for name, value in feed.items()}
-            count = len(part["x"])
+            count = len(x[start : start + largest])
             if count < smallest:
                 part = {
                     n: np.concatenate([v, v[-1:].repeat(smallest - count, axis=0)]) for n, v in part.items()
@@ -135,7 +137,7 @@ class TensorRtRuntime:
         return np.concatenate(outputs)
 
     def _run(self, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-        batch = len(feed["x"])
+        batch = len(next(iter(feed.values())))
         for name, value in feed.items():
             self._buffers.host[name].array[:batch] = value
         if batch == self._batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import MissingRuntimeError
-from flatq.runtime.base import UNCONDITIONED, Condition, check_inputs, default_threads
+from flatq.inputs import PLAIN_INPUTS, Condition, InputSpec
+from flatq.runtime.base import UNCONDITIONED, bind_inputs, default_threads
 
 if TYPE_CHECKING:
     import torch
@@ -46,11 +47,11 @@ def move_to(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 
 
 class TorchRuntime:
-    """Runs a module `(x, t) -> output`, or `(x, t, label) -> output`, without gradients.
+    """Runs a module `(x, t, *conditions) -> output` without gradients.
 
     Args:
         module: already in eval mode, or a graph that has no modes.
-        labelled: whether the module takes labels.
+        inputs: those of the module, in its order.
         device: a torch device.
         threads: intra-op threads of each call, all cores by default; between calls torch's setting is the
             caller's.
@@ -63,7 +64,7 @@ class TorchRuntime:
         self,
         module: torch.nn.Module,
         *,
-        labelled: bool = False,
+        inputs: Sequence[InputSpec] = PLAIN_INPUTS,
         device: str = "cpu",
         threads: int | None = None,
     ) -> None:
@@ -79,7 +80,7 @@ class TorchRuntime:
             )
         self._device = torch.device(device)
         self._module = move_to(module, self._device)
-        self._conditions = ("label",) if labelled else ()
+        self._inputs = tuple(inputs)
         self._threads = threads or default_threads()
 
     @property
@@ -96,9 +97,8 @@ class TorchRuntime:
     def __call__(
         self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
     ) -> NDArray[np.float32]:
-        check_inputs(x, t, cond, self._conditions)
         torch = self._torch
-        inputs = (x, t, *(cond[name] for name in self._conditions))
+        inputs = bind_inputs(self._inputs, x, t, cond).values()
         with torch_threads(self._threads), torch.no_grad():
             output = self._module(
                 *(torch.from_numpy(np.ascontiguousarray(value)).to(self._device) for value in inputs)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from flatq.errors import ArtifactError
+from flatq.inputs import zeros
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.onnxruntime import OnnxRuntime
@@ -81,12 +82,10 @@ def _profile(
     path: Path, artifact: Artifact, threads: int, scratch: Path
 ) -> tuple[dict[str, Any], dict[tuple[str, str], dict[str, Any]]]:
     """The runtime's identity, and what ran, by name and operator."""
-    model = artifact.manifest.model
     with OnnxRuntime(
         path, threads=threads, optimized_path=scratch / "optimized.onnx", profile_prefix=scratch / "run"
     ) as runtime:
-        label = {} if model.classes is None else {"label": np.zeros(1, dtype=np.int64)}
-        runtime(np.zeros((1, *model.image_shape), dtype=np.float32), np.zeros(1, dtype=np.int64), label)
+        runtime(*zeros(artifact.manifest.model.inputs, 1))
         identity = runtime.identity
         profile = json.loads(runtime.end_profiling().read_text(encoding="utf-8"))
     events = [event for event in profile if event.get("cat") == "Node" and "op_name" in event["args"]]

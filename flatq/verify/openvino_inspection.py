@@ -10,8 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from flatq.inputs import zeros
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.openvino import OpenVinoRuntime, import_openvino
@@ -65,10 +64,8 @@ def inspect_openvino(path: Path, artifact: Artifact, lowered: Lowered, threads: 
 
 def _run(path: Path, artifact: Artifact, threads: int) -> tuple[dict[str, Any], list[Kernel]]:
     # Some implementations are chosen at the first run, when the batch is known.
-    shape = artifact.manifest.model.image_shape
-    label = {} if artifact.manifest.model.classes is None else {"label": np.zeros(1, dtype=np.int64)}
     with OpenVinoRuntime(path, threads=threads) as runtime:
-        runtime(np.zeros((1, *shape), dtype=np.float32), np.zeros(1, dtype=np.int64), label)
+        runtime(*zeros(artifact.manifest.model.inputs, 1))
         return runtime.identity, kernels_of(runtime.compiled)
 
 

@@ -95,18 +95,16 @@ def verify_parity(
     plan = inputs or VerifyInputs(
         sampler=calibration.sampler, eta=calibration.eta, guidance=calibration.guidance
     )
-    labelled = manifest.model.classes is not None
     with (
         runtime,
         torch_threads(threads),
-        TorchRuntime(lowered.graph, labelled=labelled, threads=threads) as graph,
+        TorchRuntime(lowered.graph, inputs=manifest.model.inputs, threads=threads) as graph,
     ):
         drawn = collect_inputs(
             graph, manifest.process, plan, manifest.model.image_shape, classes=manifest.model.classes
         )
-        x = drawn.x.reshape(-1, *manifest.model.image_shape)
-        t = drawn.t.repeat(drawn.x.shape[1])
-        cond: Condition = {} if drawn.label is None else {"label": drawn.label.reshape(-1)}
+        x, t, *conditions = drawn.joined()
+        cond: Condition = dict(zip(drawn.conditions, conditions, strict=True))
         kinds = {decision.node: decision.kind for decision in manifest.decisions}
         kinds |= {name: "attention" for node in lowered.products for name in product_names(node)}
         layers: dict[str, LayerParity] = {}
@@ -209,5 +207,5 @@ def _float(
             next_step="name the checkpoint that the artifact was made from",
         )
     network = baseline.network(str(parent["weights"]))
-    with TorchRuntime(network, labelled=bool(cond), threads=threads) as runtime:
+    with TorchRuntime(network, inputs=baseline.model.inputs, threads=threads) as runtime:
         return runtime(x, t, cond)

@@ -91,14 +91,14 @@ def test_a_label_that_the_deployment_does_not_have(folder: Path) -> None:
 
 def test_calibration_sees_every_class_and_with_guidance_the_null_label(labelled: Checkpoint) -> None:
     classes = labelled.model.classes
-    with TorchRuntime(labelled.network(), labelled=True, threads=1) as runtime:
+    with TorchRuntime(labelled.network(), inputs=labelled.model.inputs, threads=1) as runtime:
         for guidance, n in ((1.0, 6), (3.0, 12)):
             plan = CalibrationPlan(images=6, steps=2, guidance=guidance)
             found = collect_inputs(runtime, labelled.process, plan, (3, 16, 16), classes=classes)
-            assert found.label is not None
+            label = found.conditions["label"]
             assert found.x.shape == (2, n, 3, 16, 16)
-            assert found.label.shape == (2, n)
+            assert label.shape == (2, n)
             start = normal(0, range(6), 0, (3, 16, 16), stream=NoiseStream.CALIBRATION)
             np.testing.assert_array_equal(found.x[-1, :6], start)
-            assert (set(found.label[0]) == {0, 1, 2, 3, 4, 5}) == (guidance != 1)
-            assert {0, 1, 2, 3, 4} <= set(found.label[0])
+            assert (set(label[0]) == {0, 1, 2, 3, 4, 5}) == (guidance != 1)
+            assert {0, 1, 2, 3, 4} <= set(label[0])

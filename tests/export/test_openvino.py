@@ -165,7 +165,7 @@ def test_bad_inputs_are_refused(folders: dict[str, Path], tmp_path: Path) -> Non
         for bad in (x[:0], x[:, :1], x.astype(np.float64), x * np.float32("nan")):
             with pytest.raises(ModelError):
                 runtime(bad, t[: len(bad)])
-        with pytest.raises(ModelError, match="t does not go with x"):
+        with pytest.raises(ModelError, match="t does not fit"):
             runtime(x, t.astype(np.int32))
     (tmp_path / "model.xml").write_text("<net")
     with pytest.raises(ArtifactError, match="refuses"):

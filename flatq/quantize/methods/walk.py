@@ -264,9 +264,7 @@ def batches(
     """
     steps, images = inputs.x.shape[:2]
     chosen = torch.randperm(steps * images, generator=generator)[:samples]
-    x = torch.from_numpy(inputs.x).flatten(0, 1)
-    t = torch.from_numpy(inputs.t).repeat_interleave(images)
-    label = () if inputs.label is None else (torch.from_numpy(inputs.label).flatten(),)
+    values = tuple(map(torch.from_numpy, inputs.joined()))
     first, last = chosen.tensor_split([len(chosen) - held_out])
     parts = [*torch.split(first, size), *(torch.split(last, size) if held_out else ())]
-    return [tuple(value[part] for value in (x, t, *label)) for part in parts]
+    return [tuple(value[part] for value in values) for part in parts]
