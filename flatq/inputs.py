@@ -43,7 +43,7 @@ PLAIN_INPUTS = (
 
 
 def zeros(inputs: Sequence[InputSpec], n: int) -> tuple[NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]]:
-    """A batch of zeros: x, t and the conditions by name. Every size has to be given."""
-    values = {spec.name: np.zeros((n, *map(int, filter(None, spec.shape))), spec.dtype) for spec in inputs}
+    """A batch of zeros: x, t and the conditions by name; 1 for any size."""
+    values = {spec.name: np.zeros((n, *(size or 1 for size in spec.shape)), spec.dtype) for spec in inputs}
     x, t, *conditions = values
     return values[x], values[t], {name: values[name] for name in conditions}

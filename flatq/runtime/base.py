@@ -66,8 +66,8 @@ def bind_inputs(
 ) -> dict[str, NDArray[Any]]:
     """The arrays by input name, in the model's order, checked before a backend makes something of them.
 
-    Integer kernels turn NaN into an ordinary number, and some backends take a batch of zero. Integer timesteps
-    become float32 for a model that takes them so.
+    Integer kernels turn NaN into an ordinary number, and some backends take a batch of zero. Integer
+    timesteps become float32 for a model that takes them so.
 
     Raises:
         ModelError: a dtype, a shape, an empty batch, a value that is not finite, a condition that is missing
