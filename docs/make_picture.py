@@ -23,7 +23,7 @@ from flatq.report.pictures import read_pictures
 OUT = Path(__file__).resolve().parent / "images" / "demo.png"
 BITS = ("8 bit\n(W8A8)", "4-bit weights\n(W4A8)", "4 bit, round to nearest\n(W4A4 plain)")
 COLOURS = {"adm": "#1f5fae", "sam": "#c2571a"}
-SHOWN, COLUMNS, SCALE = 20, 4, 12
+SHOWN, COLUMNS, SCALE = 24, 4, 12
 LINEAR_BELOW = 0.1
 
 
