@@ -1,5 +1,5 @@
-"""A hook of `mkdocs build`: README.md becomes the first page, and files of the repository that a page links to
-become files of the site.
+"""A hook of `mkdocs build`: README.md becomes the first page, and files of the repository that a page links
+to become files of the site.
 
 Pages in docs/ link to them as `../PATH`, which works in the repository, too. A link to a missing file stays
 broken, and strict mode reports it.
