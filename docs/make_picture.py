@@ -23,14 +23,14 @@ from flatq.report.pictures import read_pictures
 OUT = Path(__file__).resolve().parent / "images" / "demo.png"
 BITS = ("8 bit\n(W8A8)", "4-bit weights\n(W4A8)", "4 bit, round to nearest\n(W4A4 plain)")
 COLOURS = {"adm": "#1f5fae", "sam": "#c2571a"}
-SHOWN, COLUMNS, SCALE = 24, 4, 12
+SHOWN, COLUMNS, SCALE, MARGIN = 12, 3, 12, 4
 LINEAR_BELOW = 0.1
 
 
 def main(demo: Path) -> None:
     """Write the picture and print the table's rows."""
-    figure = Figure(figsize=(12, 4.2), layout="constrained", facecolor="white")
-    axes = figure.subplots(1, 5, width_ratios=(1, 1, 1, 1, 2.1))
+    figure = Figure(figsize=(12, 3.3), layout="constrained", facecolor="white")
+    axes = figure.subplots(1, 5, width_ratios=(1, 1, 1, 1, 1.7))
     _samples(axes[:4], demo / "adm" / "eval")
     for lane, method in enumerate(COLOURS):
         _drifts(axes[4], demo / method / "eval", method, 0.2 * (2 * lane - 1))
@@ -54,7 +54,9 @@ def _samples(panels: np.ndarray, folder: Path) -> None:
         grids = grids or [of_float]
         grids.append(of_quantized)
     for axes, grid, title in zip(panels, grids, ("float\n(32 bit)", *BITS), strict=True):
-        axes.imshow(make_grid(grid, COLUMNS, SCALE), cmap="gray", vmin=0, vmax=255)
+        margin = ((0, 0), (0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN))
+        enlarged = np.pad(grid.repeat(SCALE, 2).repeat(SCALE, 3), margin, constant_values=255)
+        axes.imshow(make_grid(enlarged, COLUMNS), cmap="gray", vmin=0, vmax=255)
         axes.set_title(title, fontsize=10)
         axes.axis("off")
 
