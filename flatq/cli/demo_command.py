@@ -21,7 +21,7 @@ def command(
     out: Annotated[Path, typer.Option("-o", "--out", help="A new folder for the results.")] = Path(
         "flatq-demo"
     ),
-    steps: Annotated[int, typer.Option(help="Training steps for each method.")] = 300,
+    steps: Annotated[int, typer.Option(help="Training steps for each method.")] = 500,
     n: Annotated[int, typer.Option("-n", help="Images sampled for each model.")] = 1000,
     threads: Threads = None,
 ) -> None:

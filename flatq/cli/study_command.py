@@ -91,8 +91,7 @@ def _left(chosen: list[Cell], results: dict[str, CellResult | None]) -> str:
 def _seconds(cell: Cell, results: dict[str, CellResult | None]) -> float | None:
     from flatq.study.estimate import measured_seconds
 
-    same = [result for result in results.values() if result is not None and result.run == cell.run]
-    return measured_seconds(cell, {cell.run: same})
+    return measured_seconds(cell, filter(None, results.values()))
 
 
 def _print_cost(chosen: list[Cell], results: dict[str, CellResult | None]) -> None:

@@ -19,10 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from flatq.calib import CalibrationPlan
 from flatq.errors import UsageError
 from flatq.flatness.settings import FlatnessSettings
+from flatq.images import Resize
 from flatq.quantize.methods import Method, WeightRounding
 from flatq.quantize.settings import QuantizeSettings
 from flatq.recipe import ActivationRange, Edges, Granularity, WeightRange, recipe_for_bits
 from flatq.study.claims import ClaimConfig, PilotConfig, QuestionConfig
+from flatq.study.expressions import FLOAT
 from flatq.train.config import TrainConfig
 
 __all__ = [
@@ -40,8 +42,6 @@ __all__ = [
 
 Variant = Literal["raw", "ema", "swa"]
 StudyRuntime = Literal["onnxruntime", "openvino", "tensorrt", "torch"]
-FLOAT = "float"
-"""Stands for the unquantized model where a quantizer is named."""
 
 
 class _Frozen(BaseModel):
@@ -183,7 +183,7 @@ class StudyConfig(_Frozen):
     about: tuple[str, ...] = ()
     data: str
     size: int | None = None
-    resize: str = "center-crop-adm"
+    resize: Resize = "center-crop-adm"
     heldout: str | None = None
     features: str | None = None
     n: int = Field(default=4000, gt=1)
@@ -242,6 +242,11 @@ class StudyConfig(_Frozen):
             _known("the pilot", "model", {self.pilot.plain, *self.pilot.radii}, models)
             _known("the pilot", "quantizer", {*self.pilot.at_8, *self.pilot.at_4}, self.quantizers)
         return self
+
+    @property
+    def wanted_resize(self) -> Resize | None:
+        """How images get to the study's size; None where it names none."""
+        return self.resize if self.size else None
 
     @property
     def measured(self) -> tuple[_Measured, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -79,7 +79,7 @@ def cell_gigabytes(cell: Cell) -> float:
     return (weights + work.images * 3 * (study.size or 0) ** 2 * 4) / 1e9
 
 
-def measured_seconds(cell: Cell, done: Mapping[str, Sequence[CellResult]]) -> float | None:
-    """The mean time of the run's cells that are done, by run, else by the rates; None without either."""
-    finished = [sum(result.seconds.values()) for result in done.get(cell.run, ())]
+def measured_seconds(cell: Cell, done: Iterable[CellResult]) -> float | None:
+    """The mean time of the cells of its run that are done, else by the rates; None without either."""
+    finished = [sum(result.seconds.values()) for result in done if result.run == cell.run]
     return fmean(finished) if finished else cell_cost(cell).seconds(cell)

@@ -87,8 +87,8 @@ def origins_section(report: StudyReport) -> Section:
     first = report.cells[0]
     code = (
         f"git checkout {(first.commit or 'COMMIT').rstrip('+')}\n"
-        f"flatq study run study.toml --cells '{first.cell}' -o /tmp/again\n"
-        "flatq study report /tmp/again"
+        f"flatq study run study.toml --cells '{first.cell}' -o again\n"
+        "flatq study report again"
     )
     return Section("again", "To run a cell again", (_HOW_AGAIN, *words), tuple(tables), code)
 

@@ -25,9 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import RootModel, model_validator
 
-__all__ = ["Expression", "Quantity"]
+__all__ = ["FLOAT", "Expression", "Quantity"]
 
 F64 = NDArray[np.float64]
+FLOAT = "float"
+"""Stands for the unquantized model where a quantizer is named."""
 
 _QUANTITIES = {
     "fid": (2, 3),
@@ -58,13 +60,13 @@ class Quantity:
     kind: str
     model: str
     weights: str
-    quantizer: str = "float"
+    quantizer: str = FLOAT
     steps: int | None = None
     runtime: str | None = None
 
     def describe(self) -> str:
         """As in the expression."""
-        words = [self.model, self.weights, *([] if self.quantizer == "float" else [self.quantizer])]
+        words = [self.model, self.weights, *([] if self.quantizer == FLOAT else [self.quantizer])]
         words += [f"{k}={v}" for k, v in (("steps", self.steps), ("runtime", self.runtime)) if v is not None]
         return f"{self.kind}({', '.join(words)})"
 

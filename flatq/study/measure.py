@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -34,7 +35,7 @@ from flatq.study.results import (
 if TYPE_CHECKING:
     from flatq.deployment import Target
 
-__all__ = ["Subject", "study_images"]
+__all__ = ["Subject"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -94,7 +95,7 @@ class Subject:
                 features_device=self.study.device,
                 weights=self.weights,
                 cache=self.cache,
-                resize=cast(Resize, self.study.resize) if self.study.size else None,
+                resize=self.study.wanted_resize,
             ),
             progress=self.progress,
         )
@@ -151,12 +152,12 @@ class Subject:
         make_grid(pixels[: self.pictures], self.pictures).save(stream, format="PNG", optimize=True)
         return base64.b64encode(stream.getvalue()).decode()
 
-    def flatness(self, images: ImageSet, quantizers: tuple[str, ...]) -> FlatnessResult:
+    def flatness(self, quantizers: tuple[str, ...]) -> FlatnessResult:
         """Flatness of the float weights, and the damage of the quantizers' errors."""
         settings = self.study.flatness_settings.model_copy(update={"threads": self.study.threads})
         found = measure_flatness(
             self.checkpoint,
-            images,
+            self._training_images(),
             settings,
             weights_variant=self.weights,
             artifacts=[self.artifact(name) for name in quantizers],
@@ -164,9 +165,7 @@ class Subject:
         )
         return FlatnessResult(model=self.model, weights=self.weights, quantizers=quantizers, flatness=found)
 
-    def exposure(
-        self, images: ImageSet, quantizers: tuple[str, ...], runtime: str, steps: int, n: int
-    ) -> ExposureResult:
+    def exposure(self, quantizers: tuple[str, ...], runtime: str, steps: int, n: int) -> ExposureResult:
         """Exposure bias of the float model in torch and of the quantized ones on the runtime."""
         found = {}
         for name in quantizers:
@@ -176,11 +175,15 @@ class Subject:
             else:
                 opened = open_model(self.artifact(name, runtime), self._where(runtime))
             with opened.runtime:
-                found[name] = measure_exposure(opened, images, SamplePlan(steps=steps), n)
+                found[name] = measure_exposure(opened, self._training_images(), SamplePlan(steps=steps), n)
         return ExposureResult(model=self.model, weights=self.weights, runtime=runtime, quantizers=found)
 
+    def _training_images(self) -> ImageSet:
+        channels, size, _ = self.checkpoint.model.image_shape
+        return _load(self.study.data, size, self.study.wanted_resize, channels)
 
-def study_images(study: StudyConfig, shape: tuple[int, int, int]) -> ImageSet:
-    """The study's training images in a network's shape."""
-    resize = cast(Resize, study.resize) if study.size else None
-    return load_images(study.data, size=shape[1], resize=resize, channels=shape[0])
+
+@lru_cache(maxsize=1)
+def _load(data: str, size: int, resize: Resize | None, channels: int) -> ImageSet:
+    """The images that all models of a study are measured on, read once."""
+    return load_images(data, size=size, resize=resize, channels=channels)

@@ -49,7 +49,7 @@ def origin(cell: CellResult) -> CellOrigin:
     """Of one cell."""
     versions = {"python": cell.environment.get("python", "?"), **cell.environment.get("versions", {})}
     return CellOrigin(
-        cell=_name(cell),
+        cell=cell.name,
         commit=cell.commit,
         cpu=str(cell.environment.get("cpu", "unknown CPU")),
         instructions=cell.instructions,
@@ -117,7 +117,7 @@ def cautions(study: StudyConfig, cells: Sequence[CellResult], missing: Sequence[
         if x.drift is not None and x.drift.corrected is None
     ]
     found += _sentence("These drifts could not be corrected for bias and are left out", bare)
-    gone = [f"{name} of {_name(cell)} ({why})" for cell in cells for name, why in cell.missing.items()]
+    gone = [f"{name} of {cell.name} ({why})" for cell in cells for name, why in cell.missing.items()]
     found += _sentence("These models do not exist, and their seeds drop out of contrasts with them", gone)
     if len({result.features for _, result in images}) > 1:
         found.append("Cells used different feature networks: their FIDs do not compare.")
@@ -136,7 +136,7 @@ def layer_parity(cells: Iterable[CellResult]) -> Iterator[LayerParity]:
                 if quantized.parity is not None:
                     shared: dict[str, Any] = quantized.parity.model_dump()
                     yield LayerParity(
-                        cell=_name(cell),
+                        cell=cell.name,
                         model=result.model,
                         weights=result.weights,
                         runtime=result.runtime,
@@ -146,9 +146,5 @@ def layer_parity(cells: Iterable[CellResult]) -> Iterator[LayerParity]:
                     )
 
 
-def _name(cell: CellResult) -> str:
-    return f"{cell.run}-{cell.seed}"
-
-
 def _label(cell: CellResult, result: ImagesResult) -> str:
-    return f"{_name(cell)} {result.model} {result.weights} T = {result.steps} {result.runtime}"
+    return f"{cell.name} {result.model} {result.weights} T = {result.steps} {result.runtime}"

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from flatq.report.html.images import Picture
+from flatq.report.html.template import open_template
 from flatq.study.config import FLOAT, StudyConfig
 from flatq.study.plots import exposure_plots, fid_plots, noise_plots
 from flatq.study.results import CellResult
@@ -24,19 +25,9 @@ def render_page(study: StudyConfig, cells: Sequence[CellResult], report: StudyRe
     Args:
         cells: those that the report was made from; plots and pictures are taken from them.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("flatq.report.html"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["minus"] = _true_minus
     values = Values(study, cells)
     *parts, last = sections(study, report)
-    return environment.get_template("study.html").render(
+    return open_template("study.html", minus=_true_minus).render(
         study=study,
         report=report,
         lead=lead(study, report),

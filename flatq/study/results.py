@@ -148,6 +148,11 @@ class CellResult(_Frozen):
     exposure: tuple[ExposureResult, ...]
     seconds: dict[str, float]
 
+    @property
+    def name(self) -> str:
+        """RUN-SEED."""
+        return f"{self.run}-{self.seed}"
+
 
 _R = TypeVar("_R", bound=BaseModel)
 

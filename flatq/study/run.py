@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from flatq.files import replacing
 from flatq.report.environment import environment
 from flatq.runtime.cpu import instruction_set
 from flatq.study.config import FLOAT, Cell, StudyConfig
-from flatq.study.measure import Subject, study_images
+from flatq.study.measure import Subject
 from flatq.study.results import (
     CellResult,
     ExposureResult,
@@ -174,8 +175,9 @@ def run_cell(
         if not alone:
             note(f"{cell.name}: another process is at work on it")
             return None
-        _check_unchanged(work, digest, source_commit())
-        result = _Work(cell, work, progress, note).result(settings, digest)
+        commit = source_commit()
+        _check_unchanged(work, digest, commit)
+        result = _Work(cell, work, progress, note).result(settings, digest, commit)
         write_result(result, cell_file(folder, cell))
         if not keep:
             shutil.rmtree(work)
@@ -216,53 +218,34 @@ class _Work:
         self.progress: Progress = lambda what, done, total: progress(f"{cell.name}: {what}", done, total)
         self.seconds: dict[str, float] = {}
 
-    def result(self, settings: dict[str, Any], digest: str) -> CellResult:
+    def result(self, settings: dict[str, Any], digest: str, commit: str | None) -> CellResult:
         cell, study = self.cell, self.study
         checkpoints, missing = self._checkpoints()
-        images: list[ImagesResult] = []
+        images, flatness, exposure = [], [], []
         for (model, weights, runtime, steps, n), quantizers in _grouped(study, cell).items():
             if model in checkpoints:
                 subject = self._subject(model, checkpoints[model], weights)
+                measure = partial(subject.images, quantizers, runtime, steps, n)
                 name = f"images-{model}-{weights}-{runtime}-{steps}-{n}"
-                images.append(
-                    self._once(
-                        name,
-                        ImagesResult,
-                        lambda s=subject, q=quantizers, r=runtime, t=steps, n=n: s.images(q, r, t, n),  # type: ignore[misc]
-                    )
-                )
-        flatness, exposure = [], []
-        for spec, model, weights in cell.chosen(study.flatness):
+                images.append(self._once(name, ImagesResult, measure))
+        for flat, model, weights in cell.chosen(study.flatness):
             if model in checkpoints:
                 subject = self._subject(model, checkpoints[model], weights)
-                data = study_images(study, checkpoints[model].model.image_shape)
-                flatness.append(
-                    self._once(
-                        f"flatness-{model}-{weights}",
-                        FlatnessResult,
-                        lambda s=subject, d=data, q=spec.damage: s.flatness(d, q),  # type: ignore[misc]
-                    )
-                )
+                name = f"flatness-{model}-{weights}"
+                flatness.append(self._once(name, FlatnessResult, partial(subject.flatness, flat.damage)))
         for place, (exposed, model, weights) in enumerate(cell.chosen(study.exposure)):
             if model in checkpoints:
                 subject = self._subject(model, checkpoints[model], weights)
-                data = study_images(study, checkpoints[model].model.image_shape)
-                exposure.append(
-                    self._once(
-                        f"exposure-{place}-{model}-{weights}",
-                        ExposureResult,
-                        lambda s=subject, d=data, e=exposed: s.exposure(  # type: ignore[misc]
-                            d, e.quantizers, e.runtime, e.steps, e.n
-                        ),
-                    )
-                )
+                settled = (exposed.quantizers, exposed.runtime, exposed.steps, exposed.n)
+                name = f"exposure-{place}-{model}-{weights}"
+                exposure.append(self._once(name, ExposureResult, partial(subject.exposure, *settled)))
         return CellResult(
             study=study.name,
             run=cell.run,
             seed=cell.seed,
             digest=digest,
             settings=settings,
-            commit=source_commit(),
+            commit=commit,
             environment=environment().model_dump(mode="json"),
             instructions=instruction_set(),
             models={name: _trained(checkpoint) for name, checkpoint in checkpoints.items()},

@@ -64,5 +64,5 @@ def summarize(study: StudyConfig, cells: Sequence[CellResult]) -> StudyReport:
         findings=find(study, values),
         paper=tuple(paper_rows(study, values)),
         parity=tuple(layer_parity(cells)),
-        absent_models={f"{cell.run}-{cell.seed}": cell.missing for cell in cells if cell.missing},
+        absent_models={cell.name: cell.missing for cell in cells if cell.missing},
     )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flatq.errors import DataError
 from flatq.study.config import StudyConfig
-from flatq.study.expressions import Expression, Quantity
+from flatq.study.expressions import FLOAT, Expression, Quantity
 from flatq.study.results import CellResult, FlatnessResult, ImagesResult
 
 __all__ = ["Contrast", "Values"]
@@ -118,7 +118,7 @@ class Values:
         found = self.images(cell, quantity)
         if found is None:
             return None
-        if quantity.quantizer == "float":
+        if quantity.quantizer == FLOAT:
             return found.fid
         quantized = found.quantized.get(quantity.quantizer)
         if quantized is None or quantized.drift is None or quantized.drift.corrected is None:

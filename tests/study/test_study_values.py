@@ -149,5 +149,5 @@ def test_costs_are_counted_by_hand(study: StudyConfig, cells: list[CellResult]) 
     assert cell_cost(adm).evaluations == (
         2 * images + 1000 * 100 * 2 + 2 * s.images * per_image + 2 * 1000 * 20 * 2
     )
-    assert measured_seconds(sam, {}) is None
-    assert measured_seconds(sam, {"sam": [cells[1]]}) == pytest.approx(90.0)
+    assert measured_seconds(sam, []) is None
+    assert measured_seconds(sam, [cells[1]]) == pytest.approx(90.0)

@@ -14,6 +14,7 @@ from flatq.report.findings import COLUMNS, MethodResult, cells
 from flatq.report.html.images import Picture, data_uri, samples, sheet
 from flatq.report.html.plotting import drift_plot
 from flatq.report.html.shown import Source, groups, shown
+from flatq.report.html.template import open_template
 from flatq.report.html.text import numeral
 
 __all__ = ["DemoMethod", "write_demo_page"]
@@ -54,20 +55,12 @@ def write_demo_page(
         notes: what names mean, what the findings rest on, and what was left out.
         training_images: uint8 [n, C, H, W], shown as an example.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("flatq.report.html"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     results = [result for method in methods for result in method.results]
     report = methods[0].source.report
     picture, sharp = sheet(training_images, 6)
-    text = environment.get_template("demo.html").render(
+    text = open_template("demo.html").render(
         methods=methods,
         panels={method.name: _panels(method) for method in methods},
         real=Picture(

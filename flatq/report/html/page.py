@@ -14,6 +14,7 @@ from flatq.report.html.numbers import table
 from flatq.report.html.scatter import Speed, scatters
 from flatq.report.html.settings import again
 from flatq.report.html.shown import Shown, Source, groups, outcome_of, shown
+from flatq.report.html.template import open_template
 from flatq.report.html.verdicts import head
 from flatq.report.wording import cautions, neighbours, scale
 
@@ -32,22 +33,12 @@ def render_html(sources: Sequence[Source], speeds: Sequence[Speed] = ()) -> str:
     Raises:
         DataError: reports of other features, references or roundings.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     models = shown(sources)
     reports = [source.report for source in sources]
     limit = _shared_limit(sources)
     plots, not_timed = scatters(models, speeds, limit)
-    environment = Environment(
-        loader=PackageLoader("flatq.report.html"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     first = reports[0]
-    text = environment.get_template("page.html").render(
+    text = open_template("page.html").render(
         head=head(models, sources),
         inception=first.extractor.kind == "inception",
         extractor=first.extractor,
