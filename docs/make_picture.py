@@ -36,7 +36,7 @@ def main(demo: Path) -> None:
         _drifts(axes[4], demo / method / "eval", method, 0.2 * (2 * lane - 1))
     _frame(axes[4])
     OUT.parent.mkdir(exist_ok=True)
-    figure.savefig(OUT, dpi=110)
+    figure.savefig(OUT, dpi=110, bbox_inches="tight")
     steps = json.loads((demo / "adm" / "train.json").read_text("utf-8"))["steps"]
     print(f"{OUT}: {steps} training steps")
 
