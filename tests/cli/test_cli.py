@@ -137,6 +137,7 @@ def test_a_folder_that_is_taken_is_refused_before_the_work(cli: Cli, tmp_path: P
     assert "already exists" in cli.err
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_exits_2(cli: Cli, digits: Path, tmp_path: Path) -> None:
     (tmp_path / "half.pt").write_bytes(digits.read_bytes()[:5000])
     assert cli("quantize", tmp_path / "half.pt") == 2
@@ -158,6 +159,7 @@ def test_a_bug_exits_70(
     assert "a bug in flatq" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_targets_at_once_and_tensorrt_without_a_gpu(
     cli: Cli, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

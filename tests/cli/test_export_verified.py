@@ -66,6 +66,7 @@ def test_an_export_is_verified_and_can_be_looked_at(artifact: Path, run: Run) ->
     assert "not verified: exported with --no-verify" in run("inspect", folder)[1]
 
 
+@pytest.mark.slow
 def test_integer_attention_is_planned_verified_and_audited(
     tiny: Checkpoint, run: Run, tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def test_integer_attention_is_planned_verified_and_audited(
     assert "audit: 100.00 % of" in err
 
 
+@pytest.mark.slow
 def test_an_export_that_fails_parity_is_not_put_in_place(
     artifact: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +121,7 @@ def test_an_export_that_fails_parity_is_not_put_in_place(
     ]
 
 
+@pytest.mark.slow
 def test_a_float_model_has_no_share_to_require(artifact: Path, tiny: Checkpoint, run: Run) -> None:
     assert tiny.source is not None
     code, _, err = run("export", artifact.parent / tiny.source.name, "--onnx", "--require-int8", "0.5")
