@@ -183,7 +183,7 @@ def test_several_targets_at_once_and_tensorrt_without_a_gpu(
     assert cli("export", artifact / "openvino", "--trt") == 2
     require = ("--trt", "--no-verify", "--require-int8")
     assert cli("export", artifact, *require, 0.1) == 3
-    assert "--require-int8 was not checked for TensorRT: the engine was not built" in cli.err
+    assert "--require-int8 was not checked" in cli.err
     assert f"flatq export {artifact.name} --trt --require-int8 0.1" in cli.err
     assert cli("export", artifact, "--openvino", *require, 1) == 1
     assert "FAIL: on openvino" in cli.err
@@ -244,7 +244,7 @@ def test_from_checkpoint_to_a_verdict(cli: Cli, digits: Path, tmp_path: Path) ->
 
     out = tmp_path / "ladder"
     assert _evaluate(cli, artifact, digits, out, 130, "--ladder", "--plan") == 0
-    assert "was calibrated with another sampler: ddim with eta 0.5, not ancestral" in cli.err
+    assert "ddim with eta 0.5" in cli.err
     assert "  quantization" in cli.out
     assert "130 images resolve" in cli.out
     assert "to resolve 0.25, half the tolerance" in cli.out
