@@ -1,4 +1,4 @@
-# make demo, make test, make check. Another interpreter: make test PYTHON=python3.12
+# make demo, make test, make test-all, make check. Another interpreter: make test PYTHON=python3.12
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 EXTRAS ?= cpu,dev
@@ -16,7 +16,7 @@ SIDE := $(VENV)/side
 PEERS := $(VENV)/peers
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: venv demo test check clean
+.PHONY: venv demo test test-all check clean
 
 venv: $(STAMP)
 
@@ -47,6 +47,10 @@ demo: venv
 
 test: venv $(SIDE)/.installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Those marked "slow" as well, which pyproject.toml leaves out.
+test-all: venv $(SIDE)/.installed
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m ""
 
 # The folders of the tests are no packages, so pytest refuses two files of one name.
 # mypy and import-linter cannot see train/, calib/ and export/ in an editable install, so they look at a
