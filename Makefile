@@ -1,4 +1,4 @@
-# make demo, make test, make check. Another interpreter: make test PYTHON=python3.12
+# make demo, make test, make test-all, make check. Another interpreter: make test PYTHON=python3.12
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 EXTRAS ?= cpu,dev
@@ -16,7 +16,7 @@ SIDE := $(VENV)/side
 PEERS := $(VENV)/peers
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: venv demo test check clean
+.PHONY: venv demo test test-all check clean
 
 venv: $(STAMP)
 
@@ -48,6 +48,10 @@ demo: venv
 test: venv $(SIDE)/.installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
+# Those marked "slow" as well, which pyproject.toml leaves out.
+test-all: venv $(SIDE)/.installed
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m ""
+
 # The folders of the tests are no packages, so pytest refuses two files of one name.
 # mypy and import-linter cannot see train/, calib/ and export/ in an editable install, so they look at a
 # normal one. They run inside $(CHECK), so that the flatq/ folder of the checkout does not shadow it.
@@ -56,6 +60,7 @@ check: venv
 	$(VENV)/bin/ruff format --check .
 	@! find tests -name 'test_*.py' | sed 's|.*/||' | sort | uniq -d | sed 's|$$|: two test files share this name|' | grep .
 	$(VENV)/bin/python studies/claims_table.py --check
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 	rm -rf build *.egg-info $(CHECK)
 	$(PYTHON) -m venv --without-pip $(CHECK)
 	$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
@@ -69,4 +74,4 @@ check: venv
 		--config ../pyproject.toml --no-cache
 
 clean:
-	rm -rf $(VENV) $(CHECK) .venv-tensorrt build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CHECK) .venv-tensorrt build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,8 @@ from flatq.runtime.cpu import saturation_note
 if TYPE_CHECKING:
     from flatq.checkpoint import Checkpoint
     from flatq.quantize.artifact import Artifact
+
+BuiltOnce = Callable[[str, Callable[[], Any]], Any]
 
 _KEPT: list[object] = []  # a torch.library.Library takes its operators along when it is deleted
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -62,6 +67,25 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLATQ_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> BuiltOnce:
+    """`built_once(name, build)`: what `build()` returns, pickled by the first pytest-xdist worker that asks
+    for it, so that the others only read it."""
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def get(name: str, build: Callable[[], Any]) -> Any:
+        path = folder / f"{name}.pickle"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                path.write_bytes(pickle.dumps(build()))
+        return pickle.loads(path.read_bytes())
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -180,14 +204,15 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def tiny_artifacts(tiny: Checkpoint) -> dict[str, Artifact]:
+def tiny_artifacts(tiny: Checkpoint, built_once: BuiltOnce) -> dict[str, Artifact]:
     """`tiny` quantized by the presets w8a8, w4a8 and w4a4."""
     from flatq.calib.inputs import CalibrationPlan
     from flatq.quantize.rounding import quantize_checkpoint
     from flatq.recipe import PRESETS
 
     calibration = CalibrationPlan(images=2, steps=2)
-    return {
-        name: quantize_checkpoint(tiny, PRESETS[name], calibration=calibration, threads=2)
-        for name in ("w8a8", "w4a8", "w4a4")
-    }
+
+    def artifact(name: str) -> Artifact:
+        return quantize_checkpoint(tiny, PRESETS[name], calibration=calibration, threads=2)
+
+    return {name: built_once(f"tiny-{name}", partial(artifact, name)) for name in ("w8a8", "w4a8", "w4a4")}

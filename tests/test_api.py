@@ -74,6 +74,7 @@ assert flatq.TrainConfig is TrainConfig
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_example_runs_and_other_libraries_print_nothing(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     done = subprocess.run(

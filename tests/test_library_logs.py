@@ -69,6 +69,7 @@ def test_importing_torchao_and_diffusers_prints_nothing(script: str) -> None:
     assert _stderr(script) == ""
 
 
+@pytest.mark.slow
 def test_whole_commands_print_nothing_but_their_own_lines(tmp_path: Path) -> None:
     model, artifact = str(checkpoint("digits", tmp_path).source), str(tmp_path / "artifact")
     few, against = ("--steps", "1", "--threads", "1"), ("--baseline", model, "--fid", "--data", "digits")

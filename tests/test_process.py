@@ -19,7 +19,7 @@ LEARNED = ProcessConfig(schedule="cosine", variance="learned_range")
 FIXED = ProcessConfig(schedule="cosine")
 LINEAR = ProcessConfig(schedule="linear")
 
-# The trajectories of sampler.npz: name, configuration, steps, eta (None: ancestral).
+# The trajectories of data/guided_diffusion.npz: name, configuration, steps, eta (None: ancestral).
 CASES = [
     ("p20_rand", LEARNED, 20, None),
     ("p20_toy", LEARNED, "20", None),
@@ -40,8 +40,8 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 
 @pytest.fixture(scope="module")
-def vectors(shared_data: Path) -> dict[str, np.ndarray[Any, Any]]:
-    with np.load(shared_data / "adm" / "sampler.npz") as stored:
+def vectors() -> dict[str, np.ndarray[Any, Any]]:
+    with np.load(Path(__file__).parent / "data" / "guided_diffusion.npz") as stored:
         return dict(stored)
 
 

@@ -86,16 +86,14 @@ def mse_range(histogram: FloatHistogram, low: float, high: float, scheme: Scheme
     middle = middle.clamp(low, high)
 
     def error(lows: torch.Tensor, highs: torch.Tensor) -> torch.Tensor:
-        found = torch.empty(len(lows), dtype=torch.float64)
-        for i, (start, end) in enumerate(zip(lows.tolist(), highs.tolist(), strict=True)):
-            qparams = activation_qparams(start, end, scheme)
-            scale, zero = float(qparams.scale), int(qparams.zero_point)
-            bottom, top = (qparams.low - zero) * scale, (qparams.high - zero) * scale
-            nearest = (middle / scale).round().clamp(qparams.low - zero, qparams.high - zero) * scale
-            squared = (middle - nearest).square()
-            spread = (width > scale / 2) & (middle > bottom) & (middle < top)
-            found[i] = (torch.where(spread, scale * scale / 12, squared) * counts).sum()
-        return found
+        grid = [activation_qparams(*ends, scheme) for ends in zip(lows.tolist(), highs.tolist(), strict=True)]
+        scale = torch.stack([qparams.scale for qparams in grid]).double()[:, None]
+        zero = torch.stack([qparams.zero_point for qparams in grid])[:, None]
+        least, most = grid[0].low - zero, grid[0].high - zero
+        nearest = (middle / scale).round().clamp(least, most) * scale
+        spread = (width > scale / 2) & (middle > least * scale) & (middle < most * scale)
+        squared = torch.where(spread, scale * scale / 12, (middle - nearest).square())
+        return (squared * counts).sum(1)
 
     coarse = torch.exp2(-torch.arange(8 * _OCTAVES + 1).double() / 8)
     fine = torch.exp2(torch.tensor([0, *range(-7, 0), *range(1, 8)]).double() / 64)

@@ -40,6 +40,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return Cli(monkeypatch, capsys, "bench")
 
 
+@pytest.mark.slow
 def test_float_and_quantized_on_every_runtime(artifact: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert cli(artifact, *FEW, "--batch", "1,3", "-o", out) == 0, cli.err

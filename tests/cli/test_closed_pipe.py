@@ -81,6 +81,7 @@ def test_streams_that_are_closed_from_the_start(folder: Path) -> None:
         assert subprocess.run(command, shell=True, timeout=300, check=False).returncode == 1, closing
 
 
+@pytest.mark.slow
 def test_other_commands_and_errors_in_a_closed_pipe(folder: Path) -> None:
     for arguments, code in ((("report", folder), 0), (("--help",), 0), (("report", "nothing"), 2)):
         ended = _into_a_closed_pipe(*arguments)

@@ -41,6 +41,7 @@ def expected(bits: str, found: dict[tuple[str, str], tuple[str, str, str]]) -> s
     return f"{bits}: {'; '.join(moved)}. {verdict}"
 
 
+@pytest.mark.slow
 def test_the_sentences_agree_with_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ def test_the_cache_is_used_unless_it_is_not_wanted(
     assert _drift(read_report(tmp_path / "b")) == _drift(read_report(tmp_path / "a"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pytorch-fid", "guided-diffusion"])
 def test_statistics_of_others(cli: Cli, models: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
     assert cli("stats", "digits", "-o", tmp_path / "ref.npz") == 0

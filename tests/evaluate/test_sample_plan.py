@@ -105,10 +105,7 @@ def test_the_verdict_on_a_difference() -> None:
     open_ = decide_difference(DIFFERENCE, None, 0.4, finite=True)
     # 500 ((1.96 + 0.8416) 0.1 / 0.1)^2, at a standard error of 0.1
     assert (open_.outcome, open_.samples_to_settle) == ("inconclusive", 3925)
-    assert (
-        "about 3925 samples of both would settle it with 80 % power if the true growth is +0.3"
-        in open_.reason
-    )
+    assert "3925 samples" in open_.reason
     apart = replace(DIFFERENCE, paired=False, unpaired="the seeds differ")
     for limit in (0.5, 0.05, 0.4):
         assert "(unpaired: the seeds differ)" in decide_difference(apart, None, limit, finite=True).reason

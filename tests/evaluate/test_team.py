@@ -269,6 +269,7 @@ def _but_for_times(folder: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_two_processes_report_what_one_does(artifacts: list[Path], tmp_path: Path) -> None:
     gate = ["--max-drift", "1000", "--until-decided", "--max-samples", "260", "--looks", "2", "--ladder"]
     flatq = [sys.executable, "-m", "flatq"]
@@ -312,6 +313,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["error", "killed"])
 def test_a_process_that_fails_ends_all(artifacts: list[Path], tmp_path: Path, how: str) -> None:
     program = [sys.executable, "-c", _FAILS, how, *_arguments(artifacts, tmp_path / "out")]

@@ -183,6 +183,7 @@ def test_an_image_does_not_depend_on_its_batch(name: str, files: dict[str, Path]
     np.testing.assert_allclose(together, apart, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_4_bit_activations_have_16_codes_in_onnx_runtime(tiny: Checkpoint, tmp_path: Path) -> None:
     """Values far out of range, at the inputs of the integer kernels of the graph that it optimized itself."""
     recipe, few = recipe_for_bits(4, 4, edges="8"), CalibrationPlan(images=2, steps=2)
@@ -224,6 +225,7 @@ def test_4_bit_activations_have_16_codes_in_onnx_runtime(tiny: Checkpoint, tmp_p
     np.testing.assert_array_equal(first.transpose(0, 3, 1, 2), expected)
 
 
+@pytest.mark.slow
 def test_4_bit_attention_has_16_codes_in_onnx_runtime(
     tiny: Checkpoint, files: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -152,6 +152,7 @@ def test_the_identity_says_what_moves_the_numbers(folders: dict[str, Path]) -> N
                 OpenVinoRuntime(path, precision=precision)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_same_artifact_gives_the_same_files(folders: dict[str, Path], tmp_path: Path) -> None:
     export_artifact(folders["w4a8"].parent, "openvino", tmp_path / "again")
     for name in ("model.xml", "model.bin", "flatq.json"):

@@ -64,6 +64,7 @@ def _source(tensor: Any, makers: dict[str, Any], trt: Any) -> Any:
     return maker and maker.type
 
 
+@pytest.mark.slow
 @needs_tensorrt
 @pytest.mark.parametrize("network_name", NETWORKS)
 @pytest.mark.parametrize("recipe", PRESETS)
@@ -128,6 +129,7 @@ def test_integer_attention_builds(
     assert len(build_serialized(tmp_path / "d" / "model.onnx", (1, 2, 8)).plan) > 1000
 
 
+@pytest.mark.slow
 @needs_tensorrt
 def test_float_branches_and_split_shortcuts_build(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     recipe = recipe_for_bits(4, 4, split_shortcuts=True, low_rank=4)

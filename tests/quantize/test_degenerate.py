@@ -65,6 +65,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return save_checkpoint(saved, tmp_path_factory.mktemp("odd") / "odd.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "target"),
     [*((recipe, "onnxruntime") for recipe in RECIPES), (RECIPES[1], "openvino")],
@@ -100,6 +101,7 @@ def test_degenerate_layers_give_numbers_in_integers(
     assert np.isfinite(found).all()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_with_every_method(odd: Checkpoint, tmp_path: Path) -> None:
     """AdaRound begins with GPTQ, and the biases are corrected behind it."""
     calibration = CalibrationPlan(images=2, steps=2)

@@ -150,6 +150,7 @@ def test_the_branch_reads_floats_and_the_sum_stands_behind_the_layers_quantizer(
     assert lowered.layers[CONV] in {str(n.target) for n in lowered.graph.graph.nodes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 def test_the_same_seed_gives_the_same_bytes(method: str, tiny: Checkpoint, tmp_path: Path) -> None:
     for name in ("a", "b"):

@@ -202,6 +202,7 @@ def test_the_lowered_products_are_the_formula(bits: int, target: Any, tiny: Chec
         assert int(quantize.args[2]) == middle
 
 
+@pytest.mark.slow
 def test_the_methods_see_what_quantized_products_yield(tiny: Checkpoint) -> None:
     """Layers in front of the first attention are rounded as ever, what reads it for what it yields now."""
     first = "unet.down_blocks.1.attentions.0"
@@ -267,6 +268,7 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return save_checkpoint(saved, tmp_path_factory.mktemp("lone") / "lone.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_constant_keys_and_one_token_give_numbers(bits: int, lone: Checkpoint, tmp_path: Path) -> None:
     from flatq.export import export_artifact
@@ -293,6 +295,7 @@ def test_constant_keys_and_one_token_give_numbers(bits: int, lone: Checkpoint, t
         assert np.isfinite(runtime(x.numpy(), t.numpy())).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rtn", "gptq", "adaround"])
 def test_the_same_seed_gives_the_same_bytes(method: str, tiny: Checkpoint, tmp_path: Path) -> None:
     for name in ("a", "b"):

@@ -163,6 +163,7 @@ def _action(folder: Path, **inputs: str) -> tuple[int, str, dict[str, str]]:
     return done.returncode, done.stderr, dict(line.split("=", 1) for line in found)
 
 
+@pytest.mark.slow
 def test_the_script_of_the_action(tmp_path: Path) -> None:
     make_report(tmp_path / "my report", {"w8": 0.3})
     make_report(tmp_path / "old", {"w8": 0.3})

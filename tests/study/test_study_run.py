@@ -152,6 +152,7 @@ def test_a_cell_holds_all_that_was_measured(result: CellResult, study: Path) -> 
     assert result.settings["quantizers"]["naive8"]["recipe"]["edges"] == "same"
 
 
+@pytest.mark.slow
 def test_a_cell_run_again_gives_the_same_numbers(result: CellResult, study: Path, tmp_path: Path) -> None:
     again = _run_first(study, tmp_path)
     assert not (tmp_path / "work" / "adm-3").exists()

@@ -72,6 +72,7 @@ def test_two_processes_are_one_with_the_joint_batch(tmp_path: Path) -> None:
     torch.testing.assert_close(history[0], history[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_resume(tmp_path: Path) -> None:
     sam: dict[str, Any] = {"method": "sam", "rho": 0.5, "dropout": 0.2, "steps": 6}
     config = TrainConfig(**CONFIG | sam)
@@ -101,6 +102,7 @@ with open_workers("cpu") as workers:
 """
 
 
+@pytest.mark.slow
 def test_sam_perturbs_by_local_gradients_and_shares_the_second(tmp_path: Path) -> None:
     printed = [[float(n) for n in line.split()] for line in _launch([sys.executable, "-c", _SAM_PROGRAM])]
     w = torch.ones(3, dtype=torch.float64)

@@ -387,6 +387,7 @@ def test_tensorboard_scalars(tmp_path: Path) -> None:
     assert logged == pytest.approx({point["step"]: point["loss"] for point in curve}, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call")  # to a cached function of diffusers
 def test_a_compiled_network_trains_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # traced as usual, but not lowered: that takes minutes on a busy machine

@@ -76,6 +76,7 @@ train(config, Path(sys.argv[2]), resume=True)
 """
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     config = TrainConfig(**EVERYTHING, save_every=1)
     train(config, tmp_path / "whole")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 from exports import Deployments
@@ -19,6 +20,7 @@ def deployments(
     tiny: Checkpoint,
     labelled: Checkpoint,
     tiny_artifacts: dict[str, Artifact],
+    built_once: Callable[[str, Callable[[], Artifact]], Artifact],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Deployments:
     """`tiny` by w8a8, w4a8, w4a4 and w8, and `labelled` by w8a8 with guidance."""
@@ -26,7 +28,12 @@ def deployments(
     few = CalibrationPlan(images=2, steps=2)
     guided = CalibrationPlan(images=5, steps=2, guidance=2.0)
     more = {
-        "w8": quantize_checkpoint(tiny, PRESETS["w8"], calibration=few, threads=threads),
-        "labelled": quantize_checkpoint(labelled, PRESETS["w8a8"], calibration=guided, threads=threads),
+        "w8": built_once(
+            "tiny-w8", lambda: quantize_checkpoint(tiny, PRESETS["w8"], calibration=few, threads=threads)
+        ),
+        "labelled": built_once(
+            "labelled-guided",
+            lambda: quantize_checkpoint(labelled, PRESETS["w8a8"], calibration=guided, threads=threads),
+        ),
     }
     return Deployments({**tiny_artifacts, **more}, tmp_path_factory.mktemp("verify"))

@@ -27,6 +27,9 @@ from flatq.verify.results import Parity
 LAST = "unet.up_blocks.0.attentions.1"
 
 
+pytestmark = pytest.mark.slow  # each quantizes, exports and verifies several networks
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Deployments:
     folder = tmp_path_factory.mktemp("attention")

@@ -12,6 +12,8 @@ from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import branch_of, recipe_for_bits
 from flatq.verify.recorded import verify_deployment
 
+pytestmark = pytest.mark.slow  # each quantizes, exports and verifies several networks
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Deployments:

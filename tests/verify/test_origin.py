@@ -18,6 +18,7 @@ from flatq.verify.audit import audit_deployment
 from flatq.verify.parity import verify_parity
 
 
+@pytest.mark.slow
 def test_an_artifact_of_other_weights_by_the_same_recipe_is_refused(tmp_path: Path) -> None:
     given = checkpoint("digits", tmp_path)
     made = quantize_checkpoint(given, PRESETS["w8a8"], calibration=CalibrationPlan(images=1, steps=1))

@@ -28,6 +28,9 @@ RECIPES: dict[str, QuantRecipe] = {
 }
 
 
+pytestmark = pytest.mark.slow  # each quantizes, exports and verifies several networks
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Deployments:
     folder = tmp_path_factory.mktemp("schemes")

@@ -141,6 +141,7 @@ def test_corrected_biases_leave_no_mean_error(tiny: Checkpoint, refined: dict[st
     assert max(left.values()) < 0.1, max(left, key=lambda layer_name: left[layer_name])
 
 
+@pytest.mark.slow
 def test_corrected_biases_of_split_convolutions_leave_no_mean_error(
     tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +168,7 @@ def test_the_methods_lower_the_error_of_the_output(
     assert error(refined[name]) < 0.95 * error(tiny_artifacts["w4a8"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(METHODS))
 def test_the_same_seed_gives_the_same_bytes(
     tiny: Checkpoint, refined: dict[str, Artifact], name: str, tmp_path: Path
@@ -180,6 +182,7 @@ def test_the_same_seed_gives_the_same_bytes(
     assert manifest.precision == f"w4a8-{name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(METHODS))
 def test_degenerate_layers_stay_finite(tiny: Checkpoint, name: str) -> None:
     weights = {key: value.clone() for key, value in tiny.weights["raw"].items()}
@@ -199,6 +202,7 @@ def test_degenerate_layers_stay_finite(tiny: Checkpoint, name: str) -> None:
         assert all(bool(graph(x, t).isfinite().all()) for x, t in _inputs(tiny))
 
 
+@pytest.mark.slow
 def test_damping_keeps_weights_close_to_their_own_values(
     tiny: Checkpoint, refined: dict[str, Artifact]
 ) -> None:
@@ -209,6 +213,7 @@ def test_damping_keeps_weights_close_to_their_own_values(
     assert changed > 0.1 * sum(a.numel() for a, _ in codes.values())
 
 
+@pytest.mark.slow
 def test_one_input_is_not_enough_to_learn_from_and_to_judge(tiny: Checkpoint) -> None:
     rounding = WeightRounding(method="adaround", samples=1, adaround=QUICK)
     with pytest.raises(UsageError, match="no input to learn from"):
