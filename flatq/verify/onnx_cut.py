@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from flatq.errors import ModelError
+from flatq.quantize.grid import QuantGrid
 from flatq.verify.inspection import attention_of
-from flatq.verify.reference import ProductReference, Quantizer, Reference
+from flatq.verify.reference import ProductReference, Reference
 
 __all__ = ["OnnxGraph", "attention_products", "cut_layer", "cut_product", "product_of", "weight_names"]
 
@@ -96,7 +97,7 @@ def cut_layer(graph: OnnxGraph, reference: Reference, weight: str, shape: tuple[
         ModelError: the exported nodes around the weight are none that flatq writes.
     """
     product = product_of(graph, reference.layer, weight)[-1]
-    source = _source(graph, product.input[0], reference.input)
+    source = _source(graph, product.input[0], *reference.inputs)
     result = _result(graph, product, quantized=reference.output is not None)
     return _cut(graph, reference.layer, {source: "source"}, result, [shape])
 
@@ -188,7 +189,7 @@ def product_of(graph: OnnxGraph, layer: str, weight: str) -> list[onnx.NodeProto
     raise _strange(layer, " -> ".join([weight, *(node.op_type for node in found)]))
 
 
-def _source(graph: OnnxGraph, name: str, quantizer: Quantizer | None) -> str:
+def _source(graph: OnnxGraph, name: str, grid: QuantGrid | None) -> str:
     """The tensor in front of a quantizer, or of the Clip that narrows its range."""
     dequantize = graph.made_by(name, "DequantizeLinear")
     if dequantize is None:
@@ -196,7 +197,7 @@ def _source(graph: OnnxGraph, name: str, quantizer: Quantizer | None) -> str:
     quantize = graph.made_by(dequantize.input[0], "QuantizeLinear")
     if quantize is None:
         return name
-    narrow = quantizer is not None and quantizer.high - quantizer.low < 254
+    narrow = grid is not None and grid.high - grid.low < 254
     clip = graph.made_by(quantize.input[0], "Clip") if narrow else None
     return str(quantize.input[0] if clip is None else clip.input[0])
 

@@ -122,10 +122,9 @@ class _Weights:
             self._by_name.update(dict.fromkeys(names, layer))
             self._node_names[layer] = nodes[-1].name
             self.stored_bits[layer] = _bits(exported.initializers[weight].data_type)
-            codes = artifact.codes[layer].numpy()
-            scale = artifact.scales[layer].numpy().reshape(-1, *[1] * (codes.ndim - 1))
-            for numbers in (codes, codes.astype(np.float32) * scale):
-                self._by_numbers.setdefault(_fingerprint(numbers), set()).add(layer)
+            integers = artifact.integers[layer]
+            for numbers in (integers, artifact.grids[layer].dequantize(integers)):
+                self._by_numbers.setdefault(_fingerprint(numbers.numpy()), set()).add(layer)
         for decision in artifact.manifest.decisions:
             name = f"{decision.node}.weight"
             if decision.port != "weight" or name not in artifact.rest:

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import ModelError
+from flatq.quantize.grid import QuantGrid
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.openvino import SETTINGS, import_openvino
 from flatq.verify.inspection import attention_of
 from flatq.verify.openvino_kernels import kernels_of
 from flatq.verify.pieces import Ran
-from flatq.verify.reference import AnyReference, Quantizer, Reference, product_names
+from flatq.verify.reference import AnyReference, Reference, product_names
 
 __all__ = ["OpenVinoPieces", "attention_products", "floats_behind", "product_of", "weight_constants"]
 
@@ -206,14 +207,14 @@ class OpenVinoPieces:
         )
 
 
-def _entry(product: Any, index: int, quantizer: Quantizer | None) -> Any:
+def _entry(product: Any, index: int, grid: QuantGrid | None) -> Any:
     """The input, of the first operator of a layer or product, that its tensor of this index goes into."""
-    if quantizer is None:
+    if grid is None:
         return product.input(index)
     quantize = _back(_before(product, index), ("Convert", "Multiply", "Subtract"))
     if quantize.get_type_name() != "FakeQuantize":
         return product.input(index)
-    narrow = quantizer.high - quantizer.low < 254
+    narrow = grid.high - grid.low < 254
     entry = quantize.input(0)
     while narrow and (bound := entry.get_source_output().get_node()).get_type_name() in _BOUNDS:
         side = next(

@@ -29,6 +29,7 @@ from flatq.verify.pieces import Pieces, open_pieces
 from flatq.verify.reference import (
     AnyReference,
     ProductReference,
+    away_from_edges,
     capture_sources,
     find_references,
     product_names,
@@ -158,7 +159,7 @@ def _layer(
     except ModelError as error:
         problem = error.what if error.got is None else f"{error.what}: {error.got}"
         return LayerParity(layer=reference.layer, kind=kind, problem=problem)
-    quanta, equal = exact.compare(ran.output)
+    steps, equal = exact.compare(ran.output)
     channels = np.moveaxis(equal, 1 if equal.ndim == 4 else -1, 0)
     equal = channels.reshape(len(channels), -1)
     by_channel = equal.mean(axis=1)
@@ -166,9 +167,9 @@ def _layer(
         layer=reference.layer,
         kind=kind,
         kernels=ran.kernels,
-        quantum=exact.kind,
-        elements=quanta.size,
-        max_quanta=float(quanta.max()),
+        step=exact.kind,
+        elements=steps.size,
+        max_steps=float(steps.max()),
         equal=float(by_channel.mean()),
         worst_channel=int(by_channel.argmin()),
         worst_equal=float(by_channel.min()),
@@ -188,8 +189,8 @@ def _many(reference: AnyReference, sources: tuple[torch.Tensor, ...]) -> tuple[t
     factors += (0.5 + torch.rand(repeats, generator=generator)).tolist()
     values = (torch.cat([source * factor for factor in factors]).contiguous() for source in sources)
     return tuple(
-        value if quantizer is None else quantizer.away_from_edges(value)
-        for value, quantizer in zip(values, reference.inputs, strict=True)
+        value if grid is None else away_from_edges(value, grid)
+        for value, grid in zip(values, reference.inputs, strict=True)
     )
 
 

@@ -71,8 +71,8 @@ def test_both_products_are_verified_and_run_in_integers(name: str, target: str, 
     products = [layer for layer in found.parity.layers if layer.kind == "attention"]
     assert [layer.layer for layer in products] == [p for node in attentions for p in product_names(node)]
     for layer in products:
-        assert layer.quantum == "accumulator", layer
-        assert layer.max_quanta < 0.5  # a sum of 256 products of 8 bits is near what float32 resolves
+        assert layer.step == "accumulator", layer
+        assert layer.max_steps < 0.5  # a sum of 256 products of 8 bits is near what float32 resolves
         assert layer.equal > 0.9999
     assert found.audit.unmatched == ()
     assert found.audit.integer_share == 1

@@ -132,10 +132,10 @@ def test_equal_weights_are_told_apart(deployments: Deployments, tmp_path: Path) 
     def copy(model: onnx.ModelProto, bias: str) -> None:
         name = faults._weight_dequantize(model, bias).input[0]
         stored = next(i for i in model.graph.initializer if i.name == name)
-        stored.CopyFrom(numpy_helper.from_array(given.codes[one].numpy(), name))
+        stored.CopyFrom(numpy_helper.from_array(given.integers[one].numpy(), name))
 
     folder = faults.mutated(deployments.folder("w8a8"), tmp_path / "same", {f"{two}.bias": copy})
-    same = dataclasses.replace(given, codes={**given.codes, two: given.codes[one]})
+    same = dataclasses.replace(given, integers={**given.integers, two: given.integers[one]})
     audit = audit_deployment(same, folder, lowered=deployments.lowered("w8a8"), threads=1)
     assert audit.unmatched == ()
     for entry in audit.entries:

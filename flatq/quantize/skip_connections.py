@@ -1,8 +1,9 @@
 """A convolution that reads two concatenated tensors, as two whose results are added.
 
-Q-Diffusion (Li et al. 2023, section 4.2): where a U-Net's shortcut joins two tensors, their values, and with
-them the weights, spread very differently. Each half gets a range of its own and weight scales of its own, and
-each is a layer that every runtime has an integer kernel for. In float nothing changes but the order of a sum.
+Q-Diffusion (Li et al. 2023, section 4.2): where a U-Net's skip connection joins two tensors, their values,
+and with them the weights, spread very differently. Each half gets a range of its own and weight scales of
+its own, and each is a layer that every runtime has an integer kernel for. In float only the order of a sum
+changes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from flatq.plan import plan
 from flatq.quantize.trace import HALF, find_layers
 from flatq.recipe import Decision, QuantRecipe, half_name, whole_name
 
-__all__ = ["planned_splits", "split_shortcuts", "whole_weights"]
+__all__ = ["planned_splits", "split_skip_connections", "whole_weights"]
 
 _aten = torch.ops.aten
 
@@ -47,7 +48,7 @@ def whole_weights(decisions: Iterable[Decision]) -> dict[str, list[str]]:
     return found
 
 
-def split_shortcuts(graph: fx.GraphModule, names: Collection[str]) -> None:
+def split_skip_connections(graph: fx.GraphModule, names: Collection[str]) -> None:
     """Split the named convolutions of a traced graph, in place. The first half keeps the bias."""
     for layer in find_layers(graph):
         if layer.candidate.node in names:
