@@ -76,6 +76,12 @@ class Manifest(BaseModel):
         return self.recipe.name + self.rounding.suffix
 
     @property
+    def float_weights(self) -> dict[str, str]:
+        """Layer whose weight stays float -> name of that parameter, in order of execution."""
+        floats = (d.node for d in self.decisions if d.port == "weight" and d.scheme is None)
+        return {name: f"{name}.weight" for name in floats}
+
+    @property
     def planned(self) -> list[str]:
         """Names of the layers whose weights are integers, in order of execution."""
         return [decision.node for decision, _ in _weights(self)]

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from typing import Any
 
 import torch
 from torch import fx
 
 from flatq.plan import plan
-from flatq.quantize.trace import DECOMPOSED, find_layers
+from flatq.quantize.trace import DECOMPOSED, add_call, find_layers
 from flatq.recipe import Decision, QuantRecipe
 
 __all__ = ["decompose", "planned_attentions", "quantized_attentions"]
@@ -50,20 +49,13 @@ def _decompose(graph: fx.GraphModule, node: fx.Node) -> None:
     queries, keys = (source.meta["val"] for source in (query, key))  # type: ignore[union-attr]
     scale = node.kwargs.get("scale")
     weights = queries.new_empty([*queries.shape[:-1], keys.shape[-2]])
-
-    def call(target: Any, arguments: tuple[Any, ...], like: torch.Tensor) -> fx.Node:
-        made = graph.graph.call_function(target, arguments)
-        made.meta = {**node.meta, "val": like}
-        made.meta.pop("tensor_meta", None)
-        return made
-
     with graph.graph.inserting_before(node):
         factor = 1 / math.sqrt(queries.shape[-1]) if scale is None else scale
-        scaled = call(_aten.mul.Tensor, (query, factor), queries)
-        turned = call(_aten.transpose.int, (key, -2, -1), keys.transpose(-2, -1))
-        scores = call(_aten.matmul.default, (scaled, turned), weights)
-        shares = call(_aten.softmax.int, (scores, -1), weights)
-        attended = call(_aten.matmul.default, (shares, value), node.meta["val"])
+        scaled = add_call(graph, _aten.mul.Tensor, (query, factor), node, queries)
+        transposed = add_call(graph, _aten.transpose.int, (key, -2, -1), node, keys.transpose(-2, -1))
+        scores = add_call(graph, _aten.matmul.default, (scaled, transposed), node, weights)
+        probabilities = add_call(graph, _aten.softmax.int, (scores, -1), node, weights)
+        attended = add_call(graph, _aten.matmul.default, (probabilities, value), node)
     attended.meta[DECOMPOSED] = True
     node.replace_all_uses_with(attended)
     graph.graph.erase_node(node)

@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from flatq.errors import ModelError
 from flatq.plan import branch_rank, plan
-from flatq.quantize.trace import find_layers
+from flatq.quantize.trace import add_call, annotated, find_layers
 from flatq.recipe import Decision, QuantRecipe, branch_names, branch_of
 
 __all__ = ["Factors", "add_branches", "branched", "factor", "planned_branches", "split_branches"]
@@ -119,20 +119,14 @@ def _add(graph: fx.GraphModule, name: str, node: fx.Node, factors: Factors) -> N
     axis = 1 if factors[0].ndim == 4 else value.ndim - 1
     inner = value.new_empty([*value.shape[:axis], len(factors[0]), *value.shape[axis + 1 :]])
     second = _aten.conv2d.default if factors[1].ndim == 4 else _aten.linear.default
-
-    def call(target: Any, arguments: tuple[Any, ...], like: torch.Tensor) -> fx.Node:
-        made = graph.graph.call_function(target, arguments, node.kwargs if target is node.target else {})
-        made.meta = {**node.meta, "val": like}
-        made.meta.pop("tensor_meta", None)
-        return made
-
     with graph.graph.inserting_after(node):
-        total = call(_aten.add.Tensor, (node, node), value)
+        total = add_call(graph, _aten.add.Tensor, (node, node), node)
     node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
     with graph.graph.inserting_before(total):
         held = _held(graph, name, node, factors)
-        down = call(node.target, (node.args[0], held[0], None, *node.args[3:]), inner)
-        up = call(second, (down, held[1]), value)
+        reads = (node.args[0], held[0], None, *node.args[3:])
+        down = add_call(graph, node.target, reads, node, inner, node.kwargs)
+        up = add_call(graph, second, (down, held[1]), node)
     total.args = (node, up)
 
 
@@ -145,7 +139,5 @@ def _held(graph: fx.GraphModule, name: str, node: fx.Node, factors: Factors) -> 
         branch.add_module(part.rpartition(".")[2], module := nn.Module())
         module.weight = nn.Parameter(weight, requires_grad=False)
         held = graph.graph.get_attr(f"{part}.weight")
-        held.meta = {**node.meta, "val": value.new_empty(weight.shape)}
-        held.meta.pop("tensor_meta", None)
-        nodes.append(held)
+        nodes.append(annotated(held, node, value.new_empty(weight.shape)))
     return nodes

@@ -21,7 +21,6 @@ from itertools import zip_longest
 import torch
 from torch import fx
 
-from flatq.checkpoint import ModelConfig
 from flatq.deployment import Target
 from flatq.errors import ArtifactError
 from flatq.network import build_network
@@ -33,7 +32,7 @@ from flatq.quantize.low_rank import add_branches, branched
 from flatq.quantize.pt2e import convert_pt2e, prepare_pt2e
 from flatq.quantize.quantizer import FlatqQuantizer
 from flatq.quantize.skip_connections import split_skip_connections, whole_weights
-from flatq.quantize.trace import Layer, find_layers, quiet, stored_value, trace
+from flatq.quantize.trace import Layer, add_call, find_layers, quiet, stored_value, trace
 from flatq.recipe import Decision, branch_names
 
 __all__ = ["TARGETS", "Lowered", "Placement", "dequantized_weights", "grid_of", "lower"]
@@ -89,7 +88,7 @@ def lower(artifact: Artifact, target: Target) -> Lowered:
     """
     placement = TARGETS[target]
     manifest = artifact.manifest
-    graph, layers = _retrace(artifact, manifest.model)
+    graph, layers = _retrace(artifact)
 
     def grid(decision: Decision, node: fx.Node) -> QuantGrid | None:
         assert decision.scheme is not None
@@ -126,14 +125,14 @@ def dequantized_weights(artifact: Artifact) -> dict[str, torch.Tensor]:
     return state
 
 
-def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, list[Layer]]:
-    network = build_network(config)
+def _retrace(artifact: Artifact) -> tuple[fx.GraphModule, list[Layer]]:
+    manifest = artifact.manifest
+    network = build_network(manifest.model)
     state = dequantized_weights(artifact)
-    halves = whole_weights(artifact.manifest.decisions)
     try:
         factors = {
             name: (state.pop(f"{down}.weight"), state.pop(f"{up}.weight"))
-            for name in branched(artifact.manifest.decisions)
+            for name in branched(manifest.decisions)
             for down, up in [branch_names(name)]
         }
         network.load_state_dict(state, strict=True)
@@ -144,15 +143,15 @@ def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, l
             got=" ".join(str(error).split())[:200],
             next_step="quantize again",
         ) from error
-    graph = trace(network.eval(), config)
-    split_skip_connections(graph, halves)
+    graph = trace(network.eval(), manifest.model)
+    split_skip_connections(graph, whole_weights(manifest.decisions))
     add_branches(graph, factors)
-    decompose(graph, quantized_attentions(artifact.manifest.decisions))
+    decompose(graph, quantized_attentions(manifest.decisions))
     layers = find_layers(graph)
-    planned = list(dict.fromkeys((d.node, d.kind, d.shape) for d in artifact.manifest.decisions))
+    planned = list(dict.fromkeys((d.node, d.kind, d.shape) for d in manifest.decisions))
     found = [(c.node, c.kind, c.shape) for c in (layer.candidate for layer in layers)]
     if found != planned:
-        made_with = ", ".join(f"{k} {v}" for k, v in artifact.manifest.versions.items())
+        made_with = ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
         wanted, got = next(pair for pair in zip_longest(planned, found) if pair[0] != pair[1])
         raise ArtifactError(
             "the installed packages build this network of other layers than the artifact's",
@@ -192,8 +191,7 @@ def _clamp_narrow(graph: fx.GraphModule) -> None:
         if (grid.low, grid.high) == (limits.min, limits.max):
             continue
         with graph.graph.inserting_before(node):
-            clamped = graph.graph.call_function(torch.ops.aten.clamp.default, (source, *grid.bounds))
-            clamped.meta = dict(source.meta)
+            clamped = add_call(graph, torch.ops.aten.clamp.default, (source, *grid.bounds), source)
         node.replace_input_with(source, clamped)
     graph.recompile()
 

@@ -125,7 +125,7 @@ def quantize_checkpoint(
         } | branches
         notes: dict[str, str] = {}
         if not rounding.plain:
-            refined = refine(
+            integers, biases, ranges, notes = refine(
                 graph,
                 layers,
                 decisions,
@@ -137,8 +137,7 @@ def quantize_checkpoint(
                 seed=calibration.seed,
                 progress=progress,
             )
-            integers, ranges, notes = refined.integers, refined.ranges, refined.notes
-            rest |= refined.biases
+            rest |= biases
     manifest = Manifest(
         model=model,
         process=checkpoint.process,

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from flatq.plan import plan
-from flatq.quantize.trace import HALF, find_layers
+from flatq.quantize.trace import HALF, add_call, annotated, find_layers
 from flatq.recipe import Decision, QuantRecipe, half_name, whole_name
 
 __all__ = ["planned_splits", "split_skip_connections", "whole_weights"]
@@ -83,16 +83,14 @@ def _split(graph: fx.GraphModule, name: str, node: fx.Node) -> None:
         module.add_module(half_name("", group).removeprefix("."), half)
         with graph.graph.inserting_before(node):
             part = graph.graph.get_attr(f"{half_name(name, group)}.weight")
-            part.meta = {**stored.meta, "val": stored.meta["val"][:, start:end]}
-            part.meta.pop("tensor_meta", None)
+            annotated(part, stored, stored.meta["val"][:, start:end])
             arguments = (source, part, None if group else bias, *node.args[3:])
-            result = graph.graph.call_function(node.target, arguments, node.kwargs)  # type: ignore[arg-type]
-            result.meta = {**node.meta, HALF: group}
+            result = add_call(graph, node.target, arguments, node, kwargs=node.kwargs)
+            result.meta[HALF] = group
         results.append(result)
         start = end
     with graph.graph.inserting_before(node):
-        total = graph.graph.call_function(_aten.add.Tensor, tuple(results))
-        total.meta = dict(node.meta)
+        total = add_call(graph, _aten.add.Tensor, tuple(results), node)
     node.replace_all_uses_with(total)
     graph.graph.erase_node(node)
     graph.graph.erase_node(stored)

@@ -26,6 +26,8 @@ __all__ = [
     "DECOMPOSED",
     "HALF",
     "Layer",
+    "add_call",
+    "annotated",
     "example_inputs",
     "export_any_batch",
     "find_layers",
@@ -300,6 +302,30 @@ def _module_name(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     names = [name for name, _ in stack.values()]
     return str(names[-1]).removeprefix("L['self'].") if names else node.name
+
+
+def add_call(
+    graph: fx.GraphModule,
+    target: Any,
+    arguments: tuple[Any, ...],
+    origin: fx.Node,
+    value: torch.Tensor | None = None,
+    kwargs: dict[str, Any] | None = None,
+) -> fx.Node:
+    """Add an operator to a traced graph that counts as traced where another was.
+
+    Args:
+        origin: the other, whose notes it gets.
+        value: a fake tensor of its result's shape; None for that of the other.
+    """
+    return annotated(graph.graph.call_function(target, arguments, kwargs), origin, value)
+
+
+def annotated(node: fx.Node, origin: fx.Node, value: torch.Tensor | None = None) -> fx.Node:
+    """Give a new node the notes of another, and the fake tensor of its own result."""
+    node.meta = {**origin.meta, "val": origin.meta["val"] if value is None else value}
+    node.meta.pop("tensor_meta", None)
+    return node
 
 
 def stored_value(graph: fx.GraphModule, node: fx.Node) -> Any:

@@ -5,7 +5,6 @@ Nothing is rebuilt: the nodes and initializers are the exported file's own.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -14,11 +13,19 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from flatq.errors import ModelError
+from flatq.export.onnx import find_weights
 from flatq.quantize.grid import QuantGrid
 from flatq.verify.inspection import attention_of
 from flatq.verify.reference import ProductReference, Reference
 
-__all__ = ["OnnxGraph", "attention_products", "cut_layer", "cut_product", "product_of", "weight_names"]
+__all__ = [
+    "OnnxGraph",
+    "attention_products",
+    "cut_layer",
+    "cut_product",
+    "product_of",
+    "products_of_attentions",
+]
 
 _WEIGHT_STEPS = ("Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose")
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
@@ -70,17 +77,6 @@ class OnnxGraph:
             elif name in self.producers:
                 waiting.extend(self.producers[name].input)
         return read
-
-
-def weight_names(graph: OnnxGraph, layers: Mapping[str, str]) -> dict[str, str]:
-    """Layer name -> name of the initializer with its codes; a layer without one is left out.
-
-    Args:
-        layers: as `Lowered.layers`.
-    """
-    plain = {re.sub(r"\W", "_", name.removesuffix(".int4")): name for name in graph.initializers}
-    wanted = {layer: re.sub(r"\W", "_", codes) for layer, codes in layers.items()}
-    return {layer: plain[name] for layer, name in wanted.items() if name in plain}
 
 
 def cut_layer(graph: OnnxGraph, reference: Reference, weight: str, shape: tuple[int, ...]) -> onnx.ModelProto:
@@ -155,9 +151,21 @@ def attention_products(
     stored = [name for name in graph.initializers if name.endswith(".weight")]
     parameters = {name.removesuffix(".weight"): name for name in stored}
     owners: dict[str, str] = {}
-    for layer, weight in weight_names(graph, {**parameters, **layers}).items():
+    for layer, weight in find_weights(graph.initializers, {**parameters, **layers}).items():
         if layer.startswith(inside) and len(graph.initializers[weight].dims) > 1:
             owners[product_of(graph, layer, weight)[-1].output[0]] = layer
+    return products_of_attentions(graph, owners, attentions)
+
+
+def products_of_attentions(
+    graph: OnnxGraph, layers: Mapping[str, str], attentions: Collection[str]
+) -> dict[str, list[onnx.NodeProto]]:
+    """Attention -> the nodes that multiply two computed tensors in it, in order of execution.
+
+    Args:
+        layers: output of each product with a weight -> its layer.
+    """
+    owners = dict(layers)
     found: dict[str, list[onnx.NodeProto]] = {name: [] for name in attentions}
     for node in graph.model.graph.node:
         if node.op_type == "MatMul" and node.output[0] not in owners:

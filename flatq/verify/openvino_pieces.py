@@ -6,7 +6,6 @@ coarse rounding of their result hides a fault.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import ModelError
+from flatq.export.onnx import find_weights
 from flatq.quantize.grid import QuantGrid
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.openvino import SETTINGS, import_openvino
@@ -32,18 +32,13 @@ _SETTINGS = {**SETTINGS, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HIN
 
 
 def weight_constants(model: Any, layers: Mapping[str, str]) -> dict[str, Any]:
-    """Layer name -> the constant with its codes; a layer without one is left out.
+    """Layer name -> the constant with its integers; a layer without one is left out.
 
     Args:
         layers: as `Lowered.layers`.
     """
-    constants = {
-        re.sub(r"\W", "_", operator.get_friendly_name().removesuffix(".int4")): operator
-        for operator in model.get_ops()
-        if operator.get_type_name() == "Constant"
-    }
-    wanted = {layer: re.sub(r"\W", "_", codes) for layer, codes in layers.items()}
-    return {layer: constants[name] for layer, name in wanted.items() if name in constants}
+    constants = {o.get_friendly_name(): o for o in model.get_ops() if o.get_type_name() == "Constant"}
+    return {layer: constants[name] for layer, name in find_weights(constants, layers).items()}
 
 
 def product_of(layer: str, constant: Any) -> Any:

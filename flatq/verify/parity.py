@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from flatq.backends import RuntimeSettings, open_runtime, runtime_of
 from flatq.calib.inputs import CalibrationPlan, collect_inputs
 from flatq.checkpoint import Checkpoint
-from flatq.deployment import read_deployment
+from flatq.deployment import Deployment, read_deployment
 from flatq.errors import ModelError, UsageError
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered, lower
@@ -25,7 +25,7 @@ from flatq.recipe import Kind
 from flatq.runtime.base import Condition, default_threads
 from flatq.runtime.torch import TorchRuntime, torch_threads
 from flatq.verify.origin import check_origin
-from flatq.verify.pieces import Pieces, open_pieces
+from flatq.verify.pieces import Pieces
 from flatq.verify.reference import (
     AnyReference,
     ProductReference,
@@ -36,7 +36,7 @@ from flatq.verify.reference import (
 )
 from flatq.verify.results import EndToEnd, LayerParity, Parity
 
-__all__ = ["VerifyInputs", "sqnr_db", "verify_parity"]
+__all__ = ["VerifyInputs", "open_pieces", "sqnr_db", "verify_parity"]
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -134,6 +134,28 @@ def verify_parity(
             lowered_to_float=None if exact is None else sqnr_db(exact, expected),
             deployed_to_float=None if exact is None else sqnr_db(exact, found),
         ),
+    )
+
+
+def open_pieces(deployment: Deployment, path: Path, lowered: Lowered, threads: int) -> Pieces:
+    """The layers of a deployment on the runtime of its target.
+
+    Raises:
+        UsageError: the target has none here.
+    """
+    if deployment.target in ("onnxruntime", "generic"):
+        from flatq.verify.onnx_pieces import OnnxRuntimePieces
+
+        return OnnxRuntimePieces(path, lowered, threads)
+    if deployment.target == "openvino":
+        from flatq.verify.openvino_pieces import OpenVinoPieces
+
+        return OpenVinoPieces(path, lowered, threads)
+    raise UsageError(
+        f"parity for {deployment.target} is not offered",
+        expected="a deployment for onnxruntime, openvino or generic",
+        got=deployment.target,
+        next_step="export for TensorRT without it; `flatq eval` compares what the engine samples",
     )
 
 

@@ -149,8 +149,8 @@ class Parity(_Part):
             shown = [f"{layer.layer}: {layer.describe()}" for layer in self.failed[:5]]
             more = [f"and {len(self.failed) - 5} more"] if len(self.failed) > 5 else []
             raise ModelError(
-                f"{len(self.failed)} of {len(self.layers)} layers do not compute on {self.target} "
-                "what the torch graph does",
+                f"{len(self.failed)} of {len(self.layers)} layers on {self.target} do not match the PyTorch "
+                "reference",
                 expected=f"at most one step anywhere, equal on {100 * EQUAL_AT_LEAST:g} % of the elements "
                 f"and {100 * CHANNEL_EQUAL_AT_LEAST:g} % of every channel's",
                 got="; ".join([*shown, *more]),
@@ -158,8 +158,8 @@ class Parity(_Part):
             )
         if self.broken:
             raise ModelError(
-                f"the network as a whole does not compute on {self.target} what the torch graph does, "
-                "though every quantized layer alone does",
+                f"the network as a whole on {self.target} does not match the PyTorch reference, though every "
+                "quantized layer alone does",
                 expected="more signal than noise",
                 got=f"SQNR {self.end_to_end.deployed_to_lowered:.1f} dB",
                 next_step="report it with the versions that `flatq doctor` prints",
@@ -272,7 +272,7 @@ def _read(kind: type[_File], path: Path, deployment: Deployment) -> _File | None
         ) from error
     if found.model_digest != deployment.digest:
         raise ArtifactError(
-            f"{path} speaks of another model than the one beside it",
+            f"{path} is about another model than the one beside it",
             expected=f"digest {deployment.digest[:16]}...",
             got=f"digest {found.model_digest[:16]}...",
             next_step="export again",

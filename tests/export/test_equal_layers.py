@@ -20,7 +20,7 @@ from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.quantize.lowering import Lowered, lower
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS
-from flatq.verify.recorded import verify_deployment
+from flatq.verify.verification import verify_deployment
 
 BLOCKS = ("up_blocks.1.resnets.0", "up_blocks.1.resnets.1")
 # The projections even have the same input, and are at 1,024 elements the largest that the exporter merges;

@@ -21,7 +21,7 @@ from flatq.quantize.lowering import Lowered, lower
 from flatq.quantize.methods import AdaRound, WeightRounding
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import QuantRecipe, branch_of, recipe_for_bits
-from flatq.verify.recorded import verify_deployment
+from flatq.verify.verification import verify_deployment
 
 RECIPES = [
     recipe_for_bits(8),

@@ -20,9 +20,9 @@ from flatq.verify.audit import audit_deployment, audit_from
 from flatq.verify.inspection import Found, Inspection
 from flatq.verify.openvino_kernels import Kernel
 from flatq.verify.parity import VerifyInputs, verify_parity
-from flatq.verify.recorded import Verified, verify_deployment
 from flatq.verify.reference import product_names
 from flatq.verify.results import Parity
+from flatq.verify.verification import Verified, verify_deployment
 
 LAST = "unet.up_blocks.0.attentions.1"
 

@@ -13,8 +13,7 @@ from exports import Deployments
 from flatq.deployment import MANIFEST, read_deployment
 from flatq.errors import UsageError
 from flatq.verify.audit import audit_deployment
-from flatq.verify.parity import VerifyInputs, verify_parity
-from flatq.verify.pieces import open_pieces
+from flatq.verify.parity import VerifyInputs, open_pieces, verify_parity
 from flatq.verify.results import Parity
 
 pytest.importorskip("openvino")

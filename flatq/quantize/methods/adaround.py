@@ -28,12 +28,8 @@ from flatq.quantize.methods.stream import Values, execute
 __all__ = ["Outcome", "reconstruct"]
 
 
-@dataclass(frozen=True)
-class _Target:
-    """What a block is to yield for a batch, float32 [n, ...], and the weights of its errors, float32 [n]."""
-
-    value: torch.Tensor
-    weight: torch.Tensor
+_Target = tuple[torch.Tensor, torch.Tensor]
+"""What a block is to yield for a batch, float32 [n, ...], and the weights of its errors, float32 [n]."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def reconstruct(
     outputs = block.outputs
     targets = [
         [
-            _Target(value, given[node])
+            (value, given[node])
             for node, value in zip(outputs, _outputs(block, values, outputs, {}), strict=True)
         ]
         for values, given in zip(exact, weights, strict=True)
@@ -179,7 +175,7 @@ def _error(
 def _distance(found: Sequence[torch.Tensor], targets: Sequence[_Target]) -> torch.Tensor:
     """Weighted mean squared difference, summed over the outputs."""
     errors = [
-        ((value - target.value).square().flatten(1).mean(1) * target.weight).mean()
-        for value, target in zip(found, targets, strict=True)
+        ((value - wanted).square().flatten(1).mean(1) * weight).mean()
+        for value, (wanted, weight) in zip(found, targets, strict=True)
     ]
     return torch.stack(errors).sum()

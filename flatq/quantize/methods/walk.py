@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -27,29 +26,13 @@ from flatq.quantize.methods.stream import Stream
 from flatq.quantize.trace import Layer
 from flatq.recipe import Decision
 
-__all__ = ["Refined", "batches", "refine"]
+__all__ = ["batches", "refine"]
 
 Progress = Callable[[str, int, int], None]
+_Tensors = dict[str, torch.Tensor]
 
 _HELD_OUT = 8
 """One of so many inputs judges what AdaRound learns from the others."""
-
-
-@dataclass(frozen=True)
-class Refined:
-    """What the methods chose.
-
-    Attributes:
-        integers: layer -> int8, for every planned layer.
-        biases: name of the parameter -> float32 [out], for those learned or corrected.
-        ranges: as in `flatq.quantize.artifact.Artifact`, with the learned ones.
-        notes: layer or block -> why it was left as it was, where it was.
-    """
-
-    integers: dict[str, torch.Tensor]
-    biases: dict[str, torch.Tensor]
-    ranges: dict[str, torch.Tensor]
-    notes: dict[str, str]
 
 
 def refine(
@@ -64,13 +47,18 @@ def refine(
     *,
     seed: int,
     progress: Progress | None = None,
-) -> Refined:
+) -> tuple[_Tensors, _Tensors, _Tensors, dict[str, str]]:
     """Choose integers by a method, on the grids given; learn biases and ranges, or correct biases.
 
     Args:
         graph: traced, float, without observers; left as it is.
         integers, grids, ranges: as in `flatq.quantize.artifact.Artifact`, rounded to nearest.
         seed: of the choice of inputs and of the learning.
+
+    Returns:
+        Layer -> int8, for every planned layer; name of the parameter -> float32 [out], for the biases learned
+        or corrected; the ranges, with the learned ones; and layer or block -> why it was left as it was,
+        where it was.
 
     Raises:
         ModelError: a layer that the method does not know.
@@ -102,7 +90,7 @@ def refine(
         first = rounding.model_copy(update={"method": "gptq", "bias_correction": False})
         _walk(graph, cut, drawn[:seen], weights[:seen], first, generator, progress)
     biases, notes = _walk(graph, cut, drawn, weights, rounding, generator, progress, len(drawn) - seen)
-    return Refined(
+    return (
         {layer.name: layer.integers for layer in planned.values()},
         biases,
         dict(ranges) | _ranges(planned.values(), ranges),
@@ -120,7 +108,7 @@ def _walk(
     progress: Progress | None,
     held_out: int = 0,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Go through all blocks and set their layers; the biases that changed, and the notes, as in `Refined`.
+    """Go through all blocks and set their layers; the biases that changed, and the notes, as in `refine`.
 
     The last `held_out` batches are those that learning is judged on.
     """
