@@ -25,7 +25,7 @@ __all__ = ["room_for_bias", "round_biases"]
 
 _aten = torch.ops.aten
 _decomposed = torch.ops.quantized_decomposed
-_LAYERS = (_aten.conv2d.default, _aten.conv2d.padding, _aten.linear.default)
+_LAYERS = (_aten.conv2d.default, _aten.linear.default)
 _DEQUANTIZE = (_decomposed.dequantize_per_tensor.default, _decomposed.dequantize_per_channel.default)
 
 _BITS = 20

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from flatq.errors import ModelError
 from flatq.plan import branch_rank, plan
 from flatq.quantize.trace import add_call, annotated, find_layers
 from flatq.recipe import Decision, QuantRecipe, branch_names, branch_of
@@ -32,11 +31,7 @@ _aten = torch.ops.aten
 
 
 def planned_branches(graph: fx.GraphModule, recipe: QuantRecipe) -> dict[str, int]:
-    """The layers of a traced graph that get a branch by the recipe -> its rank.
-
-    Raises:
-        ModelError: one is a convolution in groups.
-    """
+    """The layers of a traced graph that get a branch by the recipe -> its rank."""
     if not recipe.low_rank:
         return {}
     layers = find_layers(graph)
@@ -45,16 +40,8 @@ def planned_branches(graph: fx.GraphModule, recipe: QuantRecipe) -> dict[str, in
     for layer in layers:
         name, shape = layer.candidate.node, layer.candidate.shape
         rank, _ = branch_rank(recipe, shape, schemes.get((name, "weight")), schemes.get((name, "input")))
-        if not rank:
-            continue
-        if layer.candidate.kind == "conv2d" and layer.node.args[0].meta["val"].shape[1] != shape[1]:  # type: ignore[union-attr]
-            raise ModelError(
-                f"{name} is a convolution in groups, beside which no branch is offered",
-                expected="a convolution that reads all channels",
-                got=f"a weight of shape {list(shape)}",
-                next_step="leave --low-rank out",
-            )
-        ranks[name] = rank
+        if rank:
+            ranks[name] = rank
     return ranks
 
 

@@ -58,13 +58,12 @@ def split_skip_connections(graph: fx.GraphModule, names: Collection[str]) -> Non
 
 
 def _joined(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The two tensors that a convolution without groups reads joined by channel."""
+    """The two tensors that a convolution reads joined by channel."""
     source: Any = node.args[0]
     if source.target is not _aten.cat.default or len(source.args) < 2 or source.args[1] != 1:
         return None
     parts = source.args[0]
-    groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
-    return (parts[0], parts[1]) if len(parts) == 2 and groups == 1 else None
+    return (parts[0], parts[1]) if len(parts) == 2 else None
 
 
 def _split(graph: fx.GraphModule, name: str, node: fx.Node) -> None:

@@ -46,7 +46,6 @@ DECOMPOSED = "flatq_decomposed"
 _aten = torch.ops.aten
 _KINDS: dict[Any, Kind] = {
     _aten.conv2d.default: "conv2d",
-    _aten.conv2d.padding: "conv2d",
     _aten.linear.default: "linear",
     _aten.scaled_dot_product_attention.default: "attention",
 }

@@ -86,16 +86,13 @@ def cut_layer(graph: OnnxGraph, reference: Reference, weight: str, shape: tuple[
         weight: name of the initializer with its codes.
         shape: of the input tensor; the first is the batch, left free.
 
-    Returns:
-        A model with the input `source` and the output `result`.
-
     Raises:
         ModelError: the exported nodes around the weight are none that flatq writes.
     """
     product = product_of(graph, reference.layer, weight)[-1]
     source = _source(graph, product.input[0], *reference.inputs)
     result = _result(graph, product, quantized=reference.output is not None)
-    return _cut(graph, reference.layer, {source: "source"}, result, [shape])
+    return _cut(graph, reference.layer, [source], result, [shape])
 
 
 def cut_product(
@@ -107,29 +104,26 @@ def cut_product(
         node: that multiplies.
         shapes: of the two factors; the first axis is the batch, left free.
 
-    Returns:
-        A model with the inputs `first` and `second` and the output `result`.
-
     Raises: as `cut_layer`.
     """
-    first, second = (_source(graph, *pair) for pair in zip(node.input, reference.inputs, strict=True))
-    return _cut(graph, reference.layer, {first: "first", second: "second"}, node.output[0], shapes)
+    sources = [_source(graph, *pair) for pair in zip(node.input, reference.inputs, strict=True)]
+    return _cut(graph, reference.layer, sources, node.output[0], shapes)
 
 
 def _cut(
-    graph: OnnxGraph, layer: str, sources: Mapping[str, str], result: str, shapes: Sequence[tuple[int, ...]]
+    graph: OnnxGraph, layer: str, sources: Sequence[str], result: str, shapes: Sequence[tuple[int, ...]]
 ) -> onnx.ModelProto:
-    """What lies between tensors, these by the names that they are to have."""
+    """What lies between tensors."""
     nodes = _between(graph, sources, result, layer)
     names = dict.fromkeys(name for node in nodes for name in node.input)
     piece = helper.make_graph(
-        [_renamed(node, {**sources, result: "result"}) for node in nodes],
+        nodes,
         "layer",
         [
             helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", *shape[1:]])
-            for name, shape in zip(sources.values(), shapes, strict=True)
+            for name, shape in zip(sources, shapes, strict=True)
         ],
-        [helper.make_tensor_value_info("result", onnx.TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT, None)],
         [graph.initializers[name] for name in names if name in graph.initializers],
     )
     model: onnx.ModelProto = helper.make_model(
@@ -241,16 +235,6 @@ def _between(graph: OnnxGraph, sources: Collection[str], result: str, layer: str
             wanted.add(id(node))
             open_names.extend(node.input)
     return [node for node in graph.model.graph.node if id(node) in wanted]
-
-
-def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    for field in (copy.input, copy.output):
-        values = [names.get(value, value) for value in field]
-        del field[:]
-        field.extend(values)
-    return copy
 
 
 def _strange(layer: str, got: str) -> ModelError:

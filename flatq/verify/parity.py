@@ -20,7 +20,7 @@ from flatq.checkpoint import Checkpoint
 from flatq.deployment import Deployment, read_deployment
 from flatq.errors import ModelError, UsageError
 from flatq.quantize.artifact import Artifact
-from flatq.quantize.lowering import Lowered, lower
+from flatq.quantize.lowering import Lowered
 from flatq.recipe import Kind
 from flatq.runtime.base import Condition, default_threads
 from flatq.runtime.torch import TorchRuntime, torch_threads
@@ -61,7 +61,7 @@ def verify_parity(
     artifact: Artifact,
     folder: Path,
     *,
-    lowered: Lowered | None = None,
+    lowered: Lowered,
     inputs: VerifyInputs | None = None,
     baseline: Checkpoint | None = None,
     threads: int | None = None,
@@ -71,7 +71,7 @@ def verify_parity(
 
     Args:
         folder: the deployment.
-        lowered: the artifact's graph for the deployment's target, where it is at hand already.
+        lowered: the artifact's graph for the deployment's target.
         inputs: how many, by default as `VerifyInputs`.
         baseline: the float checkpoint, for the ratios against it.
 
@@ -86,8 +86,6 @@ def verify_parity(
     deployment, path = read_deployment(folder)
     check_origin(deployment, folder, artifact)
     threads = threads or default_threads()
-    if lowered is None:
-        lowered = lower(artifact, deployment.target)
     references = find_references(lowered)
     pieces = open_pieces(deployment, path, lowered, threads)
     runtime = open_runtime(deployment, path, RuntimeSettings(runtime_of(deployment.target), threads=threads))

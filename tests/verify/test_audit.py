@@ -166,7 +166,12 @@ def test_a_product_that_belongs_to_no_layer_is_listed(deployments: Deployments, 
 
 def test_another_artifacts_deployment_is_refused(deployments: Deployments) -> None:
     with pytest.raises(UsageError, match="not exported from this artifact"):
-        audit_deployment(deployments.artifacts["w8a8"], deployments.folder("w4a8"), threads=1)
+        audit_deployment(
+            deployments.artifacts["w8a8"],
+            deployments.folder("w4a8"),
+            lowered=deployments.lowered("w8a8"),
+            threads=1,
+        )
 
 
 def test_the_file_and_the_tables(deployments: Deployments, tmp_path: Path) -> None:

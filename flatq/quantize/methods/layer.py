@@ -10,7 +10,6 @@ import torch
 from torch import fx
 from torch.nn import functional as F  # noqa: N812
 
-from flatq.errors import ModelError
 from flatq.quantize.grid import QuantGrid, activation_grid
 from flatq.quantize.trace import Layer, stored_value
 from flatq.recipe import Decision, Port, Scheme, whole_name
@@ -93,42 +92,14 @@ class QuantLayer:
 
         A convolution's input is unfolded, one row for each place of the kernel. Without `quantize` it is what
         the float layer multiplies with.
-
-        Raises:
-            ModelError: a convolution in groups.
         """
         source = self.quantize_input(source) if quantize else source
         if self.weight.ndim == 2:
             return source.reshape(-1, self.weight.shape[1])
-        if source.shape[1] != self.weight.shape[1]:
-            raise ModelError(
-                f"{self.name} is a convolution in groups, which this method does not know",
-                expected="a convolution that reads all channels",
-                got=f"{source.shape[1]} channels in, weight {list(self.weight.shape)}",
-                next_step="take --method rtn",
-            )
-        kernel, (stride, padding, dilation) = self.weight.shape[2:], self._geometry()
-        if isinstance(padding, str):
-            # As conv2d does it: half of what is missing in front, the rest behind.
-            total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
-            source = F.pad(source, [p for t in reversed(total) for p in (t // 2, t - t // 2)])
-            padding = [0, 0]
-        unfolded = F.unfold(source, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
+        given: tuple[Any, ...] = tuple(self.node.args[3:6])
+        stride, padding, dilation = (*given, *((1, 0, 1)[len(given) :]))
+        unfolded = F.unfold(source, self.weight.shape[2:], dilation, padding, stride)
         return unfolded.transpose(1, 2).reshape(-1, self.weight[0].numel())
-
-    def _geometry(self) -> tuple[Any, Any, Any]:
-        defaults: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1])
-        given = tuple(self.node.args[3:6])
-        filled: list[Any] = [*given, *defaults[len(given) :]]
-        stride, padding, dilation = filled
-        if self.node.target is _aten.conv2d.padding and len(given) < 2:
-            padding = "valid"
-        return _pair(stride), padding if isinstance(padding, str) else _pair(padding), _pair(dilation)
-
-
-def _pair(value: Any) -> list[int]:
-    values = [int(v) for v in value] if isinstance(value, Sequence) else [int(value)]
-    return values * 2 if len(values) == 1 else values
 
 
 def quant_layers(

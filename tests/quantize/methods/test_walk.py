@@ -216,8 +216,6 @@ def test_one_input_is_not_enough_to_learn_from_and_to_judge(tiny: Checkpoint) ->
         (0, 2, 1, 3),
         ([2, 1], [1, 2], [2, 1], 3),
         (0, 1, 1, 1),
-        ("same", 1, 2, 3),
-        ("same", 1, 2, 4),
     ],
 )
 def test_rows_times_the_weight_are_the_convolution(
