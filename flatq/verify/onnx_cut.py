@@ -83,7 +83,7 @@ def cut_layer(graph: OnnxGraph, reference: Reference, weight: str, shape: tuple[
     """A layer as a model of its own, from the tensor before its input's QuantizeLinear to what leaves it.
 
     Args:
-        weight: name of the initializer with its codes.
+        weight: name of the initializer with its integers.
         shape: of the input tensor; the first is the batch, left free.
 
     Raises:

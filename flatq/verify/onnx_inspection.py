@@ -190,7 +190,7 @@ def _fingerprint(value: NDArray[Any]) -> str:
 
 
 def _unpacked(node: onnx.NodeProto, value: NDArray[Any]) -> NDArray[np.int8]:
-    """The codes of a MatMulNBits: [N, blocks, bytes], 4-bit ones two in a byte, its rows padded to blocks."""
+    """The integers of a MatMulNBits: [N, blocks, bytes], 4-bit ones two in a byte, rows padded to blocks."""
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     bits, columns = int(attributes["bits"]), int(attributes["K"])
     if value.dtype != np.uint8 or value.ndim != 3:
@@ -198,8 +198,8 @@ def _unpacked(node: onnx.NodeProto, value: NDArray[Any]) -> NDArray[np.int8]:
     rows = value.reshape(len(value), -1)
     if bits == 4:
         rows = np.stack([rows & 0xF, rows >> 4], axis=-1).reshape(len(value), -1)
-    codes: NDArray[np.int8] = (rows[:, :columns].astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
-    return codes
+    integers: NDArray[np.int8] = (rows[:, :columns].astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+    return integers
 
 
 def _found(graph: OnnxGraph, node: onnx.NodeProto, event: dict[str, Any]) -> Found:

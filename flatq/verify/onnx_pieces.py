@@ -54,7 +54,7 @@ class OnnxRuntimePieces:
                 return cut_product(self._graph, reference, node, shapes)
         raise ModelError(
             f"the exported model holds no integers for {reference.layer}",
-            expected="an initializer with its codes, or a product of two computed tensors",
+            expected="an initializer with its integers, or a product of two computed tensors",
             next_step="export again",
         )
 

@@ -160,7 +160,7 @@ class OpenVinoPieces:
             return self._products[reference.layer]
         raise ModelError(
             f"the exported model holds no integers for {reference.layer}",
-            expected="a constant with its codes, or a product of two computed tensors",
+            expected="a constant with its integers, or a product of two computed tensors",
             next_step="export again",
         )
 

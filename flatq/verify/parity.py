@@ -1,8 +1,8 @@
 """Parity: does the runtime compute, layer by layer and as a whole, what the torch Q/DQ graph computes?
 
 Each layer is given the same input tensor on both sides, so that errors do not accumulate. The inputs are
-those of a short sampling chain, each layer's also at several times its size, so that the ends of every code
-range are met.
+those of a short sampling trajectory, each layer's also at several times its size, so that the ends of every
+grid are met.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 _ENOUGH, _ENOUGH_IN_CHANNEL = 2**15, 2**9
-"""Output elements to compare at least, so that one on the edge of two codes is far from 0.1 %, or from 1 % of
+"""Output elements to compare at least, so that one on the edge of two steps is far from 0.1 %, or from 1 % of
 its channel."""
 _MOST_OF_A_PRODUCT = 2**22
 """Output elements of an attention's product to compare at the inputs as they are, but for one image."""

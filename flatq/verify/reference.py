@@ -37,7 +37,7 @@ _LAYERS = (_aten.conv2d.default, _aten.linear.default)
 _DEQUANTIZE_WEIGHT = (_decomposed.dequantize_per_channel.default, _decomposed.dequantize_per_tensor.default)
 
 EDGE = 1e-3
-"""Inputs are kept this far, in steps, from the edge between two codes: one runtime divides by the scale where
+"""Inputs are kept this far, in steps, from the edge of two integers: one runtime divides by the scale where
 another multiplies by its reciprocal, and both are right."""
 
 UNIT_ROUNDOFF = 2.0**-24
@@ -188,7 +188,7 @@ class Result:
             resolve where that is more. Of a float output that was summed in float, 16 unit roundoffs of the
             sum of the products' magnitudes, which is what another order of summing moves.
         same: below this it counts as equal. Behind an output quantizer, half a step, or a whole one where
-            what is quantized lies on the edge of two codes to float32's rounding. Of a float output whose
+            what is quantized lies on the edge of two steps to float32's rounding. Of a float output whose
             inputs are integers, 8 unit roundoffs of |output| + |bias|: the integer sum is exact, and about
             four float32 roundings follow it. Else the step.
     """

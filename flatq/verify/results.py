@@ -129,7 +129,7 @@ class Parity(_Part):
     def broken(self) -> bool:
         """Whether the deployment's output is not a number, or more noise than signal.
 
-        End to end no tighter bound is right: a value on the edge of two codes is rounded either way, and the
+        End to end no tighter bound is right: a value on the edge of two steps is rounded either way, and the
         network amplifies it to about the quantization error itself.
         """
         return not self.end_to_end.deployed_to_lowered > 0
