@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import fx
@@ -174,7 +175,8 @@ def _is_one_kernel(node: fx.Node) -> bool:
 
 def grid_of(node: fx.Node) -> QuantGrid:
     """The grid of a per-tensor quantize operator."""
-    _, scale, zero_point, low, high, *_ = node.args
+    arguments: Any = node.args[1:5]
+    scale, zero_point, low, high = arguments
     return QuantGrid(torch.tensor(scale, dtype=torch.float64), low, high, zero_point)
 
 

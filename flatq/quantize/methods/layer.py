@@ -96,8 +96,9 @@ class QuantLayer:
         source = self.quantize_input(source) if quantize else source
         if self.weight.ndim == 2:
             return source.reshape(-1, self.weight.shape[1])
-        given: tuple[Any, ...] = tuple(self.node.args[3:6])
-        stride, padding, dilation = (*given, *((1, 0, 1)[len(given) :]))
+        geometry: list[Any] = [1, 0, 1]
+        geometry[: len(self.node.args[3:6])] = self.node.args[3:6]
+        stride, padding, dilation = geometry
         unfolded = F.unfold(source, self.weight.shape[2:], dilation, padding, stride)
         return unfolded.transpose(1, 2).reshape(-1, self.weight[0].numel())
 
