@@ -105,7 +105,7 @@ def test_what_is_more_than_two_products_stays_float_with_a_reason(
     if words:
         ((port, scheme, reason),) = [(d.port, d.scheme, d.reason) for d in decisions]
         assert (port, scheme) == ("products", None)
-        assert f"attention with {words} is not written out" in reason
+        assert f"attention with {words} is not decomposed" in reason
         assert planned_attentions(graph, recipe) == []
         return
     assert tuple(d.port for d in decisions) == ATTENTION_PORTS
