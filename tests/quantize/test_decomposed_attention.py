@@ -1,4 +1,4 @@
-"""Attention written out: the graph, its ranges, and what the artifact holds of them."""
+"""Attention decomposed: the graph, its ranges, and what the artifact holds of them."""
 
 from __future__ import annotations
 
