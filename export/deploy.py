@@ -15,9 +15,8 @@ from flatq.deployment import AUDIT, MANIFEST, PARITY, Deployment, FloatPrecision
 from flatq.errors import UsageError
 from flatq.export.floats import halve_floats
 from flatq.export.onnx import to_onnx, weight_initializers
-from flatq.export.portable import without_group_norm
-from flatq.export.rewrites import summary, tune
-from flatq.export.targets import check_floats, converter_versions, writer_for
+from flatq.export.rewrites import summary, tune, without_group_norm
+from flatq.export.targets import check_floats, converter_versions, write_model
 from flatq.files import replacing
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
@@ -45,7 +44,7 @@ def export_artifact(
     """Lower an artifact for a target and write its deployment folder.
 
     Args:
-        float_precision: type of whatever is not an integer.
+        float_precision: of the non-quantized operators.
         plain: leave the graph as torch's exporter writes it, without `flatq.export.rewrites`; those are made
             for float32, so another float precision leaves them out too.
         check: called before the folder is moved into place; what it raises leaves `out` as it was.
@@ -62,8 +61,8 @@ def export_artifact(
     artifact = read_artifact(folder)
     manifest = artifact.manifest
     lowered = lower(artifact, target)
-    floats = [f"{d.node}.weight" for d in manifest.decisions if d.port == "weight" and d.scheme is None]
-    model = to_onnx(lowered.graph, manifest.model, [*lowered.layers.values(), *floats])
+    weights = [*lowered.layers.values(), *manifest.float_weights.values()]
+    model = to_onnx(lowered.graph, manifest.model, weights)
     names = weight_initializers(model, lowered.layers)
     bits = {d.node: d.scheme.bits for d in manifest.decisions if d.port == "weight" and d.scheme}
     provenance = {
@@ -178,7 +177,7 @@ def _write(
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
         partial.mkdir()
-        main = writer_for(target)(model, bits, partial, float_precision)
+        main = write_model(model, bits, partial, target, float_precision)
         files = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
         deployment = Deployment(
             target=target,

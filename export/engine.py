@@ -18,7 +18,7 @@ from flatq.runtime.cuda import open_device
 from flatq.runtime.engines import TIMING_CACHE, EngineRecord, engine_stem
 from flatq.runtime.tensorrt import import_tensorrt, make_logger
 
-__all__ = ["Built", "Parsed", "build_engine", "build_serialized", "parse"]
+__all__ = ["Parsed", "build_engine", "build_serialized", "parse"]
 
 
 @dataclass(frozen=True)
@@ -32,26 +32,11 @@ class Parsed:
     parser: Any
 
 
-@dataclass(frozen=True)
-class Built:
-    """A serialized engine.
-
-    Attributes:
-        plan: the engine's bytes.
-        timing_cache: what the builder measured, for the next build.
-        build: the settings, for the record.
-    """
-
-    plan: bytes
-    timing_cache: bytes
-    build: dict[str, Any]
-
-
 def build_engine(folder: Path, batches: tuple[int, int, int] = (1, 8, 64)) -> Path:
     """Build the engine of a deployment folder for this machine's GPU and TensorRT, beside its model.
 
     Args:
-        batches: smallest, best and largest batch.
+        batches: optimization profile: smallest, best and largest batch size.
 
     Returns:
         The engine's path.
@@ -64,12 +49,11 @@ def build_engine(folder: Path, batches: tuple[int, int, int] = (1, 8, 64)) -> Pa
     deployment, file = read_deployment(folder)
     if deployment.target != "tensorrt":
         raise UsageError(
-            f"{folder} is lowered for {deployment.target}",
+            f"{folder} is exported for {deployment.target}",
             expected="a folder that `flatq export ARTIFACT --trt` wrote",
             got=deployment.target,
             next_step="export the artifact with --trt",
         )
-    _check(file)
     try:
         version = str(import_tensorrt().__version__)
         device = open_device()
@@ -83,37 +67,23 @@ def build_engine(folder: Path, batches: tuple[int, int, int] = (1, 8, 64)) -> Pa
         ) from error
     stem = engine_stem(device.architecture, version)
     cache = folder / TIMING_CACHE.format(stem=stem)
-    built = build_serialized(file, batches, timing_cache=cache.read_bytes() if cache.is_file() else b"")
+    plan, timing_cache, build = build_serialized(
+        file, batches, timing_cache=cache.read_bytes() if cache.is_file() else b""
+    )
     record = EngineRecord(
         file=f"{stem}.plan",
-        sha256=hashlib.sha256(built.plan).hexdigest(),
+        sha256=hashlib.sha256(plan).hexdigest(),
         onnx_sha256=deployment.sha256,
         architecture=device.architecture,
         gpu=device.name,
         tensorrt=version,
         batch=batches,
-        build=built.build,
+        build=build,
     )
-    _replace(cache, built.timing_cache)
-    _replace(folder / record.file, built.plan)
+    _replace(cache, timing_cache)
+    _replace(folder / record.file, plan)
     _replace(folder / f"{stem}.json", (record.model_dump_json(indent=1) + "\n").encode())
     return folder / record.file
-
-
-def _check(file: Path) -> None:
-    """Our own look at the graph, before TensorRT sees it."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingRuntimeError(
-            "the package onnx is not installed",
-            expected="onnx, which checks the graph before TensorRT sees it",
-            got=str(error),
-            next_step='pip install "flatq[tensorrt]"',
-        ) from error
-    from flatq.export.symmetry import check_symmetric
-
-    check_symmetric(onnx.load(file))
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -139,12 +109,17 @@ def parse(file: Path) -> Parsed:
     return Parsed(trt, logger, builder, network, parser)
 
 
-def build_serialized(file: Path, batches: tuple[int, int, int], *, timing_cache: bytes = b"") -> Built:
+def build_serialized(
+    file: Path, batches: tuple[int, int, int], *, timing_cache: bytes = b""
+) -> tuple[bytes, bytes, dict[str, Any]]:
     """Build the engine of an ONNX file, without running it.
 
     Args:
-        batches: smallest, best and largest batch of the profile.
+        batches: optimization profile: smallest, best and largest batch size.
         timing_cache: of an earlier build; one that does not fit this machine is started anew.
+
+    Returns:
+        The engine, the timing cache for the next build, and the settings for the record.
 
     Raises: as `parse`; ModelError where the builder fails.
     """
@@ -169,7 +144,7 @@ def build_serialized(file: Path, batches: tuple[int, int, int], *, timing_cache:
     if plan is None:
         raise _refusal(f"TensorRT {trt.__version__} cannot build {file}", parsed.logger.errors)
     settings = {"strongly_typed": True, "tf32": False, "timing_cache_reused": reused}
-    return Built(bytes(plan), bytes(config.get_timing_cache().serialize()), settings)
+    return bytes(plan), bytes(config.get_timing_cache().serialize()), settings
 
 
 def _words(error: Any) -> str:

@@ -1,4 +1,4 @@
-"""The float rest of an ONNX model in half precision, integers and their codes as they are.
+"""The float rest of an ONNX model in half precision, integers as they are.
 
 The graph's input and output stay float32, and so does the timestep's embedding up to its sines: 11 or 8 bits
 do not tell t = 999 times a frequency. Scales of Q/DQ nodes take the type of the floats around them, which is
@@ -150,15 +150,15 @@ class _Half:
         )
 
     def _scales(self, nodes: Iterable[onnx.NodeProto]) -> dict[str, NDArray[np.bool_]]:
-        """Every scale -> where it scales something: not where all codes of a channel are 0."""
+        """Every scale -> where it scales something: not where all integers of a channel are 0."""
         found: dict[str, NDArray[np.bool_]] = {}
         for node in nodes:
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
                 continue
             scaling = np.array(True)
-            if (codes := self.constants.get(node.input[0])) is not None:
+            if (integers := self.constants.get(node.input[0])) is not None:
                 axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-                used = numpy_helper.to_array(codes).astype(np.int64) != 0
+                used = numpy_helper.to_array(integers).astype(np.int64) != 0
                 kept = (axis % used.ndim,) if self.constants[node.input[1]].dims else ()
                 scaling = np.asarray(used.any(axis=tuple(d for d in range(used.ndim) if d not in kept)))
             found[node.input[1]] = found.get(node.input[1], np.array(False)) | scaling

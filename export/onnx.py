@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
+import ml_dtypes
 import onnx
 import torch
 from onnx import helper, numpy_helper
@@ -19,6 +19,7 @@ from flatq.quantize.trace import export_any_batch, input_names, quiet
 __all__ = [
     "ONNX_FILE",
     "OPSET",
+    "find_weights",
     "narrow_weights",
     "save_onnx",
     "to_onnx",
@@ -33,12 +34,12 @@ _LARGEST = 2**31 - 1
 """Bytes of a protobuf message."""
 
 
-def to_onnx(graph: fx.GraphModule, config: ModelConfig, codes: Collection[str] = ()) -> onnx.ModelProto:
+def to_onnx(graph: fx.GraphModule, config: ModelConfig, weights: Collection[str] = ()) -> onnx.ModelProto:
     """Export a graph with inputs x float32 [batch, C, H, W], t and maybe label int64 [batch], and the output
     `out`.
 
     Args:
-        codes: names of the tensors in the graph's state that hold a layer's integers, as the values of
+        weights: names of the tensors in the graph's state that hold a layer's integers, as the values of
             `Lowered.layers`, or its weight where that is float. Each stays an initializer of its own, also
             where two hold the same numbers.
 
@@ -58,7 +59,7 @@ def to_onnx(graph: fx.GraphModule, config: ModelConfig, codes: Collection[str] =
                 verbose=False,
             )
             assert exported is not None
-            _optimize(exported, codes)
+            _optimize(exported, weights)
         model = exported.model_proto
         onnx.checker.check_model(model, full_check=True)
     except torch.onnx.errors.OnnxExporterError as error:
@@ -81,13 +82,13 @@ def to_onnx(graph: fx.GraphModule, config: ModelConfig, codes: Collection[str] =
     return model
 
 
-def _optimize(exported: torch.onnx.ONNXProgram, codes: Collection[str]) -> None:
+def _optimize(exported: torch.onnx.ONNXProgram, weights: Collection[str]) -> None:
     """What `torch.onnx.export` does by default, without merging layers whose integers are equal.
 
     onnxscript's optimizer makes one of initializers with equal bytes (up to 1,024 elements), then one of what
     computes with them. It leaves the inputs of the graph alone, so the integers stand among these meanwhile.
     """
-    names = {_plain(name) for name in codes}
+    names = {_plain(name) for name in weights}
     inputs = exported.model.graph.inputs
     kept = [v for name, v in exported.model.graph.initializers.items() if _plain(name) in names]
     inputs.extend(kept)
@@ -104,32 +105,23 @@ def _name_batch(model: onnx.ModelProto) -> None:
 
 def _strip(model: onnx.ModelProto) -> None:
     """Take out the exporter's notes: source paths and stack traces of the exporting machine."""
-    model.doc_string = ""
-    del model.metadata_props[:]
-    for node in model.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for initializer in model.graph.initializer:
-        initializer.doc_string = ""
-        del initializer.metadata_props[:]
-    for value in (*model.graph.input, *model.graph.output):
-        value.doc_string = ""
-        del value.metadata_props[:]
-    model.graph.doc_string = ""
-    del model.graph.metadata_props[:]
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
 
 
 def weight_initializers(model: onnx.ModelProto, layers: Mapping[str, str]) -> dict[str, str]:
-    """Layer name -> name of the initializer with its codes.
+    """Layer name -> name of the initializer with its integers.
 
     Args:
-        layers: layer name -> name of the codes in the lowered graph, as `Lowered.layers`.
+        layers: layer name -> name of its integers in the lowered graph, as `Lowered.layers`.
 
     Raises:
         ModelError: an initializer is missing; the exporter renamed or folded it.
     """
-    present = {_plain(initializer.name): initializer.name for initializer in model.graph.initializer}
-    missing = [layer for layer, name in layers.items() if _plain(name) not in present]
+    found = find_weights([initializer.name for initializer in model.graph.initializer], layers)
+    missing = [layer for layer in layers if layer not in found]
     if missing:
         raise ModelError(
             f"the exported model holds no integers for {len(missing)} planned layers",
@@ -137,7 +129,18 @@ def weight_initializers(model: onnx.ModelProto, layers: Mapping[str, str]) -> di
             got="none of its name",
             next_step="report it with the versions that `flatq doctor` prints",
         )
-    return {layer: present[_plain(name)] for layer, name in layers.items()}
+    return found
+
+
+def find_weights(stored: Iterable[str], layers: Mapping[str, str]) -> dict[str, str]:
+    """Layer name -> the name of its weight in an exported model; a layer without one is left out.
+
+    Args:
+        stored: names of the model's constants.
+        layers: layer name -> name of its weight in the lowered graph, as `Lowered.layers`.
+    """
+    plain = {_plain(name.removesuffix(".int4")): name for name in stored}
+    return {layer: plain[_plain(name)] for layer, name in layers.items() if _plain(name) in plain}
 
 
 def _plain(name: str) -> str:
@@ -148,34 +151,20 @@ def narrow_weights(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
     """Store the weights of 4 bits and less as INT4 and widen each with a Cast.
 
     Args:
-        bits: name of an INT8 initializer -> width of its codes, 2 to 8.
-
-    Raises:
-        ModelError: a code does not fit 4 bits.
+        bits: name of an INT8 initializer -> width of its integers, 2 to 8.
     """
     casts = []
     for index, initializer in enumerate(model.graph.initializer):
         if bits.get(initializer.name, 8) > 4:
             continue
-        codes = numpy_helper.to_array(initializer)
-        if codes.min() < -8 or codes.max() > 7:
-            raise ModelError(
-                f"{initializer.name} does not fit 4 bits",
-                expected="codes in -8..7",
-                got=f"{codes.min()}..{codes.max()}",
-            )
         narrow = f"{initializer.name}.int4"
-        flat = codes.reshape(-1).astype(np.int8)
-        nibbles = (np.append(flat, np.zeros(flat.size % 2, np.int8)) & 0xF).astype(np.uint8)
-        packed = nibbles[0::2] | (nibbles[1::2] << 4)
+        integers = numpy_helper.to_array(initializer).astype(ml_dtypes.int4)
         casts.append(
             helper.make_node(
                 "Cast", [narrow], [initializer.name], name=f"{narrow}.cast", to=onnx.TensorProto.INT8
             )
         )
-        model.graph.initializer[index].CopyFrom(
-            helper.make_tensor(narrow, onnx.TensorProto.INT4, codes.shape, packed.tobytes(), raw=True)
-        )
+        model.graph.initializer[index].CopyFrom(numpy_helper.from_array(integers, narrow))
     rest = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*casts, *rest])

@@ -11,7 +11,6 @@ Such a convolution gets one of the smallest normal float32.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,22 @@ from onnx import numpy_helper
 
 from flatq.deployment import FloatPrecision
 from flatq.errors import ModelError
-from flatq.export.onnx import ONNX_FILE, narrow_weights, save_onnx
+from flatq.export.onnx import ONNX_FILE, save_onnx
 from flatq.runtime.openvino import import_openvino
 
-__all__ = ["write"]
+__all__ = ["write_openvino"]
 
 _XML = "model.xml"
 
 
-def write(model: onnx.ModelProto, bits: Mapping[str, int], folder: Path, floats: FloatPrecision) -> str:
-    """Write the model; see `flatq.export.targets`.
+def write_openvino(model: onnx.ModelProto, folder: Path, floats: FloatPrecision) -> str:
+    """Convert a model to IR and write it; returns the name of the .xml.
 
     Raises:
         MissingRuntimeError: openvino is not installed.
         ModelError: OpenVINO refuses the graph.
     """
     openvino = import_openvino()
-    narrow_weights(model, bits)
     _bias_before_concat(model)
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / ONNX_FILE

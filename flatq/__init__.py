@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from flatq.report.result import GateResult
     from flatq.sampler import SamplePlan
     from flatq.train.config import TrainConfig
-    from flatq.verify.recorded import Verified
+    from flatq.verify.verification import Verified
 
 __all__ = [
     "CalibrationPlan",
@@ -89,7 +89,7 @@ _HOMES = {
     "flatq.report.result": "GateResult",
     "flatq.sampler": "SamplePlan",
     "flatq.train.config": "TrainConfig",
-    "flatq.verify.recorded": "Verified",
+    "flatq.verify.verification": "Verified",
 }
 _PACKAGES = ("evaluate", "export", "quantize", "train", "verify")
 """Verbs that are subpackages too: these modules can be called, see `flatq.callable_package`."""

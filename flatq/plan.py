@@ -72,7 +72,7 @@ def _layer_ports(
     weight = rule.weight if rule else None
     activation = rule.activation if rule and weight else None
     if candidate.node != whole_name(candidate.node, candidate.group):
-        reason += f"; half {candidate.group} of a shortcut that reads two concatenated tensors"
+        reason += f"; half {candidate.group} of a skip connection that joins two tensors"
     if (candidate.reads_image or candidate.predicts) and recipe.edges != "same" and weight:
         given = (weight, activation)
         weight, activation = _widened(weight, EDGES_FROM), activation and _widened(activation, 8)

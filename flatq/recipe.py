@@ -131,11 +131,11 @@ class Candidate(_Frozen):
     """A place in the traced network that could be quantized.
 
     Attributes:
-        node: dotted module name, e.g. `down_blocks.0.resnets.0.conv1`; of half a split shortcut `half_name`.
+        node: dotted module name, e.g. `down_blocks.0.resnets.0.conv1`; or `half_name` of one.
         kind: what it computes.
         shape: of the weight ([out, in, kh, kw] or [out, in]); empty for an attention product.
         macs: multiply-accumulates for one image.
-        group: which half of a split shortcut it is, 0 or 1; else 0.
+        group: which half of a split convolution it is, 0 or 1; else 0.
         obstacle: why it can only be float; empty where nothing stands in the way.
         reads_image: whether the layer's input is the image, with no other layer in between.
         predicts: whether the layer's output is the network's prediction, or a part of it.
@@ -159,7 +159,7 @@ class Decision(_Frozen):
         port: the tensor spoken of. A layer has its `weight`, the activation at its `input` and the one at
             its `output` (quantized only by targets that place Q/DQ there). An attention has its two
             `products` where they are float; else the `ATTENTION_PORTS`, in front of each its own Q/DQ.
-        group: index of the range group (timestep group, or half of a split shortcut); 0 where there is one.
+        group: index of the range group: half of a split convolution, 0 or 1; else 0.
         scheme: None leaves the port in float.
         reason: one clause.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 
 from flatq.checkpoint import Checkpoint, save_checkpoint
@@ -12,7 +13,7 @@ from flatq.network import build_network
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 
-__all__ = ["NETWORKS", "checkpoint"]
+__all__ = ["NETWORKS", "assert_symmetric_int8", "checkpoint"]
 
 NETWORKS: dict[str, dict[str, Any]] = {
     # As `flatq train` makes it for the digits.
@@ -78,3 +79,13 @@ def checkpoint(name: str, folder: Path) -> Checkpoint:
     learned = config.out_channels > config.image_channels
     process = ProcessConfig(schedule="cosine", variance="learned_range" if learned else "fixed_large")
     return save_checkpoint(Checkpoint(config, process, {"raw": weights}), folder / f"{name}.pt")
+
+
+def assert_symmetric_int8(model: onnx.ModelProto) -> None:
+    """TensorRT's parser asks for int8 with zero point 0 in every QuantizeLinear and DequantizeLinear."""
+    stored = {value.name: value for value in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero_point = stored[node.input[2]]
+            assert zero_point.data_type == onnx.TensorProto.INT8, node.name
+            assert not onnx.numpy_helper.to_array(zero_point).any(), node.name

@@ -144,7 +144,7 @@ def test_a_layer_that_may_saturate_names_the_way_out(
         raise ModelError("a layer differs", next_step="report it")
 
     monkeypatch.setattr("flatq.api.exporting.saturation_note", lambda: "take 7 bits")
-    monkeypatch.setattr("flatq.verify.recorded.verify_deployment", fails)
+    monkeypatch.setattr("flatq.verify.verification.verify_deployment", fails)
     write_artifact(tiny_artifacts["w8a8"], tmp_path / "a")
     with pytest.raises(ModelError) as raised:
         flatq.export(tmp_path / "a", flatq.ExportSettings(target=target))

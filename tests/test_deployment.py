@@ -152,7 +152,7 @@ def test_the_generic_file_is_plain_onnx(artifact: Path, tiny_artifacts: dict[str
     assert [(o.domain, o.version) for o in model.opset_import if not o.domain] == [("", 21)]
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
     stored = [i for i in model.graph.initializer if i.data_type == TensorProto.INT8 and len(i.dims) > 1]
-    assert len(stored) == len(tiny_artifacts["w4a8"].codes)
+    assert len(stored) == len(tiny_artifacts["w4a8"].integers)
     assert TensorProto.INT4 not in {i.data_type for i in model.graph.initializer}
     quantizers = [n for n in model.graph.node if n.op_type == "QuantizeLinear"]
     planned = [d for d in tiny_artifacts["w4a8"].manifest.decisions if d.port == "input" and d.scheme]

@@ -5,7 +5,7 @@ back, and the keys through two reshapes whose sizes are computed at run time. Mu
 queries, keys and values [batch, tokens, heads * size] as the linear layers leave them, and its CPU kernel
 goes over the scores in blocks that stay in the cache. It was the fastest of the operators that ONNX Runtime's
 CPU provider has for this. 8 x 256 tokens, 4 heads of 32, with the projections, one thread, ms of CPU time:
-written out 7.0, MultiHeadAttention 6.1, com.microsoft's Attention 6.5, opset 23's Attention 7.0.
+decomposed 7.0, MultiHeadAttention 6.1, com.microsoft's Attention 6.5, opset 23's Attention 7.0.
 
 The biases of the projections stay with them. MultiHeadAttention could add them (0.1 ms less), but then the
 output of a layer would stand nowhere, and could not be compared with what torch computes.

@@ -16,10 +16,10 @@ Match = TypeVar("Match")
 
 
 class RefusalError(Exception):
-    """A rule does not fit: why, and the name of the node that is to blame."""
+    """A rule does not fit: why, and the name of the node that does not."""
 
-    def __init__(self, reason: str, culprit: str) -> None:
-        super().__init__(f"{reason} ({culprit})")
+    def __init__(self, reason: str, node: str) -> None:
+        super().__init__(f"{reason} ({node})")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Applied:
         rule: its name.
         node: name of the node that it was tried on.
         inputs, output: the tensors between which nodes were replaced; empty where the rule was refused.
-        refused: the reason and the culprit, None where the rule was applied.
+        refused: the reason and the node, None where the rule was applied.
     """
 
     rule: str

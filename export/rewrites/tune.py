@@ -8,12 +8,13 @@ from typing import Any
 import onnx
 
 from flatq.deployment import Target
+from flatq.errors import ModelError
 from flatq.export.rewrites.attention import ATTENTION
 from flatq.export.rewrites.graph import Graph
 from flatq.export.rewrites.group_norm import GROUP_NORM
 from flatq.export.rewrites.rule import Applied, Rule, attempt
 
-__all__ = ["RULES", "summary", "tune"]
+__all__ = ["RULES", "summary", "tune", "without_group_norm"]
 
 RULES: Mapping[Target, tuple[Rule[Any], ...]] = {"onnxruntime": (ATTENTION, GROUP_NORM)}
 """In the order in which they are tried. Targets that are not named take the model as it is."""
@@ -52,3 +53,27 @@ def summary(done: Iterable[Applied]) -> dict[str, Any]:
         else:
             record["refused"][entry.node] = entry.refused
     return result
+
+
+def without_group_norm(model: onnx.ModelProto) -> None:
+    """Replace every GroupNormalization by InstanceNormalization between reshapes, in place.
+
+    GroupNormalization changed in opset 21: weight and bias by channel, where opset 18 has them by group.
+    TensorRT up to 10.7 refuses the new form, and up to 10.16 silently takes one group for one group a
+    channel; OpenVINO before 2026 knows only the old one. InstanceNormalization has meant the same everywhere
+    since opset 6.
+
+    Raises:
+        ModelError: one cannot be replaced.
+    """
+    graph = Graph(model)
+    for node in [node for node in graph.nodes if node.op_type == GROUP_NORM.operator]:
+        done = attempt(GROUP_NORM, graph, node)
+        if done.refused is not None:
+            raise ModelError(
+                f"the group normalization {done.node} cannot be replaced by instance normalization",
+                expected="weight and bias that are constants, and shapes that are known but for the batch",
+                got=done.refused,
+                next_step="export for ONNX Runtime, which takes it as it is",
+            )
+    graph.commit()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flatq.export.deploy import Check
     from flatq.quantize.artifact import Artifact
     from flatq.quantize.lowering import Lowered
-    from flatq.verify.recorded import Verified
+    from flatq.verify.verification import Verified
 
 __all__ = ["export", "verify"]
 
@@ -96,7 +96,7 @@ def verify(
     """
     from flatq.quantize.artifact import read_artifact
     from flatq.quantize.lowering import lower
-    from flatq.verify.recorded import parent_beside, verify_deployment
+    from flatq.verify.verification import parent_beside, verify_deployment
 
     path = path_of(artifact)
     folder = deployment_folder(path) if deployment is None else path_of(deployment)
@@ -167,8 +167,8 @@ def _check(
     """Verifies a deployment before it is put in place, and keeps and notes what was found."""
 
     def check(folder: Path, artifact: Artifact, lowered: Lowered) -> None:
-        from flatq.verify.recorded import parent_beside, verify_deployment
         from flatq.verify.tables import audit_summary, parity_summary
+        from flatq.verify.verification import parent_beside, verify_deployment
 
         problem = saturation_note()
         bits = {d.scheme.bits for d in artifact.manifest.decisions if d.port == "weight" and d.scheme}

@@ -177,7 +177,7 @@ class _Search:
 
     def artifact(self, path: Path, able: list[str]) -> None:
         from flatq.quantize.artifact import read_manifest
-        from flatq.verify.recorded import parent_beside
+        from flatq.verify.verification import parent_beside
 
         manifest = read_manifest(path)
         weights = str(manifest.parent["weights"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -11,6 +12,7 @@ import typer
 from flatq.cli.common import one_artifact
 
 if TYPE_CHECKING:
+    from flatq.quantize.artifact import Manifest
     from flatq.recipe import Decision
     from flatq.verify import Audit, Parity
 
@@ -21,9 +23,9 @@ def command(
     path: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="A checkpoint, artifact or deployment.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a checkpoint, an artifact or a deployment folder holds; for an artifact, every decision."""
+    """Show what a checkpoint, an artifact or a deployment folder holds; for an artifact, each layer."""
     from flatq.models import kind_of
 
     path = one_artifact(path)
@@ -61,7 +63,7 @@ def command(
     if as_json:
         typer.echo(json.dumps(content, indent=1))
     elif kind == "artifact":
-        _print_decisions(content)
+        _print_artifact(manifest)
     else:
         _print_fields(content)
     if kind == "deployment" and not as_json and deployment.precision not in get_args(FloatPrecision):
@@ -88,7 +90,7 @@ def _print_fields(content: dict[str, Any], indent: str = "") -> None:
             typer.echo(f"{indent}{key}: {value}")
 
 
-def _branches(decisions: list[Decision]) -> str:
+def _branches(decisions: Sequence[Decision]) -> str:
     """What float branches of low rank add, in a line; empty where there are none."""
     from math import prod
 
@@ -100,35 +102,36 @@ def _branches(decisions: list[Decision]) -> str:
     if not parts:
         return ""
     added, macs = sum(prod(d.shape) for d in parts), sum(d.macs for d in parts)
-    share, slower = added / sum(prod(d.shape) for d in layers), macs / sum(d.macs for d in layers)
+    fraction, slower = added / sum(prod(d.shape) for d in layers), macs / sum(d.macs for d in layers)
     return (
         f"float branches beside {len(parts) // 2} of {len(layers)} layers: {added:,} parameters and {macs:,} "
-        f"MACs in float, {share:.1%} and {slower:.1%} of what the layers have"
+        f"MACs in float, {fraction:.1%} and {slower:.1%} of what the layers have"
     )
 
 
-def _print_decisions(content: dict[str, Any]) -> None:
-    from flatq.calib import CalibrationPlan
-    from flatq.quantize.methods import WeightRounding
-    from flatq.recipe import Decision, Scheme
+def _print_artifact(manifest: Manifest) -> None:
+    from flatq.verify.tables import numbered, text_table
 
-    parent, plan = content["parent"], CalibrationPlan(**content["calibration"])
-    typer.echo(f"recipe {content['recipe']['name']}, {parent['weights']} weights of {parent['file']}")
+    parent, plan = manifest.parent, manifest.calibration
+    typer.echo(f"recipe {manifest.recipe.name}, {parent['weights']} weights of {parent['file']}")
     typer.echo(f"calibrated on {plan.images} images, {plan.steps} steps, {plan.update}, seed {plan.seed}")
-    typer.echo(f"rounding: {WeightRounding(**content['rounding']).describe()}")
-    for name, why in content["rounding_notes"].items():
+    typer.echo(f"rounding: {manifest.rounding.describe()}")
+    for name, why in manifest.rounding_notes.items():
         typer.echo(f"  {name}: {why}")
-    if branches := _branches([Decision(**d) for d in content["decisions"]]):
+    if branches := _branches(manifest.decisions):
         typer.echo(branches)
     typer.echo("")
-    rows = [("layer", "kind", "port", "MACs", "as", "reason")]
-    for d in content["decisions"]:
-        scheme = Scheme(**d["scheme"]).describe() if d["scheme"] else "float"
-        rows.append((d["node"], d["kind"], d["port"], f"{d['macs']:,}", scheme, d["reason"]))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    for row in rows:
-        cells = [
-            cell.rjust(w) if i == 3 else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(row[:5], widths, strict=True))
-        ]
-        typer.echo("  ".join([*cells, row[5]]).rstrip())
+    layers: dict[str, list[Decision]] = {}
+    for decision in manifest.decisions:
+        layers.setdefault(decision.node, []).append(decision)
+    reasons = numbered(decision.reason for decision in manifest.decisions)
+    rows = []
+    for name, ports in layers.items():
+        schemes = {d.port: d.scheme.describe() if d.scheme else "float" for d in ports}
+        weight = schemes.pop("weight", "")
+        alike = {scheme: [p for p in schemes if schemes[p] == scheme] for scheme in schemes.values()}
+        activations = "; ".join(f"{', '.join(names)}: {scheme}" for scheme, names in alike.items())
+        notes = ", ".join(str(n) for n in sorted({reasons[d.reason] for d in ports}))
+        rows.append((name, ports[0].kind, f"{ports[0].macs:,}", weight, activations, notes))
+    head = ("layer", "kind", "MACs", "weight", "activations", "reason")
+    typer.echo("\n".join([*text_table(head, rows), "", *(f"{n}: {why}" for why, n in reasons.items())]))

@@ -1,17 +1,19 @@
 """The artifact: a quantized model on disk, target-neutral, and its file format.
 
-A folder with `flatq.json` (the manifest), `weights.safetensors` (integer codes packed at their real width,
+A folder with `flatq.json` (the manifest), `weights.safetensors` (integer weights packed at their real width,
 scales, the float rest) and `ranges.safetensors` (activation ranges as observed). It holds no Q/DQ placement
 and no zero point: those depend on the target and are `flatq.quantize.lowering`'s work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,8 +24,9 @@ from flatq.errors import ArtifactError
 from flatq.files import check_free_folder, replacing
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
+from flatq.quantize.grid import QuantGrid, integer_range
 from flatq.quantize.methods import WeightRounding
-from flatq.recipe import Decision, QuantRecipe
+from flatq.recipe import Decision, QuantRecipe, Scheme
 
 __all__ = [
     "Artifact",
@@ -45,10 +48,9 @@ class Manifest(BaseModel):
         model, process: of the checkpoint.
         recipe, decisions: what was asked for, and what was decided for every candidate.
         calibration, calibration_digest: how the inputs were drawn, and sha256 of them.
-        rounding: how codes were chosen and biases corrected.
+        rounding: how integers were chosen and biases corrected.
         rounding_notes: layer or block -> why that left it as it was, where it did.
-        parent: digest, weights' average and provenance of the checkpoint.
-        graph_digest: of the traced network that the decisions speak of.
+        parent: digest, weights variant and provenance of the checkpoint.
         files: sha256 by file name.
         versions: of the packages that made it.
     """
@@ -66,7 +68,6 @@ class Manifest(BaseModel):
     rounding: WeightRounding = WeightRounding()
     rounding_notes: dict[str, str] = {}
     parent: dict[str, Any]
-    graph_digest: str
     files: dict[str, str] = {}
     versions: dict[str, str]
 
@@ -76,9 +77,15 @@ class Manifest(BaseModel):
         return self.recipe.name + self.rounding.suffix
 
     @property
+    def float_weights(self) -> dict[str, str]:
+        """Layer whose weight stays float -> name of that parameter, in order of execution."""
+        floats = (d.node for d in self.decisions if d.port == "weight" and d.scheme is None)
+        return {name: f"{name}.weight" for name in floats}
+
+    @property
     def planned(self) -> list[str]:
         """Names of the layers whose weights are integers, in order of execution."""
-        return [d.node for d in self.decisions if d.port == "weight" and d.scheme is not None]
+        return [decision.node for decision, _ in _weights(self)]
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,8 @@ class Artifact:
 
     Attributes:
         manifest: everything but the tensors.
-        codes: layer name -> int8 codes of its weight.
-        scales: layer name -> float32 scales, [channels] or [].
+        integers: layer name -> int8, its quantized weight.
+        grids: layer name -> the grid of its weight, whose scale is float32 [channels] or [].
         rest: the parameters left in float, by their name in the network.
         ranges: `Decision.range_name` -> float32 [groups, 2], lower and upper end of what a scale covers.
         digest: sha256 of the manifest's file, hex, which names the digests of the tensors; None before the
@@ -96,43 +103,41 @@ class Artifact:
     """
 
     manifest: Manifest
-    codes: Mapping[str, torch.Tensor]
-    scales: Mapping[str, torch.Tensor]
+    integers: Mapping[str, torch.Tensor]
+    grids: Mapping[str, QuantGrid]
     rest: Mapping[str, torch.Tensor]
     ranges: Mapping[str, torch.Tensor]
     digest: str | None = None
 
 
-def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes at their real width, one behind the other without a gap; 8-bit as they are.
+def pack(integers: torch.Tensor, bits: int) -> torch.Tensor:
+    """Integers at their real width, one after the other without a gap; 8-bit ones as they are.
 
-    A byte fills from its low end: two 4-bit codes in a byte, the first in the low half; a 3-bit code may lie
-    across two bytes. The last byte is filled up with zeros.
+    A byte fills from its low end: two 4-bit integers in a byte, the first in the low half; a 3-bit one may
+    lie across two bytes. The last byte is filled up with zeros.
 
     Args:
-        codes: int8, any shape, within the width.
+        integers: int8, any shape, within the width.
     """
     if bits == 8:
-        return codes.contiguous()
-    places = torch.arange(bits, dtype=torch.uint8)
-    ones = (codes.reshape(-1, 1).view(torch.uint8) >> places) & 1
-    ones = torch.nn.functional.pad(ones.reshape(-1), (0, -ones.numel() % 8))
-    return (ones.reshape(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(dim=1).to(torch.uint8)
+        return integers.contiguous()
+    rows = integers.contiguous().numpy().view(np.uint8).reshape(-1, 1)
+    ones = np.unpackbits(rows, axis=1, count=bits, bitorder="little")
+    return torch.from_numpy(np.packbits(ones, bitorder="little"))
 
 
 def unpack(packed: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """The inverse of `pack`: int8 codes of the given shape."""
+    """The inverse of `pack`: int8 of the given shape."""
     if bits == 8:
         return packed.reshape(shape)
-    count = int(torch.Size(shape).numel())
-    ones = (packed.reshape(-1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
-    places = ones.reshape(-1)[: count * bits].reshape(-1, bits) << torch.arange(bits, dtype=torch.uint8)
-    codes = places.sum(dim=1).to(torch.int16)
-    return torch.where(codes >= 2 ** (bits - 1), codes - 2**bits, codes).to(torch.int8).reshape(shape)
+    count = math.prod(shape)
+    ones = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
+    extended = np.pad(ones, ((0, 0), (0, 8 - bits)), mode="edge")  # the sign
+    return torch.from_numpy(np.packbits(extended, axis=1, bitorder="little").view(np.int8).reshape(shape))
 
 
-def _weight_decisions(manifest: Manifest) -> list[tuple[Decision, int]]:
-    return [(d, d.scheme.bits) for d in manifest.decisions if d.port == "weight" and d.scheme is not None]
+def _weights(manifest: Manifest) -> Iterator[tuple[Decision, Scheme]]:
+    yield from ((d, d.scheme) for d in manifest.decisions if d.port == "weight" and d.scheme is not None)
 
 
 def write_artifact(artifact: Artifact, folder: Path) -> Manifest:
@@ -151,9 +156,10 @@ def write_artifact(artifact: Artifact, folder: Path) -> Manifest:
     with replacing(folder) as partial:
         partial.mkdir()
         tensors = {name: value.contiguous() for name, value in artifact.rest.items()}
-        for decision, bits in _weight_decisions(artifact.manifest):
-            tensors[f"{decision.node}.weight.codes"] = pack(artifact.codes[decision.node], bits)
-            tensors[f"{decision.node}.weight.scale"] = artifact.scales[decision.node].contiguous()
+        for decision, scheme in _weights(artifact.manifest):
+            name = decision.node
+            tensors[f"{name}.weight.integers"] = pack(artifact.integers[name], scheme.bits)
+            tensors[f"{name}.weight.scale"] = artifact.grids[name].scale.contiguous()
         save_file(tensors, partial / _WEIGHTS)
         save_file({k: v.contiguous() for k, v in artifact.ranges.items()}, partial / _RANGES)
         files = {name: file_digest(partial / name) for name in (_WEIGHTS, _RANGES)}
@@ -202,23 +208,23 @@ def read_artifact(folder: Path) -> Artifact:
         digest = file_digest(path) if path.is_file() else "no such file"
         if digest != manifest.files.get(name):
             raise ArtifactError(
-                f"{path} is not the file that the manifest speaks of",
+                f"the checksum of {path} does not match the manifest",
                 expected=f"sha256 {manifest.files.get(name, 'unknown')[:16]}...",
                 got=digest[:16],
                 next_step="copy the artifact again, or quantize again",
             )
     try:
         rest, ranges = load_file(folder / _WEIGHTS), load_file(folder / _RANGES)
-        codes, scales = {}, {}
-        for decision, bits in _weight_decisions(manifest):
-            packed = rest.pop(f"{decision.node}.weight.codes")
-            codes[decision.node] = unpack(packed, bits, decision.shape)
-            scales[decision.node] = rest.pop(f"{decision.node}.weight.scale")
-    except (SafetensorError, KeyError, RuntimeError) as error:
+        integers, grids = {}, {}
+        for decision, scheme in _weights(manifest):
+            name = decision.node
+            integers[name] = unpack(rest.pop(f"{name}.weight.integers"), scheme.bits, decision.shape)
+            grids[name] = QuantGrid(rest.pop(f"{name}.weight.scale"), *integer_range(scheme))
+    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise ArtifactError(
             f"the tensors of {folder} are not those of its manifest",
-            expected="codes and a scale for every planned layer",
+            expected="integers and scales for every planned layer",
             got=" ".join(str(error).split())[:200],
             next_step="quantize again",
         ) from error
-    return Artifact(manifest, codes, scales, rest, ranges, file_digest(folder / MANIFEST))
+    return Artifact(manifest, integers, grids, rest, ranges, file_digest(folder / MANIFEST))

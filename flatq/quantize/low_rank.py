@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from flatq.errors import ModelError
 from flatq.plan import branch_rank, plan
-from flatq.quantize.trace import find_layers
+from flatq.quantize.trace import add_call, annotated, find_layers
 from flatq.recipe import Decision, QuantRecipe, branch_names, branch_of
 
 __all__ = ["Factors", "add_branches", "branched", "factor", "planned_branches", "split_branches"]
@@ -32,11 +31,7 @@ _aten = torch.ops.aten
 
 
 def planned_branches(graph: fx.GraphModule, recipe: QuantRecipe) -> dict[str, int]:
-    """The layers of a traced graph that get a branch by the recipe -> its rank.
-
-    Raises:
-        ModelError: one is a convolution in groups.
-    """
+    """The layers of a traced graph that get a branch by the recipe -> its rank."""
     if not recipe.low_rank:
         return {}
     layers = find_layers(graph)
@@ -45,16 +40,8 @@ def planned_branches(graph: fx.GraphModule, recipe: QuantRecipe) -> dict[str, in
     for layer in layers:
         name, shape = layer.candidate.node, layer.candidate.shape
         rank, _ = branch_rank(recipe, shape, schemes.get((name, "weight")), schemes.get((name, "input")))
-        if not rank:
-            continue
-        if layer.candidate.kind == "conv2d" and layer.node.args[0].meta["val"].shape[1] != shape[1]:  # type: ignore[union-attr]
-            raise ModelError(
-                f"{name} is a convolution in groups, beside which no branch is offered",
-                expected="a convolution that reads all channels",
-                got=f"a weight of shape {list(shape)}",
-                next_step="leave --low-rank out",
-            )
-        ranks[name] = rank
+        if rank:
+            ranks[name] = rank
     return ranks
 
 
@@ -119,20 +106,14 @@ def _add(graph: fx.GraphModule, name: str, node: fx.Node, factors: Factors) -> N
     axis = 1 if factors[0].ndim == 4 else value.ndim - 1
     inner = value.new_empty([*value.shape[:axis], len(factors[0]), *value.shape[axis + 1 :]])
     second = _aten.conv2d.default if factors[1].ndim == 4 else _aten.linear.default
-
-    def call(target: Any, arguments: tuple[Any, ...], like: torch.Tensor) -> fx.Node:
-        made = graph.graph.call_function(target, arguments, node.kwargs if target is node.target else {})
-        made.meta = {**node.meta, "val": like}
-        made.meta.pop("tensor_meta", None)
-        return made
-
     with graph.graph.inserting_after(node):
-        total = call(_aten.add.Tensor, (node, node), value)
+        total = add_call(graph, _aten.add.Tensor, (node, node), node)
     node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
     with graph.graph.inserting_before(total):
         held = _held(graph, name, node, factors)
-        down = call(node.target, (node.args[0], held[0], None, *node.args[3:]), inner)
-        up = call(second, (down, held[1]), value)
+        reads = (node.args[0], held[0], None, *node.args[3:])
+        down = add_call(graph, node.target, reads, node, inner, node.kwargs)
+        up = add_call(graph, second, (down, held[1]), node)
     total.args = (node, up)
 
 
@@ -145,7 +126,5 @@ def _held(graph: fx.GraphModule, name: str, node: fx.Node, factors: Factors) -> 
         branch.add_module(part.rpartition(".")[2], module := nn.Module())
         module.weight = nn.Parameter(weight, requires_grad=False)
         held = graph.graph.get_attr(f"{part}.weight")
-        held.meta = {**node.meta, "val": value.new_empty(weight.shape)}
-        held.meta.pop("tensor_meta", None)
-        nodes.append(held)
+        nodes.append(annotated(held, node, value.new_empty(weight.shape)))
     return nodes

@@ -1,6 +1,6 @@
 """From an artifact to a Q/DQ graph for one target.
 
-The codes, scales and ranges are the artifact's; the target decides where Q/DQ nodes stand and whether
+The integers, scales and ranges are the artifact's; the target decides where Q/DQ nodes stand and whether
 activations may have a zero point. The graph comes from torchao's `convert_pt2e`.
 
 - onnxruntime: inputs, weights and outputs, affine uint8. Its CPU kernels write integers, and without the Q/DQ
@@ -16,6 +16,7 @@ activations may have a zero point. The graph comes from torchao's `convert_pt2e`
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -24,19 +25,18 @@ from torch import fx
 from flatq.deployment import Target
 from flatq.errors import ArtifactError
 from flatq.network import build_network
-from flatq.network_config import ModelConfig
 from flatq.quantize.artifact import Artifact
-from flatq.quantize.attention import quantized_attentions, write_out
+from flatq.quantize.attention import decompose, quantized_attentions
 from flatq.quantize.bias import round_biases
+from flatq.quantize.grid import QuantGrid, activation_grid
 from flatq.quantize.low_rank import add_branches, branched
 from flatq.quantize.pt2e import convert_pt2e, prepare_pt2e
-from flatq.quantize.quantizer import FlatqQuantizer, Qparams, activation_qparams, code_range, fixed_spec
-from flatq.quantize.rounding import weight_codes
-from flatq.quantize.shortcuts import split_shortcuts, whole_weights
-from flatq.quantize.trace import Layer, find_layers, graph_digest, quiet, trace
+from flatq.quantize.quantizer import FlatqQuantizer
+from flatq.quantize.skip_connections import split_skip_connections, whole_weights
+from flatq.quantize.trace import Layer, add_call, find_layers, quiet, stored_value, trace
 from flatq.recipe import Decision, branch_names
 
-__all__ = ["TARGETS", "Lowered", "Placement", "dequantized_weights", "lower"]
+__all__ = ["TARGETS", "Lowered", "Placement", "dequantized_weights", "grid_of", "lower"]
 
 _quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
 
@@ -71,7 +71,7 @@ class Lowered:
 
     Attributes:
         graph: `(x, t, label) -> output` with Q/DQ nodes; runs in torch as it is.
-        layers: name of each planned layer -> name of its weight's codes in the graph's state.
+        layers: name of each planned layer -> name of its integer weight in the graph's state.
         products: name of each attention with quantized products -> names of the nodes of the two.
     """
 
@@ -84,30 +84,26 @@ def lower(artifact: Artifact, target: Target) -> Lowered:
     """Build the target's graph from an artifact, without calibrating again.
 
     Raises:
-        ArtifactError: this version of diffusers or torch traces another graph than the artifact's.
+        ArtifactError: the tensors do not fit the configuration, or the installed packages build the network
+            of other layers than the artifact's.
     """
     placement = TARGETS[target]
     manifest = artifact.manifest
-    graph, layers = _retrace(artifact, manifest.model)
+    graph, layers = _retrace(artifact)
 
-    def spec(decision: Decision, node: fx.Node) -> Any:
+    def grid(decision: Decision, node: fx.Node) -> QuantGrid | None:
         assert decision.scheme is not None
         if decision.port == "weight":
-            low, high, dtype = code_range(decision.scheme)
-            scale = artifact.scales[decision.node]
-            zero_point = torch.zeros_like(scale, dtype=torch.int64)
-            return fixed_spec(Qparams(scale, zero_point, low, high, dtype))
+            return artifact.grids[decision.node]
         if decision.port == "output" and not (placement.outputs and _is_one_kernel(node)):
             return None
-        low_value, high_value = artifact.ranges[decision.range_name][decision.group].tolist()
-        scheme = decision.scheme.model_copy(
-            update={"symmetric": decision.scheme.symmetric or placement.symmetric}
-        )
-        qparams = activation_qparams(low_value, high_value, scheme)
-        return fixed_spec(qparams.unsigned() if placement.unsigned else qparams)
+        low, high = artifact.ranges[decision.range_name][decision.group].tolist()
+        symmetric = decision.scheme.symmetric or placement.symmetric
+        found = activation_grid(low, high, decision.scheme.model_copy(update={"symmetric": symmetric}))
+        return found.unsigned() if placement.unsigned else found
 
     with quiet():
-        prepared = prepare_pt2e(graph, FlatqQuantizer(list(manifest.decisions), spec))
+        prepared = prepare_pt2e(graph, FlatqQuantizer(manifest.decisions, grid))
         converted = convert_pt2e(prepared)
     _clamp_narrow(converted)
     if placement.outputs:
@@ -117,29 +113,27 @@ def lower(artifact: Artifact, target: Target) -> Lowered:
         for layer in layers
         if layer.scores is not None
     }
-    return Lowered(converted, _check_codes(converted, layers, artifact), products)
+    return Lowered(converted, _integers(converted, layers, artifact), products)
 
 
 def dequantized_weights(artifact: Artifact) -> dict[str, torch.Tensor]:
     """Every parameter by its name in the network, integers times their scales; and the low-rank factors."""
     state = dict(artifact.rest)
-    for name, codes in artifact.codes.items():
-        scale = artifact.scales[name]
-        columns = scale.reshape(-1, *[1] * (codes.ndim - 1)) if scale.ndim else scale
-        state[f"{name}.weight"] = codes.float() * columns
+    for name, integers in artifact.integers.items():
+        state[f"{name}.weight"] = artifact.grids[name].dequantize(integers)
     for name, parts in whole_weights(artifact.manifest.decisions).items():
         state[f"{name}.weight"] = torch.cat([state.pop(f"{part}.weight") for part in parts], dim=1)
     return state
 
 
-def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, list[Layer]]:
-    network = build_network(config)
+def _retrace(artifact: Artifact) -> tuple[fx.GraphModule, list[Layer]]:
+    manifest = artifact.manifest
+    network = build_network(manifest.model)
     state = dequantized_weights(artifact)
-    halves = whole_weights(artifact.manifest.decisions)
     try:
         factors = {
             name: (state.pop(f"{down}.weight"), state.pop(f"{up}.weight"))
-            for name in branched(artifact.manifest.decisions)
+            for name in branched(manifest.decisions)
             for down, up in [branch_names(name)]
         }
         network.load_state_dict(state, strict=True)
@@ -150,20 +144,27 @@ def _retrace(artifact: Artifact, config: ModelConfig) -> tuple[fx.GraphModule, l
             got=" ".join(str(error).split())[:200],
             next_step="quantize again",
         ) from error
-    graph = trace(network.eval(), config)
-    split_shortcuts(graph, halves)
+    graph = trace(network.eval(), manifest.model)
+    split_skip_connections(graph, whole_weights(manifest.decisions))
     add_branches(graph, factors)
-    write_out(graph, quantized_attentions(artifact.manifest.decisions))
-    digest = graph_digest(graph)
-    if digest != artifact.manifest.graph_digest:
-        made_with = ", ".join(f"{k} {v}" for k, v in artifact.manifest.versions.items())
+    decompose(graph, quantized_attentions(manifest.decisions))
+    layers = find_layers(graph)
+    planned = list(dict.fromkeys((d.node, d.kind, d.shape) for d in manifest.decisions))
+    found = [(c.node, c.kind, c.shape) for c in (layer.candidate for layer in layers)]
+    if found != planned:
+        made_with = ", ".join(f"{k} {v}" for k, v in manifest.versions.items())
+        wanted, got = next(pair for pair in zip_longest(planned, found) if pair[0] != pair[1])
         raise ArtifactError(
-            "the installed packages trace this network into another graph than the artifact's",
-            expected=f"graph {artifact.manifest.graph_digest[:16]}... ({made_with})",
-            got=f"graph {digest[:16]}...",
+            "the installed packages build this network of other layers than the artifact's",
+            expected=f"{_described(wanted)} ({made_with})",
+            got=_described(got),
             next_step="install the versions named, or quantize again",
         )
-    return graph, find_layers(graph)
+    return graph, layers
+
+
+def _described(layer: tuple[str, str, tuple[int, ...]] | None) -> str:
+    return f"{layer[1]} {layer[0]} {list(layer[2])}" if layer else "no further layer"
 
 
 def _is_one_kernel(node: fx.Node) -> bool:
@@ -172,36 +173,39 @@ def _is_one_kernel(node: fx.Node) -> bool:
     return node.target is not torch.ops.aten.linear.default or value.ndim == 2
 
 
-def _clamp_narrow(graph: fx.GraphModule) -> None:
-    """Say a narrow code range as a clamp of the value, since ONNX's QuantizeLinear knows only full widths.
+def grid_of(node: fx.Node) -> QuantGrid:
+    """The grid of a per-tensor quantize operator."""
+    arguments: Any = node.args[1:5]
+    scale, zero_point, low, high = arguments
+    return QuantGrid(torch.tensor(scale, dtype=torch.float64), low, high, zero_point)
 
-    The clamp bounds are those of the codes, so the quantized values do not change.
+
+def _clamp_narrow(graph: fx.GraphModule) -> None:
+    """Clamp what is quantized to a narrow range of integers, since QuantizeLinear knows only full widths.
+
+    The clamp bounds are those of the grid, so the quantized values do not change.
     """
     for node in list(graph.graph.nodes):
         if node.target is not _quantize:
             continue
-        source, scale, zero_point, low, high, dtype = node.args[:6]
-        limits = torch.iinfo(dtype)
-        if (low, high) == (limits.min, limits.max):
+        source, grid = node.args[0], grid_of(node)
+        limits = torch.iinfo(grid.dtype)
+        if (grid.low, grid.high) == (limits.min, limits.max):
             continue
         with graph.graph.inserting_before(node):
-            bounds = ((low - zero_point) * scale, (high - zero_point) * scale)
-            clamped = graph.graph.call_function(torch.ops.aten.clamp.default, (source, *bounds))
-            clamped.meta = dict(source.meta)
+            clamped = add_call(graph, torch.ops.aten.clamp.default, (source, *grid.bounds), source)
         node.replace_input_with(source, clamped)
     graph.recompile()
 
 
-def _check_codes(converted: fx.GraphModule, layers: list[Layer], artifact: Artifact) -> dict[str, str]:
-    """Names of the integers in the graph, each checked to be exactly the artifact's."""
+def _integers(converted: fx.GraphModule, layers: list[Layer], artifact: Artifact) -> dict[str, str]:
+    """Names of the integer weights in the graph, each checked to be exactly the artifact's."""
     nodes = {node.name: node for node in converted.graph.nodes}
     names = {}
     for layer in layers:
         name = layer.candidate.node
-        if name not in artifact.codes:
-            continue
-        codes, _ = weight_codes(converted, layer.node.name)
-        if not torch.equal(codes, artifact.codes[name]):
-            raise AssertionError(f"lowering changed the integers of {name}")
-        names[name] = str(nodes[layer.node.name].args[1].args[0].target)
+        if name in artifact.integers:
+            stored = nodes[layer.node.name].args[1].args[0]
+            assert torch.equal(stored_value(converted, stored), artifact.integers[name]), name
+            names[name] = str(stored.target)
     return names

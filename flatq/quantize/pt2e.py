@@ -5,15 +5,12 @@ from __future__ import annotations
 from flatq.library_logs import quiet_import
 
 with quiet_import():
-    from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
     from torchao.quantization.pt2e.observer import ObserverBase
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
 __all__ = [
-    "MinMaxObserver",
     "ObserverBase",
-    "PerChannelMinMaxObserver",
     "QuantizationAnnotation",
     "QuantizationSpec",
     "Quantizer",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
 import math
 import operator
@@ -26,13 +24,14 @@ from flatq.network_config import ModelConfig
 from flatq.recipe import Candidate, Kind, Port
 
 __all__ = [
-    "ATTENDED",
+    "DECOMPOSED",
     "HALF",
     "Layer",
+    "add_call",
+    "annotated",
     "example_inputs",
     "export_any_batch",
     "find_layers",
-    "graph_digest",
     "input_names",
     "quiet",
     "stored_value",
@@ -40,15 +39,14 @@ __all__ = [
 ]
 
 HALF = "flatq_half"
-"""In the meta of a node that is half of a split convolution: which one. See `flatq.quantize.shortcuts`."""
+"""In the meta of a node that is half of a split convolution: which one. See `skip_connections`."""
 
-ATTENDED = "flatq_attended"
-"""In the meta of the second product of an attention that is written out. See `flatq.quantize.attention`."""
+DECOMPOSED = "flatq_decomposed"
+"""In the meta of the second product of a decomposed attention. See `flatq.quantize.attention`."""
 
 _aten = torch.ops.aten
 _KINDS: dict[Any, Kind] = {
     _aten.conv2d.default: "conv2d",
-    _aten.conv2d.padding: "conv2d",
     _aten.linear.default: "linear",
     _aten.scaled_dot_product_attention.default: "attention",
 }
@@ -88,7 +86,7 @@ class Layer:
     """A candidate and what computes it.
 
     Attributes:
-        node: of an attention that is written out, its second product.
+        node: of a decomposed attention, its second product.
         scores: and its first; else None.
     """
 
@@ -96,11 +94,13 @@ class Layer:
     node: fx.Node
     scores: fx.Node | None = None
 
-    def reader(self, port: Port) -> tuple[fx.Node, int]:
-        """The operator that reads the tensor a port names, and at which place among its arguments."""
+    def tensor(self, port: Port) -> tuple[fx.Node, fx.Node]:
+        """The operator that reads the tensor a port names, or yields it, and the node of that tensor."""
         operator = self.scores if port in ("query", "key") else self.node
-        assert operator is not None, f"{self.candidate.node} is not written out"
-        return operator, int(port in ("weight", "key", "value"))
+        assert operator is not None, f"{self.candidate.node} is not decomposed"
+        tensor = self.node if port == "output" else operator.args[int(port in ("weight", "key", "value"))]
+        assert isinstance(tensor, fx.Node)
+        return operator, tensor
 
 
 @contextmanager
@@ -206,14 +206,14 @@ def find_layers(graph: fx.GraphModule) -> list[Layer]:
     for node in graph.graph.nodes:
         kind = _KINDS.get(node.target) if node.op == "call_function" else None
         scores = None
-        if node.meta.get(ATTENDED):
+        if node.meta.get(DECOMPOSED):
             kind, scores = "attention", node.args[0].args[0]
         if kind is None:
             continue
         if kind == "attention":
             name = _module_name(node)
             query, key = ((scores or node).args[i].meta["val"].shape for i in (0, 1))
-            # Written out, the keys are turned: [..., size, tokens].
+            # Decomposed, the keys are transposed: [..., size, tokens].
             macs = 2 * math.prod(int(n) for n in query[1:]) * int(key[-1 if scores else -2])
             obstacle = "" if scores else _obstacle(node)
             candidate = Candidate(node=name, kind=kind, macs=macs, obstacle=obstacle)
@@ -294,7 +294,7 @@ def _obstacle(attention: fx.Node) -> str:
         "enable_gqa": "fewer heads of keys than of queries",
     }
     found = [words for name, words in extras.items() if given.get(name) not in (None, False, 0.0)]
-    return f"attention with {' and '.join(found)} is not written out as products" if found else ""
+    return f"attention with {' and '.join(found)} is not decomposed into products" if found else ""
 
 
 def _module_name(node: fx.Node) -> str:
@@ -304,19 +304,30 @@ def _module_name(node: fx.Node) -> str:
     return str(names[-1]).removeprefix("L['self'].") if names else node.name
 
 
+def add_call(
+    graph: fx.GraphModule,
+    target: Any,
+    arguments: tuple[Any, ...],
+    origin: fx.Node,
+    value: torch.Tensor | None = None,
+    kwargs: dict[str, Any] | None = None,
+) -> fx.Node:
+    """Add an operator to a traced graph that counts as traced where another was.
+
+    Args:
+        origin: the other, whose notes it gets.
+        value: a fake tensor of its result's shape; None for that of the other.
+    """
+    return annotated(graph.graph.call_function(target, arguments, kwargs), origin, value)
+
+
+def annotated(node: fx.Node, origin: fx.Node, value: torch.Tensor | None = None) -> fx.Node:
+    """Give a new node the notes of another, and the fake tensor of its own result."""
+    node.meta = {**origin.meta, "val": origin.meta["val"] if value is None else value}
+    node.meta.pop("tensor_meta", None)
+    return node
+
+
 def stored_value(graph: fx.GraphModule, node: fx.Node) -> Any:
     """The parameter, buffer or module that a `get_attr` node names."""
     return attrgetter(str(node.target))(graph)
-
-
-def graph_digest(graph: fx.GraphModule) -> str:
-    """sha256 of the graph's operators and the layers' names and shapes, hex.
-
-    It changes when another version of diffusers or torch traces the network into another graph.
-    """
-    operators = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
-    layers = [
-        layer.candidate.model_dump(mode="json", exclude={"group", "obstacle", "reads_image", "predicts"})
-        for layer in find_layers(graph)
-    ]
-    return hashlib.sha256(json.dumps([operators, layers]).encode()).hexdigest()

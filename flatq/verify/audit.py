@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flatq.deployment import Deployment, read_deployment
 from flatq.quantize.artifact import Artifact
-from flatq.quantize.lowering import Lowered, lower
+from flatq.quantize.lowering import Lowered
 from flatq.recipe import Decision
 from flatq.runtime.base import default_threads
 from flatq.verify.inspection import Found, Inspection
@@ -21,14 +21,14 @@ __all__ = ["audit_deployment", "audit_from"]
 
 
 def audit_deployment(
-    artifact: Artifact, folder: Path, *, lowered: Lowered | None = None, threads: int | None = None
+    artifact: Artifact, folder: Path, *, lowered: Lowered, threads: int | None = None
 ) -> Audit:
     """Ask the runtime of a deployment what it runs.
 
     Args:
         artifact: as `flatq.quantize.artifact.read_artifact` returns it.
         folder: the deployment that was exported from it.
-        lowered: the artifact's graph for the deployment's target, where it is at hand already.
+        lowered: the artifact's graph for the deployment's target.
 
     Raises:
         ArtifactError: the deployment is damaged.
@@ -37,8 +37,6 @@ def audit_deployment(
     """
     deployment, path = read_deployment(folder)
     check_origin(deployment, folder, artifact)
-    if lowered is None:
-        lowered = lower(artifact, deployment.target)
     inspection = _inspect(deployment, path, artifact, lowered, threads or default_threads())
     return audit_from(inspection, artifact, deployment)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Found", "Inspection", "attention_of"]
+__all__ = ["Found", "Inspection", "add", "attention_of"]
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,6 @@ class Found:
     integer: bool
     remark: str | None = None
     products: int = 1
-
-    def joined(self, other: Found) -> Found:
-        """Both, as of one candidate that several kernels run."""
-        precisions = dict.fromkeys([self.precision, other.precision])
-        return Found(
-            (*self.kernels, *other.kernels),
-            ", ".join(precisions),
-            self.integer and other.integer,
-            self.remark or other.remark,
-            self.products + other.products,
-        )
 
 
 @dataclass(frozen=True)
@@ -58,6 +47,22 @@ class Inspection:
     stored_bits: Mapping[str, int]
     unmatched: tuple[str, ...]
     operators: Mapping[str, int]
+
+
+def add(found: dict[str, Found], name: str, kernel: Found) -> None:
+    """Record what runs a candidate, beside what was recorded of it before."""
+    before = found.get(name)
+    found[name] = (
+        kernel
+        if before is None
+        else Found(
+            (*before.kernels, *kernel.kernels),
+            ", ".join(dict.fromkeys([before.precision, kernel.precision])),
+            before.integer and kernel.integer,
+            before.remark or kernel.remark,
+            before.products + kernel.products,
+        )
+    )
 
 
 def attention_of(ancestors: Iterable[str], candidates: Iterable[str]) -> str | None:

@@ -5,7 +5,6 @@ Nothing is rebuilt: the nodes and initializers are the exported file's own.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -14,10 +13,19 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from flatq.errors import ModelError
+from flatq.export.onnx import find_weights
+from flatq.quantize.grid import QuantGrid
 from flatq.verify.inspection import attention_of
-from flatq.verify.reference import ProductReference, Quantizer, Reference
+from flatq.verify.reference import ProductReference, Reference
 
-__all__ = ["OnnxGraph", "attention_products", "cut_layer", "cut_product", "product_of", "weight_names"]
+__all__ = [
+    "OnnxGraph",
+    "attention_products",
+    "cut_layer",
+    "cut_product",
+    "product_of",
+    "products_of_attentions",
+]
 
 _WEIGHT_STEPS = ("Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose")
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
@@ -71,34 +79,20 @@ class OnnxGraph:
         return read
 
 
-def weight_names(graph: OnnxGraph, layers: Mapping[str, str]) -> dict[str, str]:
-    """Layer name -> name of the initializer with its codes; a layer without one is left out.
-
-    Args:
-        layers: as `Lowered.layers`.
-    """
-    plain = {re.sub(r"\W", "_", name.removesuffix(".int4")): name for name in graph.initializers}
-    wanted = {layer: re.sub(r"\W", "_", codes) for layer, codes in layers.items()}
-    return {layer: plain[name] for layer, name in wanted.items() if name in plain}
-
-
 def cut_layer(graph: OnnxGraph, reference: Reference, weight: str, shape: tuple[int, ...]) -> onnx.ModelProto:
     """A layer as a model of its own, from the tensor before its input's QuantizeLinear to what leaves it.
 
     Args:
-        weight: name of the initializer with its codes.
+        weight: name of the initializer with its integers.
         shape: of the input tensor; the first is the batch, left free.
-
-    Returns:
-        A model with the input `source` and the output `result`.
 
     Raises:
         ModelError: the exported nodes around the weight are none that flatq writes.
     """
     product = product_of(graph, reference.layer, weight)[-1]
-    source = _source(graph, product.input[0], reference.input)
+    source = _source(graph, product.input[0], *reference.inputs)
     result = _result(graph, product, quantized=reference.output is not None)
-    return _cut(graph, reference.layer, {source: "source"}, result, [shape])
+    return _cut(graph, reference.layer, [source], result, [shape])
 
 
 def cut_product(
@@ -110,29 +104,26 @@ def cut_product(
         node: that multiplies.
         shapes: of the two factors; the first axis is the batch, left free.
 
-    Returns:
-        A model with the inputs `first` and `second` and the output `result`.
-
     Raises: as `cut_layer`.
     """
-    first, second = (_source(graph, *pair) for pair in zip(node.input, reference.inputs, strict=True))
-    return _cut(graph, reference.layer, {first: "first", second: "second"}, node.output[0], shapes)
+    sources = [_source(graph, *pair) for pair in zip(node.input, reference.inputs, strict=True)]
+    return _cut(graph, reference.layer, sources, node.output[0], shapes)
 
 
 def _cut(
-    graph: OnnxGraph, layer: str, sources: Mapping[str, str], result: str, shapes: Sequence[tuple[int, ...]]
+    graph: OnnxGraph, layer: str, sources: Sequence[str], result: str, shapes: Sequence[tuple[int, ...]]
 ) -> onnx.ModelProto:
-    """What lies between tensors, these by the names that they are to have."""
+    """What lies between tensors."""
     nodes = _between(graph, sources, result, layer)
     names = dict.fromkeys(name for node in nodes for name in node.input)
     piece = helper.make_graph(
-        [_renamed(node, {**sources, result: "result"}) for node in nodes],
+        nodes,
         "layer",
         [
             helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", *shape[1:]])
-            for name, shape in zip(sources.values(), shapes, strict=True)
+            for name, shape in zip(sources, shapes, strict=True)
         ],
-        [helper.make_tensor_value_info("result", onnx.TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT, None)],
         [graph.initializers[name] for name in names if name in graph.initializers],
     )
     model: onnx.ModelProto = helper.make_model(
@@ -154,9 +145,21 @@ def attention_products(
     stored = [name for name in graph.initializers if name.endswith(".weight")]
     parameters = {name.removesuffix(".weight"): name for name in stored}
     owners: dict[str, str] = {}
-    for layer, weight in weight_names(graph, {**parameters, **layers}).items():
+    for layer, weight in find_weights(graph.initializers, {**parameters, **layers}).items():
         if layer.startswith(inside) and len(graph.initializers[weight].dims) > 1:
             owners[product_of(graph, layer, weight)[-1].output[0]] = layer
+    return products_of_attentions(graph, owners, attentions)
+
+
+def products_of_attentions(
+    graph: OnnxGraph, layers: Mapping[str, str], attentions: Collection[str]
+) -> dict[str, list[onnx.NodeProto]]:
+    """Attention -> the nodes that multiply two computed tensors in it, in order of execution.
+
+    Args:
+        layers: output of each product with a weight -> its layer.
+    """
+    owners = dict(layers)
     found: dict[str, list[onnx.NodeProto]] = {name: [] for name in attentions}
     for node in graph.model.graph.node:
         if node.op_type == "MatMul" and node.output[0] not in owners:
@@ -188,7 +191,7 @@ def product_of(graph: OnnxGraph, layer: str, weight: str) -> list[onnx.NodeProto
     raise _strange(layer, " -> ".join([weight, *(node.op_type for node in found)]))
 
 
-def _source(graph: OnnxGraph, name: str, quantizer: Quantizer | None) -> str:
+def _source(graph: OnnxGraph, name: str, grid: QuantGrid | None) -> str:
     """The tensor in front of a quantizer, or of the Clip that narrows its range."""
     dequantize = graph.made_by(name, "DequantizeLinear")
     if dequantize is None:
@@ -196,7 +199,7 @@ def _source(graph: OnnxGraph, name: str, quantizer: Quantizer | None) -> str:
     quantize = graph.made_by(dequantize.input[0], "QuantizeLinear")
     if quantize is None:
         return name
-    narrow = quantizer is not None and quantizer.high - quantizer.low < 254
+    narrow = grid is not None and grid.high - grid.low < 254
     clip = graph.made_by(quantize.input[0], "Clip") if narrow else None
     return str(quantize.input[0] if clip is None else clip.input[0])
 
@@ -232,16 +235,6 @@ def _between(graph: OnnxGraph, sources: Collection[str], result: str, layer: str
             wanted.add(id(node))
             open_names.extend(node.input)
     return [node for node in graph.model.graph.node if id(node) in wanted]
-
-
-def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    for field in (copy.input, copy.output):
-        values = [names.get(value, value) for value in field]
-        del field[:]
-        field.extend(values)
-    return copy
 
 
 def _strange(layer: str, got: str) -> ModelError:

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from flatq.errors import ArtifactError
+from flatq.export.onnx import find_weights
 from flatq.inputs import zeros
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.onnxruntime import OnnxRuntime
-from flatq.verify.inspection import Found, Inspection, attention_of
-from flatq.verify.onnx_cut import OnnxGraph, product_of, weight_names
+from flatq.verify.inspection import Found, Inspection, add, attention_of
+from flatq.verify.onnx_cut import OnnxGraph, product_of
 from flatq.verify.onnx_kernels import PRODUCTS, WHOLE_ATTENTIONS, is_integer
 
 __all__ = ["inspect_onnxruntime"]
@@ -71,8 +72,7 @@ def inspect_onnxruntime(path: Path, artifact: Artifact, lowered: Lowered, thread
         if event is None:
             unmatched.append(f"{node.op_type} {node.name}, which did not run")
             continue
-        kernel = _found(optimized, node, event)
-        found[owner] = found[owner].joined(kernel) if owner in found else kernel
+        add(found, owner, _found(optimized, node, event))
     operators = Counter(operator for _, operator in events)
     source = "ONNX Runtime's optimized graph and the profile of a run"
     return Inspection(identity, source, found, weights.stored_bits, tuple(unmatched), operators)
@@ -115,24 +115,20 @@ class _Weights:
         self._by_name: dict[str, str] = {}
         self._by_numbers: dict[str, set[str]] = {}
         self._node_names: dict[str, str] = {}
-        for layer, weight in weight_names(exported, lowered.layers).items():
+        for layer, weight in find_weights(exported.initializers, lowered.layers).items():
             nodes = product_of(exported, layer, weight)
             names = [weight, *(node.output[0] for node in nodes[:-1])]
             self._by_name.update(dict.fromkeys(names, layer))
             self._node_names[layer] = nodes[-1].name
             self.stored_bits[layer] = _bits(exported.initializers[weight].data_type)
-            codes = artifact.codes[layer].numpy()
-            scale = artifact.scales[layer].numpy().reshape(-1, *[1] * (codes.ndim - 1))
-            for numbers in (codes, codes.astype(np.float32) * scale):
-                self._by_numbers.setdefault(_fingerprint(numbers), set()).add(layer)
-        for decision in artifact.manifest.decisions:
-            name = f"{decision.node}.weight"
-            if decision.port != "weight" or name not in artifact.rest:
-                continue
-            self._by_name[name] = decision.node
-            self._by_numbers.setdefault(_fingerprint(artifact.rest[name].numpy()), set()).add(decision.node)
+            integers = artifact.integers[layer]
+            for numbers in (integers, artifact.grids[layer].dequantize(integers)):
+                self._by_numbers.setdefault(_fingerprint(numbers.numpy()), set()).add(layer)
+        for layer, name in artifact.manifest.float_weights.items():
+            self._by_name[name] = layer
+            self._by_numbers.setdefault(_fingerprint(artifact.rest[name].numpy()), set()).add(layer)
             if name in exported.initializers:
-                self.stored_bits[decision.node] = _bits(exported.initializers[name].data_type)
+                self.stored_bits[layer] = _bits(exported.initializers[name].data_type)
 
     def owner(self, graph: OnnxGraph, node: onnx.NodeProto) -> str | None:
         """The layer whose weight a node of the optimized graph multiplies by."""
@@ -193,7 +189,7 @@ def _fingerprint(value: NDArray[Any]) -> str:
 
 
 def _unpacked(node: onnx.NodeProto, value: NDArray[Any]) -> NDArray[np.int8]:
-    """The codes of a MatMulNBits: [N, blocks, bytes], 4-bit ones two in a byte, its rows padded to blocks."""
+    """The integers of a MatMulNBits: [N, blocks, bytes], 4-bit ones two in a byte, rows padded to blocks."""
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     bits, columns = int(attributes["bits"]), int(attributes["K"])
     if value.dtype != np.uint8 or value.ndim != 3:
@@ -201,8 +197,8 @@ def _unpacked(node: onnx.NodeProto, value: NDArray[Any]) -> NDArray[np.int8]:
     rows = value.reshape(len(value), -1)
     if bits == 4:
         rows = np.stack([rows & 0xF, rows >> 4], axis=-1).reshape(len(value), -1)
-    codes: NDArray[np.int8] = (rows[:, :columns].astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
-    return codes
+    integers: NDArray[np.int8] = (rows[:, :columns].astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+    return integers
 
 
 def _found(graph: OnnxGraph, node: onnx.NodeProto, event: dict[str, Any]) -> Found:

@@ -12,9 +12,10 @@ import onnx
 from numpy.typing import NDArray
 
 from flatq.errors import ModelError
+from flatq.export.onnx import find_weights
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.onnxruntime import cpu_options, import_onnxruntime
-from flatq.verify.onnx_cut import OnnxGraph, attention_products, cut_layer, cut_product, weight_names
+from flatq.verify.onnx_cut import OnnxGraph, attention_products, cut_layer, cut_product
 from flatq.verify.onnx_kernels import is_integer
 from flatq.verify.pieces import Ran
 from flatq.verify.reference import AnyReference, Reference, product_names
@@ -33,7 +34,7 @@ class OnnxRuntimePieces:
 
     def __init__(self, path: Path, lowered: Lowered, threads: int) -> None:
         self._graph = OnnxGraph(onnx.load(path))
-        self._weights = weight_names(self._graph, lowered.layers)
+        self._weights = find_weights(self._graph.initializers, lowered.layers)
         self._products = {
             name: node
             for attention, nodes in attention_products(self._graph, lowered.layers, lowered.products).items()
@@ -53,7 +54,7 @@ class OnnxRuntimePieces:
                 return cut_product(self._graph, reference, node, shapes)
         raise ModelError(
             f"the exported model holds no integers for {reference.layer}",
-            expected="an initializer with its codes, or a product of two computed tensors",
+            expected="an initializer with its integers, or a product of two computed tensors",
             next_step="export again",
         )
 

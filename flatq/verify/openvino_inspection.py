@@ -14,7 +14,7 @@ from flatq.inputs import zeros
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.openvino import OpenVinoRuntime, import_openvino
-from flatq.verify.inspection import Found, Inspection
+from flatq.verify.inspection import Found, Inspection, add
 from flatq.verify.openvino_kernels import Kernel, kernels_of
 from flatq.verify.openvino_pieces import attention_products, floats_behind, product_of, weight_constants
 
@@ -55,8 +55,9 @@ def inspect_openvino(path: Path, artifact: Artifact, lowered: Lowered, threads: 
         if not owners and kernel.kind in _PRODUCTS:
             unmatched.append(f"{kernel.describe()} {kernel.names[0] if kernel.names else ''}".strip())
         for owner, products in owners.items():
-            entry = _found(kernel, products)
-            found[owner] = found[owner].joined(entry) if owner in found else entry
+            remark = None if kernel.is_integer else f"OpenVINO runs it as {kernel.describe()}"
+            entry = Found((kernel.describe(),), kernel.precision, kernel.is_integer, remark, products)
+            add(found, owner, entry)
     source = "OpenVINO's runtime model after a run"
     operators = Counter(kernel.kind for kernel in kernels)
     return Inspection(identity, source, found, stored_bits, tuple(unmatched), operators)
@@ -71,15 +72,12 @@ def _run(path: Path, artifact: Artifact, threads: int) -> tuple[dict[str, Any], 
 
 def _names(model: Any, artifact: Artifact, lowered: Lowered) -> tuple[dict[str, str], dict[str, int]]:
     """Name of each operator of the IR that multiplies -> its candidate, and the widths of the weights."""
-    floats = {
-        decision.node: f"{decision.node}.weight"
-        for decision in artifact.manifest.decisions
-        if decision.port == "weight" and decision.scheme is None
-    }
     products: dict[str, str] = {}
     names: dict[str, str] = {}
     stored_bits = {}
-    for layer, constant in weight_constants(model, {**lowered.layers, **floats}).items():
+    for layer, constant in weight_constants(
+        model, {**lowered.layers, **artifact.manifest.float_weights}
+    ).items():
         stored_bits[layer] = _BITS.get(constant.get_element_type().get_type_name(), 32)
         product = product_of(layer, constant)
         products[product.get_friendly_name()] = layer
@@ -89,8 +87,3 @@ def _names(model: Any, artifact: Artifact, lowered: Lowered) -> tuple[dict[str, 
     for attention, operators in attention_products(model, products, attentions).items():
         names.update((operator.get_friendly_name(), attention) for operator in operators)
     return names, stored_bits
-
-
-def _found(kernel: Kernel, products: int) -> Found:
-    remark = None if kernel.is_integer else f"OpenVINO runs it as {kernel.describe()}"
-    return Found((kernel.describe(),), kernel.precision, kernel.is_integer, remark, products)

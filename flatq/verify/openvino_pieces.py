@@ -6,7 +6,6 @@ coarse rounding of their result hides a fault.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import ModelError
+from flatq.export.onnx import find_weights
+from flatq.quantize.grid import QuantGrid
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.openvino import SETTINGS, import_openvino
 from flatq.verify.inspection import attention_of
 from flatq.verify.openvino_kernels import kernels_of
 from flatq.verify.pieces import Ran
-from flatq.verify.reference import AnyReference, Quantizer, Reference, product_names
+from flatq.verify.reference import AnyReference, Reference, product_names
 
 __all__ = ["OpenVinoPieces", "attention_products", "floats_behind", "product_of", "weight_constants"]
 
@@ -31,18 +32,13 @@ _SETTINGS = {**SETTINGS, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HIN
 
 
 def weight_constants(model: Any, layers: Mapping[str, str]) -> dict[str, Any]:
-    """Layer name -> the constant with its codes; a layer without one is left out.
+    """Layer name -> the constant with its integers; a layer without one is left out.
 
     Args:
         layers: as `Lowered.layers`.
     """
-    constants = {
-        re.sub(r"\W", "_", operator.get_friendly_name().removesuffix(".int4")): operator
-        for operator in model.get_ops()
-        if operator.get_type_name() == "Constant"
-    }
-    wanted = {layer: re.sub(r"\W", "_", codes) for layer, codes in layers.items()}
-    return {layer: constants[name] for layer, name in wanted.items() if name in constants}
+    constants = {o.get_friendly_name(): o for o in model.get_ops() if o.get_type_name() == "Constant"}
+    return {layer: constants[name] for layer, name in find_weights(constants, layers).items()}
 
 
 def product_of(layer: str, constant: Any) -> Any:
@@ -164,7 +160,7 @@ class OpenVinoPieces:
             return self._products[reference.layer]
         raise ModelError(
             f"the exported model holds no integers for {reference.layer}",
-            expected="a constant with its codes, or a product of two computed tensors",
+            expected="a constant with its integers, or a product of two computed tensors",
             next_step="export again",
         )
 
@@ -206,14 +202,14 @@ class OpenVinoPieces:
         )
 
 
-def _entry(product: Any, index: int, quantizer: Quantizer | None) -> Any:
+def _entry(product: Any, index: int, grid: QuantGrid | None) -> Any:
     """The input, of the first operator of a layer or product, that its tensor of this index goes into."""
-    if quantizer is None:
+    if grid is None:
         return product.input(index)
     quantize = _back(_before(product, index), ("Convert", "Multiply", "Subtract"))
     if quantize.get_type_name() != "FakeQuantize":
         return product.input(index)
-    narrow = quantizer.high - quantizer.low < 254
+    narrow = grid.high - grid.low < 254
     entry = quantize.input(0)
     while narrow and (bound := entry.get_source_output().get_node()).get_type_name() in _BOUNDS:
         side = next(

@@ -1,8 +1,8 @@
 """Parity: does the runtime compute, layer by layer and as a whole, what the torch Q/DQ graph computes?
 
 Each layer is given the same input tensor on both sides, so that errors do not accumulate. The inputs are
-those of a short sampling chain, each layer's also at several times its size, so that the ends of every code
-range are met.
+those of a short sampling trajectory, each layer's also at several times its size, so that the ends of every
+grid are met.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ from numpy.typing import NDArray
 from flatq.backends import RuntimeSettings, open_runtime, runtime_of
 from flatq.calib.inputs import CalibrationPlan, collect_inputs
 from flatq.checkpoint import Checkpoint
-from flatq.deployment import read_deployment
+from flatq.deployment import Deployment, read_deployment
 from flatq.errors import ModelError, UsageError
 from flatq.quantize.artifact import Artifact
-from flatq.quantize.lowering import Lowered, lower
+from flatq.quantize.lowering import Lowered
 from flatq.recipe import Kind
 from flatq.runtime.base import Condition, default_threads
 from flatq.runtime.torch import TorchRuntime, torch_threads
 from flatq.verify.origin import check_origin
-from flatq.verify.pieces import Pieces, open_pieces
+from flatq.verify.pieces import Pieces
 from flatq.verify.reference import (
     AnyReference,
     ProductReference,
+    away_from_edges,
     capture_sources,
     find_references,
     product_names,
 )
 from flatq.verify.results import EndToEnd, LayerParity, Parity
 
-__all__ = ["VerifyInputs", "sqnr_db", "verify_parity"]
+__all__ = ["VerifyInputs", "open_pieces", "sqnr_db", "verify_parity"]
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 _ENOUGH, _ENOUGH_IN_CHANNEL = 2**15, 2**9
-"""Output elements to compare at least, so that one on the edge of two codes is far from 0.1 %, or from 1 % of
+"""Output elements to compare at least, so that one on the edge of two steps is far from 0.1 %, or from 1 % of
 its channel."""
 _MOST_OF_A_PRODUCT = 2**22
 """Output elements of an attention's product to compare at the inputs as they are, but for one image."""
@@ -60,7 +61,7 @@ def verify_parity(
     artifact: Artifact,
     folder: Path,
     *,
-    lowered: Lowered | None = None,
+    lowered: Lowered,
     inputs: VerifyInputs | None = None,
     baseline: Checkpoint | None = None,
     threads: int | None = None,
@@ -70,7 +71,7 @@ def verify_parity(
 
     Args:
         folder: the deployment.
-        lowered: the artifact's graph for the deployment's target, where it is at hand already.
+        lowered: the artifact's graph for the deployment's target.
         inputs: how many, by default as `VerifyInputs`.
         baseline: the float checkpoint, for the ratios against it.
 
@@ -85,8 +86,6 @@ def verify_parity(
     deployment, path = read_deployment(folder)
     check_origin(deployment, folder, artifact)
     threads = threads or default_threads()
-    if lowered is None:
-        lowered = lower(artifact, deployment.target)
     references = find_references(lowered)
     pieces = open_pieces(deployment, path, lowered, threads)
     runtime = open_runtime(deployment, path, RuntimeSettings(runtime_of(deployment.target), threads=threads))
@@ -134,6 +133,28 @@ def verify_parity(
     )
 
 
+def open_pieces(deployment: Deployment, path: Path, lowered: Lowered, threads: int) -> Pieces:
+    """The layers of a deployment on the runtime of its target.
+
+    Raises:
+        UsageError: the target has none here.
+    """
+    if deployment.target in ("onnxruntime", "generic"):
+        from flatq.verify.onnx_pieces import OnnxRuntimePieces
+
+        return OnnxRuntimePieces(path, lowered, threads)
+    if deployment.target == "openvino":
+        from flatq.verify.openvino_pieces import OpenVinoPieces
+
+        return OpenVinoPieces(path, lowered, threads)
+    raise UsageError(
+        f"parity for {deployment.target} is not offered",
+        expected="a deployment for onnxruntime, openvino or generic",
+        got=deployment.target,
+        next_step="export for TensorRT without it; `flatq eval` compares what the engine samples",
+    )
+
+
 def sqnr_db(signal: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     """10 log10(sum signal^2 / sum (found - signal)^2), infinite for equal arrays, NaN where they hold one."""
     exact = signal.astype(np.float64)
@@ -156,7 +177,7 @@ def _layer(
     except ModelError as error:
         problem = error.what if error.got is None else f"{error.what}: {error.got}"
         return LayerParity(layer=reference.layer, kind=kind, problem=problem)
-    quanta, equal = exact.compare(ran.output)
+    steps, equal = exact.compare(ran.output)
     channels = np.moveaxis(equal, 1 if equal.ndim == 4 else -1, 0)
     equal = channels.reshape(len(channels), -1)
     by_channel = equal.mean(axis=1)
@@ -164,9 +185,9 @@ def _layer(
         layer=reference.layer,
         kind=kind,
         kernels=ran.kernels,
-        quantum=exact.kind,
-        elements=quanta.size,
-        max_quanta=float(quanta.max()),
+        step=exact.kind,
+        elements=steps.size,
+        max_steps=float(steps.max()),
         equal=float(by_channel.mean()),
         worst_channel=int(by_channel.argmin()),
         worst_equal=float(by_channel.min()),
@@ -186,8 +207,8 @@ def _many(reference: AnyReference, sources: tuple[torch.Tensor, ...]) -> tuple[t
     factors += (0.5 + torch.rand(repeats, generator=generator)).tolist()
     values = (torch.cat([source * factor for factor in factors]).contiguous() for source in sources)
     return tuple(
-        value if quantizer is None else quantizer.away_from_edges(value)
-        for value, quantizer in zip(values, reference.inputs, strict=True)
+        value if grid is None else away_from_edges(value, grid)
+        for value, grid in zip(values, reference.inputs, strict=True)
     )
 
 

@@ -1,6 +1,6 @@
 """One layer of the torch Q/DQ graph as a function of its input tensor: what a runtime's result is held to.
 
-The codes, scales and bounds are those of the lowered graph's own nodes. The sum of products is computed in
+The integers, scales and bounds are those of the lowered graph's own nodes. The sum of products is computed in
 float64, exactly where both factors are integers, so that the reference adds no rounding of its own.
 """
 
@@ -15,18 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from flatq.errors import ModelError
-from flatq.quantize.lowering import Lowered
+from flatq.quantize.grid import QuantGrid
+from flatq.quantize.lowering import Lowered, grid_of
 from flatq.quantize.trace import stored_value
 
 __all__ = [
     "UNIT_ROUNDOFF",
     "AnyReference",
     "ProductReference",
-    "Quantizer",
-    "Quantum",
     "Reference",
     "Result",
+    "away_from_edges",
     "capture_sources",
     "find_references",
     "product_names",
@@ -34,11 +33,11 @@ __all__ = [
 
 _aten = torch.ops.aten
 _decomposed = torch.ops.quantized_decomposed
-_LAYERS = (_aten.conv2d.default, _aten.conv2d.padding, _aten.linear.default)
+_LAYERS = (_aten.conv2d.default, _aten.linear.default)
 _DEQUANTIZE_WEIGHT = (_decomposed.dequantize_per_channel.default, _decomposed.dequantize_per_tensor.default)
 
 EDGE = 1e-3
-"""Inputs are kept this far, in steps, from the edge between two codes: one runtime divides by the scale where
+"""Inputs are kept this far, in steps, from the edge of two integers: one runtime divides by the scale where
 another multiplies by its reciprocal, and both are right."""
 
 UNIT_ROUNDOFF = 2.0**-24
@@ -47,27 +46,15 @@ UNIT_ROUNDOFF = 2.0**-24
 _SMALLEST = 2.0**-126
 """What float32 holds below it is a denormal, which some runtimes flush to zero."""
 
-Quantum = Literal["code", "accumulator", "rounding"]
+Step = Literal["output", "accumulator", "rounding"]
 
 
-@dataclass(frozen=True)
-class Quantizer:
-    """A per-tensor quantizer of the graph: value = (code - zero_point) * scale, code in low..high."""
-
-    scale: float
-    zero_point: int
-    low: int
-    high: int
-
-    def codes(self, value: torch.Tensor) -> torch.Tensor:
-        """The code of each value, float64."""
-        return (value.double() / self.scale).round_().add_(self.zero_point).clamp_(self.low, self.high)
-
-    def away_from_edges(self, value: torch.Tensor) -> torch.Tensor:
-        """The values, with those close to the edge between two codes moved onto a code."""
-        steps = value.double() / self.scale
-        near = (steps - steps.floor() - 0.5).abs() < EDGE
-        return torch.where(near, (steps.floor() * self.scale).to(value.dtype), value)
+def away_from_edges(value: torch.Tensor, grid: QuantGrid) -> torch.Tensor:
+    """The values, with those close to the edge between two integers moved onto one of the two."""
+    scale = float(grid.scale)
+    steps = value.double() / scale
+    near = (steps - steps.floor() - 0.5).abs() < EDGE
+    return torch.where(near, (steps.floor() * scale).to(value.dtype), value)
 
 
 @dataclass(frozen=True)
@@ -76,20 +63,21 @@ class Reference:
 
     Attributes:
         layer: its name.
-        source: the node whose tensor it reads, before any quantizer of its own.
+        sources: the node whose tensor it reads, before any quantizer of its own.
         node: the node that multiplies.
-        input, output: its quantizers, None where that side is float.
-        codes: int8 codes of the weight.
+        inputs: the grid of its input, None where that is float.
+        output: the grid of its output, None where that is float.
+        integers: int8, the quantized weight.
         weight_scale: float64, [channels] or [].
         bias: float64 [channels], zeros where there is none.
     """
 
     layer: str
-    source: fx.Node
+    sources: tuple[fx.Node]
     node: fx.Node
-    input: Quantizer | None
-    output: Quantizer | None
-    codes: torch.Tensor
+    inputs: tuple[QuantGrid | None]
+    output: QuantGrid | None
+    integers: torch.Tensor
     weight_scale: torch.Tensor
     bias: torch.Tensor
 
@@ -103,49 +91,34 @@ class Reference:
             integer: whether the runtime sums in integers, where the input has a quantizer.
             roundoff: unit roundoff of the type that the runtime's floats are in.
         """
-        if self.input is not None:
-            factor = self.input.codes(value) - self.input.zero_point
-            step = self._by_channel(self.weight_scale * self.input.scale)
-        else:
-            factor = value.double()
-            step = self._by_channel(self.weight_scale)
-        weight = self.codes.double()
+        (grid,) = self.inputs
+        factor = value.double() if grid is None else grid.quantize(value.double()) - grid.zero_point
+        step = self._by_channel(self.weight_scale * (1.0 if grid is None else float(grid.scale)))
+        weight = self.integers.double()
         bias = self._by_channel(self.bias)
         exact = self._multiply(factor, weight) * step + bias
         if self.output is not None:
-            codes = self.output.codes(exact)
-            scale = self.output.scale
-            quantum = torch.tensor(scale, dtype=torch.float64)
-            # Sums of narrow codes are few: one on the edge of two output codes comes again and again.
+            scale = float(self.output.scale)
+            one = torch.tensor(scale, dtype=torch.float64)
+            # Sums of narrow integers are few: one on the edge of two output steps comes again and again.
             from_edge = (exact / scale - (exact / scale).floor() - 0.5).abs() * scale
             either = from_edge <= 8 * UNIT_ROUNDOFF * (exact.abs() + bias.abs())
-            same = torch.where(either, 1.001 * quantum, quantum / 2)
-            return Result((codes - self.output.zero_point) * scale, "code", quantum, same)
-        if self.input is not None and integer:
+            same = torch.where(either, 1.001 * one, one / 2)
+            return Result(self.output.dequantize(self.output.quantize(exact)), "output", one, same)
+        if grid is not None and integer:
             rounding = (8 * roundoff * (exact.abs() + bias.abs())).clamp_min(_SMALLEST)
-            quantum = torch.maximum(step.expand_as(exact), rounding)
-            return Result(exact, "accumulator", quantum, rounding)
+            return Result(exact, "accumulator", torch.maximum(step.expand_as(exact), rounding), rounding)
         magnitude = self._multiply(factor.abs(), weight.abs()) * step + bias.abs()
         rounding = (16 * roundoff * magnitude).clamp_min(_SMALLEST)
         return Result(exact, "rounding", rounding, rounding)
 
     @property
-    def sources(self) -> tuple[fx.Node, ...]:
-        """The source, as one of those that any reference has."""
-        return (self.source,)
-
-    @property
-    def inputs(self) -> tuple[Quantizer | None, ...]:
-        """The input's quantizer, as one of those that any reference has."""
-        return (self.input,)
-
-    @property
     def channels(self) -> int:
         """Number of output channels."""
-        return len(self.codes)
+        return len(self.integers)
 
     def _by_channel(self, value: torch.Tensor) -> torch.Tensor:
-        trailing = 2 if self.codes.ndim == 4 else 0
+        trailing = 2 if self.integers.ndim == 4 else 0
         return value.reshape(-1, *[1] * trailing)
 
     def _multiply(self, factor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -162,13 +135,13 @@ class ProductReference:
         layer: its name, one of `product_names`.
         sources: the nodes whose tensors it reads, before any quantizers: [..., n, k] and [..., k, m].
         node: the node that multiplies.
-        inputs: the factors' quantizers.
+        inputs: the grids of the factors.
     """
 
     layer: str
     sources: tuple[fx.Node, fx.Node]
     node: fx.Node
-    inputs: tuple[Quantizer, Quantizer]
+    inputs: tuple[QuantGrid, QuantGrid]
 
     @property
     def channels(self) -> int:
@@ -184,8 +157,9 @@ class ProductReference:
         roundoff: float = UNIT_ROUNDOFF,
     ) -> Result:
         """As `Reference.evaluate`, for the two sources' tensors, float32."""
-        a, b = (q.codes(v) - q.zero_point for q, v in zip(self.inputs, (first, second), strict=True))
-        step = self.inputs[0].scale * self.inputs[1].scale
+        pairs = zip(self.inputs, (first, second), strict=True)
+        a, b = (grid.quantize(value.double()) - grid.zero_point for grid, value in pairs)
+        step = float(self.inputs[0].scale) * float(self.inputs[1].scale)
         exact = a @ b * step
         if integer:
             rounding = 8 * roundoff * exact.abs()
@@ -208,39 +182,35 @@ class Result:
 
     Attributes:
         value: the output, dequantized where it has a quantizer.
-        kind: what the quantum is: see the two cases of a float output below.
-        quantum: the most that it may be off. Behind an output quantizer, its step. Of a float output whose
+        kind: what the step is: see the two cases of a float output below.
+        step: the most that it may be off. Behind an output quantizer, its step. Of a float output whose
             inputs are integers, one step of the integer sum, input scale x weight scale, or what float32 can
             resolve where that is more. Of a float output that was summed in float, 16 unit roundoffs of the
             sum of the products' magnitudes, which is what another order of summing moves.
         same: below this it counts as equal. Behind an output quantizer, half a step, or a whole one where
-            what is quantized lies on the edge of two codes to float32's rounding. Of a float output whose
+            what is quantized lies on the edge of two steps to float32's rounding. Of a float output whose
             inputs are integers, 8 unit roundoffs of |output| + |bias|: the integer sum is exact, and about
-            four float32 roundings follow it. Else the quantum.
+            four float32 roundings follow it. Else the step.
     """
 
     value: torch.Tensor
-    kind: Quantum
-    quantum: torch.Tensor
+    kind: Step
+    step: torch.Tensor
     same: torch.Tensor
 
     def compare(self, other: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """|other - value| in quanta, infinite where `other` is not a number, and where the two are equal."""
+        """|other - value| in steps, infinite where `other` is not a number, and where the two are equal."""
         found = torch.from_numpy(np.asarray(other, dtype=np.float64))
         distance = (found - self.value).abs().nan_to_num(nan=torch.inf)
-        quanta = torch.where(distance == 0, 0.0, distance / self.quantum)
+        steps = torch.where(distance == 0, 0.0, distance / self.step)
         equal = distance <= self.same
-        return quanta.numpy(), equal.numpy()
+        return steps.numpy(), equal.numpy()
 
 
 def find_references(lowered: Lowered) -> list[AnyReference]:
-    """Every planned layer and every quantized product of a lowered graph, in order of execution.
-
-    Raises:
-        ModelError: a planned layer or product is not in the graph, or another form than lowering writes.
-    """
+    """Every planned layer and every quantized product of a lowered graph, in order of execution."""
     graph = lowered.graph
-    names = {codes: layer for layer, codes in lowered.layers.items()}
+    names = {weight: layer for layer, weight in lowered.layers.items()}
     products = {
         node: name
         for attention, nodes in lowered.products.items()
@@ -260,19 +230,13 @@ def find_references(lowered: Lowered) -> list[AnyReference]:
         if layer is not None:
             found.append(_reference(graph, layer, node, weight))
     missing = {*lowered.layers, *products.values()} - {reference.layer for reference in found}
-    if missing:
-        raise ModelError(
-            f"{len(missing)} planned layers or products are not in the lowered graph",
-            expected="each layer behind the dequantizer of its weight",
-            got=", ".join(sorted(missing)[:3]),
-            next_step="this is a bug or an unsupported torchao version: report it",
-        )
+    assert not missing, f"not in the lowered graph: {sorted(missing)}"
     return found
 
 
 def _reference(graph: fx.GraphModule, layer: str, node: fx.Node, weight: fx.Node) -> Reference:
-    source, quantizer = _input(_node(node.args[0]))
-    codes = _tensor(graph, weight.args[0])
+    source, grid = _input(_node(node.args[0]))
+    integers = _tensor(graph, weight.args[0])
     per_tensor = weight.target is _decomposed.dequantize_per_tensor.default
     scale = (
         torch.tensor(weight.args[1], dtype=torch.float64) if per_tensor else _tensor(graph, weight.args[1])
@@ -280,66 +244,44 @@ def _reference(graph: fx.GraphModule, layer: str, node: fx.Node, weight: fx.Node
     bias = node.args[2] if len(node.args) > 2 else None
     return Reference(
         layer=layer,
-        source=source,
+        sources=(source,),
         node=node,
-        input=quantizer,
+        inputs=(grid,),
         output=_output(node),
-        codes=codes.to(torch.int8),
+        integers=integers,
         weight_scale=scale.double(),
-        bias=torch.zeros(len(codes)).double() if bias is None else _tensor(graph, bias).double(),
+        bias=torch.zeros(len(integers)).double() if bias is None else _tensor(graph, bias).double(),
     )
 
 
 def _product(name: str, node: fx.Node) -> ProductReference:
     (first, one), (second, other) = (_input(_node(argument)) for argument in node.args[:2])
-    if one is None or other is None:
-        raise ModelError(
-            f"{name} is not behind two quantizers in the lowered graph",
-            expected="both factors quantized",
-            got="a factor in float",
-            next_step="this is a bug or an unsupported torchao version: report it",
-        )
+    assert one is not None
+    assert other is not None
     return ProductReference(name, (first, second), node, (one, other))
 
 
-def _input(node: fx.Node) -> tuple[fx.Node, Quantizer | None]:
+def _input(node: fx.Node) -> tuple[fx.Node, QuantGrid | None]:
     if node.target is not _decomposed.dequantize_per_tensor.default:
         return node, None
     quantize = _node(node.args[0])
-    quantizer = _quantizer(quantize)
+    grid = grid_of(quantize)
     source = _node(quantize.args[0])
-    if source.target is _aten.clamp.default and _is_clamp_of(source, quantizer):
+    if source.target is _aten.clamp.default and source.args[1:3] == grid.bounds:
         source = _node(source.args[0])
-    return source, quantizer
+    return source, grid
 
 
-def _is_clamp_of(node: fx.Node, quantizer: Quantizer) -> bool:
-    bounds = [float(value) for value in node.args[1:3]]  # type: ignore[arg-type]
-    steps = [bound / quantizer.scale + quantizer.zero_point for bound in bounds]
-    return all(abs(a - b) < 0.25 for a, b in zip(steps, (quantizer.low, quantizer.high), strict=True))
-
-
-def _output(node: fx.Node) -> Quantizer | None:
-    """The quantizer that all users of a layer read it through, if there is one."""
+def _output(node: fx.Node) -> QuantGrid | None:
+    """The grid that all users of a layer read it through, if there is one."""
     users = list(node.users)
     if len(users) != 1 or users[0].target is not _decomposed.quantize_per_tensor.default:
         return None
-    return _quantizer(users[0])
-
-
-def _quantizer(node: fx.Node) -> Quantizer:
-    scale, zero_point, low, high = node.args[1:5]
-    return Quantizer(float(scale), int(zero_point), int(low), int(high))  # type: ignore[arg-type]
+    return grid_of(users[0])
 
 
 def _node(argument: Any) -> fx.Node:
-    if not isinstance(argument, fx.Node):
-        raise ModelError(
-            "the lowered graph has another form than lowering writes",
-            expected="a node",
-            got=repr(argument)[:100],
-            next_step="this is a bug or an unsupported torchao version: report it",
-        )
+    assert isinstance(argument, fx.Node), argument
     return argument
 
 

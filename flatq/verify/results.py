@@ -7,9 +7,9 @@ The numbers come from `flatq.verify.parity` and `flatq.verify.audit`; tables are
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flatq.deployment import AUDIT, PARITY, Deployment
 from flatq.errors import ArtifactError, ModelError
@@ -41,12 +41,12 @@ class LayerParity(_Part):
     Attributes:
         layer, kind: of the plan; of a product of attention a name of `flatq.verify.reference`.
         kernels: what the runtime made of the layer cut out of the exported model.
-        quantum: what one quantum of the output is: `code`, one step of the output's quantizer; `accumulator`,
-            one step of the integer sum behind a float output; `rounding`, what another order of summing moves
-            an output that was summed in float. See `flatq.verify.reference.Result`.
+        step: what one step of the output is: `output`, one step of its quantizer; `accumulator`, one step of
+            the integer sum behind a float output; `rounding`, what another order of summing moves an output
+            that was summed in float. See `flatq.verify.reference.Result`.
         elements: number of output elements compared.
-        max_quanta: the largest difference, in quanta.
-        equal: share of the elements that are equal: the same code, or within half a quantum where the
+        max_steps: the largest difference, in steps.
+        equal: fraction of the elements that are equal: the same integer, or within half a step where the
             output is float.
         worst_channel, worst_equal: the output channel (of a product, the head) that is equal least often, and
             how often it is.
@@ -56,9 +56,9 @@ class LayerParity(_Part):
     layer: str
     kind: Kind
     kernels: tuple[str, ...] = ()
-    quantum: Literal["code", "accumulator", "rounding"] | None = None
+    step: Literal["output", "accumulator", "rounding"] | None = None
     elements: int = Field(default=0, ge=0)
-    max_quanta: float = 0.0
+    max_steps: float = 0.0
     equal: float = 0.0
     worst_channel: int | None = None
     worst_equal: float = 0.0
@@ -66,23 +66,21 @@ class LayerParity(_Part):
 
     @property
     def passed(self) -> bool:
-        """At most one quantum anywhere, and equal on enough of the elements, in all and in every channel."""
+        """At most one step anywhere, and equal on enough of the elements, in all and in every channel."""
         return (
             self.problem is None
-            and self.max_quanta <= 1.001
+            and self.max_steps <= 1.001
             and self.equal >= EQUAL_AT_LEAST
             and self.worst_equal >= CHANNEL_EQUAL_AT_LEAST
         )
 
     def describe(self) -> str:
         """One clause on what was found."""
-        if self.problem is not None or self.quantum is None:
+        if self.problem is not None or self.step is None:
             return self.problem or "not compared"
-        step = {"code": "output code", "accumulator": "accumulator step", "rounding": "rounding bound"}
+        step = {"output": "output step", "accumulator": "accumulator step", "rounding": "rounding bound"}
         channel = f" (channel {self.worst_channel}: {100 * self.worst_equal:.4g} %)" if self.equal < 1 else ""
-        return (
-            f"up to {self.max_quanta:.4g} {step[self.quantum]}s off, {100 * self.equal:.4g} % equal{channel}"
-        )
+        return f"up to {self.max_steps:.4g} {step[self.step]}s off, {100 * self.equal:.4g} % equal{channel}"
 
 
 class EndToEnd(_Part):
@@ -131,7 +129,7 @@ class Parity(_Part):
     def broken(self) -> bool:
         """Whether the deployment's output is not a number, or more noise than signal.
 
-        End to end no tighter bound is right: a value on the edge of two codes is rounded either way, and the
+        End to end no tighter bound is right: a value on the edge of two steps is rounded either way, and the
         network amplifies it to about the quantization error itself.
         """
         return not self.end_to_end.deployed_to_lowered > 0
@@ -151,17 +149,17 @@ class Parity(_Part):
             shown = [f"{layer.layer}: {layer.describe()}" for layer in self.failed[:5]]
             more = [f"and {len(self.failed) - 5} more"] if len(self.failed) > 5 else []
             raise ModelError(
-                f"{len(self.failed)} of {len(self.layers)} layers do not compute on {self.target} "
-                "what the torch graph does",
-                expected=f"at most one quantum anywhere, equal on {100 * EQUAL_AT_LEAST:g} % of the elements "
+                f"{len(self.failed)} of {len(self.layers)} layers on {self.target} do not match the PyTorch "
+                "reference",
+                expected=f"at most one step anywhere, equal on {100 * EQUAL_AT_LEAST:g} % of the elements "
                 f"and {100 * CHANNEL_EQUAL_AT_LEAST:g} % of every channel's",
                 got="; ".join([*shown, *more]),
                 next_step="export again; if it stays, report it with the versions that `flatq doctor` prints",
             )
         if self.broken:
             raise ModelError(
-                f"the network as a whole does not compute on {self.target} what the torch graph does, "
-                "though every quantized layer alone does",
+                f"the network as a whole on {self.target} does not match the PyTorch reference, though every "
+                "quantized layer alone does",
                 expected="more signal than noise",
                 got=f"SQNR {self.end_to_end.deployed_to_lowered:.1f} dB",
                 next_step="report it with the versions that `flatq doctor` prints",
@@ -191,12 +189,6 @@ class AuditEntry(_Part):
     integer: bool
     stored_bits: int | None = None
     reason: str | None = None
-
-    @model_validator(mode="after")
-    def _float_has_a_reason(self) -> Self:
-        if self.integer == (self.reason is not None):
-            raise ValueError("exactly the entries that are not integer have a reason")
-        return self
 
 
 class Audit(_Part):
@@ -274,7 +266,7 @@ def _read(kind: type[_File], path: Path, deployment: Deployment) -> _File | None
         ) from error
     if found.model_digest != deployment.digest:
         raise ArtifactError(
-            f"{path} speaks of another model than the one beside it",
+            f"{path} is about another model than the one beside it",
             expected=f"digest {deployment.digest[:16]}...",
             got=f"digest {found.model_digest[:16]}...",
             next_step="export again",

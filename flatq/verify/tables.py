@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flatq.verify.results import Audit, AuditEntry, Parity
@@ -12,20 +13,22 @@ __all__ = [
     "audit_summary",
     "audit_table",
     "integer_groups",
+    "numbered",
     "parity_summary",
+    "text_table",
 ]
 
 _HEAD = ("layer", "kind", "MACs", "kernel", "precision", "stored", "reason if float")
 
 
 def parity_summary(parity: Parity) -> str:
-    """For instance `51 of 51 layers compute on onnxruntime what the torch graph does; SQNR ... 36.6 dB`."""
+    """For instance `51/51 layers match the PyTorch reference on onnxruntime; SQNR of the network 36.6 dB`."""
     passed = len(parity.layers) - len(parity.failed)
     ratios = parity.end_to_end
     what = "layers and products" if any(layer.kind == "attention" for layer in parity.layers) else "layers"
     text = (
-        f"{passed} of {len(parity.layers)} {what} compute on {parity.target} what the torch graph does; "
-        f"SQNR of the whole {_db(ratios.deployed_to_lowered)}"
+        f"{passed}/{len(parity.layers)} {what} match the PyTorch reference on {parity.target}; "
+        f"SQNR of the network {_db(ratios.deployed_to_lowered)}"
     )
     if ratios.deployed_to_float is not None and ratios.lowered_to_float is not None:
         text += (
@@ -69,18 +72,31 @@ def _cells(entry: AuditEntry) -> tuple[str, ...]:
     )
 
 
-def audit_table(audit: Audit) -> str:
-    """Every candidate on a line, in columns; then what was not matched."""
-    rows = [_HEAD, *(_cells(entry) for entry in audit.entries)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    lines = [
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, columns two spaces apart; `MACs` is aligned on the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return [
         "  ".join(
-            c.rjust(w) if i == 2 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
+            cell.rjust(width) if name == "MACs" else cell.ljust(width)
+            for cell, width, name in zip(row, widths, head, strict=True)
+        ).rstrip()
+        for row in (head, *rows)
     ]
-    lines += [f"no layer's: {name}" for name in audit.unmatched]
-    return "\n".join(line.rstrip() for line in [audit_summary(audit), _where(audit), "", *lines])
+
+
+def numbered(reasons: Iterable[str | None]) -> dict[str, int]:
+    """Each distinct reason -> its number from 1, in order of first appearance."""
+    return {why: n for n, why in enumerate(dict.fromkeys(why for why in reasons if why), 1)}
+
+
+def audit_table(audit: Audit) -> str:
+    """A row for each candidate, then the reasons why candidates are float, then what was not matched."""
+    reasons = numbered(entry.reason for entry in audit.entries)
+    rows = [(*_cells(e)[:-1], str(reasons[e.reason]) if e.reason else "") for e in audit.entries]
+    lines = [audit_summary(audit), _where(audit), "", *text_table(_HEAD, rows)]
+    if reasons:
+        lines += ["", *(f"{n}: {why}" for why, n in reasons.items())]
+    return "\n".join([*lines, *(f"no layer's: {name}" for name in audit.unmatched)])
 
 
 def _where(audit: Audit) -> str:

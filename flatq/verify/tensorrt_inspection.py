@@ -17,12 +17,12 @@ import onnx
 
 from flatq.deployment import Deployment
 from flatq.errors import ArtifactError
+from flatq.export.onnx import find_weights
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.tensorrt import TensorRtRuntime
-from flatq.verify.inspection import Found, Inspection, attention_of
-from flatq.verify.onnx_cut import OnnxGraph, product_of, weight_names
-from flatq.verify.onnx_kernels import PRODUCTS
+from flatq.verify.inspection import Found, Inspection, add
+from flatq.verify.onnx_cut import OnnxGraph, product_of, products_of_attentions
 
 __all__ = ["inspect_tensorrt", "read_layers"]
 
@@ -55,26 +55,18 @@ def inspect_tensorrt(path: Path, deployment: Deployment, artifact: Artifact, low
 
 def _names(graph: OnnxGraph, artifact: Artifact, lowered: Lowered) -> tuple[dict[str, str], dict[str, int]]:
     """Name of each ONNX node that multiplies -> its candidate, and the widths of the weights."""
-    floats = {
-        decision.node: f"{decision.node}.weight"
-        for decision in artifact.manifest.decisions
-        if decision.port == "weight" and decision.scheme is None
-    }
     owners: dict[str, str] = {}
     stored_bits = {}
-    for layer, weight in weight_names(graph, {**lowered.layers, **floats}).items():
+    for layer, weight in find_weights(
+        graph.initializers, {**lowered.layers, **artifact.manifest.float_weights}
+    ).items():
         owners[product_of(graph, layer, weight)[-1].output[0]] = layer
         stored = onnx.TensorProto.DataType.Name(graph.initializers[weight].data_type)
         stored_bits[layer] = {"INT8": 8, "FLOAT16": 16, "BFLOAT16": 16}.get(stored, 32)
     attentions = [d.node for d in artifact.manifest.decisions if d.kind == "attention"]
-    names = {}
-    for node in graph.model.graph.node:
-        if node.op_type in PRODUCTS and node.output[0] not in owners:
-            owner = attention_of(graph.ancestors(node, owners), attentions)
-            if owner is not None:
-                owners[node.output[0]] = owner
-        if node.output[0] in owners:
-            names[node.name] = owners[node.output[0]]
+    names = {graph.producers[output].name: layer for output, layer in owners.items()}
+    for attention, nodes in products_of_attentions(graph, owners, attentions).items():
+        names.update((node.name, attention) for node in nodes)
     return names, stored_bits
 
 
@@ -114,8 +106,7 @@ def read_layers(
         integer = precision == "s8s8"
         remark = None if integer else f"TensorRT runs it as {kind} in {precision}"
         for owner, products in owners.items():
-            entry = Found((kind,), precision, integer, remark, products)
-            found[owner] = found[owner].joined(entry) if owner in found else entry
+            add(found, owner, Found((kind,), precision, integer, remark, products))
     return found, tuple(unmatched), dict(Counter(str(layer.get("LayerType", "unknown")) for layer in layers))
 
 

@@ -20,7 +20,7 @@ from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.quantize.lowering import Lowered, lower
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS
-from flatq.verify.recorded import verify_deployment
+from flatq.verify.verification import verify_deployment
 
 BLOCKS = ("up_blocks.1.resnets.0", "up_blocks.1.resnets.1")
 # The projections even have the same input, and are at 1,024 elements the largest that the exporter merges;
@@ -66,7 +66,7 @@ def test_every_target_keeps_and_runs_them(
             found.append(verify_deployment(given, folder, lowered, threads=1))
 
     deployment = export_artifact(artifact[1], target, tmp_path / target, check=check)
-    planned = set(artifact[0].codes)
+    planned = set(artifact[0].integers)
     assert {f"unet.{layer}" for layer in EQUAL} <= planned
     assert set(deployment.provenance["weights_bits"]) == planned
     for result in found:
@@ -91,6 +91,6 @@ def _check_weights(model: onnx.ModelProto, artifact: Artifact) -> None:
             source = makers[source].input[0]
         if source in stored and stored[source].ndim > 1:
             weights.append(source)
-    assert len(weights) == len(set(weights)) == len(artifact.codes)
+    assert len(weights) == len(set(weights)) == len(artifact.integers)
     zeros = [name for name in weights if not np.asarray(stored[name], np.int8).any()]
     assert len(zeros) == len(EQUAL)

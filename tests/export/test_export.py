@@ -138,12 +138,12 @@ def test_int4_weights_are_int4_in_the_file(
     artifact = tiny_artifacts["w4a8"]
     stored = {i.name: i for i in onnx.load(files["w4a8"]).graph.initializer}
     narrow = {k.removesuffix(".int4"): v for k, v in stored.items() if v.data_type == TensorProto.INT4}
-    assert len(narrow) == len(artifact.codes) - 2
+    assert len(narrow) == len(artifact.integers) - 2
     # What is left in INT8 are the first and the last convolution, and zero points, one for each channel.
     wide = [i for i in stored.values() if i.data_type == TensorProto.INT8 and len(i.dims) > 1]
     assert len(wide) == 2
     found = sorted(numpy_helper.to_array(v).astype(np.int8).tobytes() for v in [*narrow.values(), *wide])
-    assert found == sorted(codes.numpy().tobytes() for codes in artifact.codes.values())
+    assert found == sorted(codes.numpy().tobytes() for codes in artifact.integers.values())
     for value in narrow.values():
         assert len(value.raw_data) == (int(np.prod(value.dims)) + 1) // 2
     sizes = {name: files[name].stat().st_size for name in ("w4a8", "w8a8", "fp32")}

@@ -71,8 +71,8 @@ def test_4_bit_weights_are_4_bit_constants(
     artifact = tiny_artifacts["w4a8"]
     decisions = artifact.manifest.decisions
     four = {d.node for d in decisions if d.port == "weight" and d.scheme is not None and d.scheme.bits == 4}
-    codes = {name: value for name, value in artifact.codes.items() if name in four}
-    assert len(codes) == len(artifact.codes) - 2  # the first and the last convolution have 8
+    codes = {name: value for name, value in artifact.integers.items() if name in four}
+    assert len(codes) == len(artifact.integers) - 2  # the first and the last convolution have 8
     assert sorted(tuple(c.shape) for c in narrow) == sorted(tuple(c.shape) for c in codes.values())
     sizes = {name: (folders[name] / "model.bin").stat().st_size for name in folders}
     elements = sum(c.numel() for c in codes.values())

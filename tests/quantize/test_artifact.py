@@ -37,6 +37,10 @@ def test_codes_of_three_bits_lie_one_behind_the_other() -> None:
     assert packed.tolist() == [0b00_111_001, 0b1]  # -4 is 100, its lower two bits end the first byte
 
 
+def _scales(artifact: Artifact) -> dict[str, torch.Tensor]:
+    return {name: grid.scale for name, grid in artifact.grids.items()}
+
+
 @pytest.mark.parametrize("name", ["w8a8", "w4a8"])
 def test_an_artifact_reads_as_it_was_written(
     name: str, tiny_artifacts: dict[str, Artifact], tmp_path: Path
@@ -46,8 +50,8 @@ def test_an_artifact_reads_as_it_was_written(
     again = read_artifact(tmp_path / "a")
     assert again.manifest == manifest == read_manifest(tmp_path / "a")
     for one, other in (
-        (artifact.codes, again.codes),
-        (artifact.scales, again.scales),
+        (artifact.integers, again.integers),
+        (_scales(artifact), _scales(again)),
         (artifact.rest, again.rest),
         (artifact.ranges, again.ranges),
     ):
@@ -62,7 +66,7 @@ def test_codes_and_rest_are_every_parameter_once(
     tiny: Checkpoint, tiny_artifacts: dict[str, Artifact]
 ) -> None:
     artifact = tiny_artifacts["w8a8"]
-    names = [*artifact.rest, *(f"{name}.weight" for name in artifact.codes)]
+    names = [*artifact.rest, *(f"{name}.weight" for name in artifact.integers)]
     assert sorted(names) == sorted(tiny.network().state_dict())
 
 
@@ -70,9 +74,9 @@ def test_int4_codes_take_half_a_byte(tiny_artifacts: dict[str, Artifact], tmp_pa
     artifact = tiny_artifacts["w4a8"]
     write_artifact(artifact, tmp_path / "a")
     stored = load_file(tmp_path / "a" / "weights.safetensors")
-    assert len(artifact.codes) > 20
-    for name, codes in artifact.codes.items():
-        packed = stored[f"{name}.weight.codes"]
+    assert len(artifact.integers) > 20
+    for name, codes in artifact.integers.items():
+        packed = stored[f"{name}.weight.integers"]
         if name in ("unet.conv_in", "unet.conv_out"):
             assert packed.dtype == torch.int8
             assert packed.shape == codes.shape

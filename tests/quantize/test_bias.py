@@ -9,6 +9,7 @@ import torch
 
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.bias import room_for_bias
+from flatq.quantize.grid import QuantGrid
 from flatq.quantize.lowering import lower
 
 DEAD = "unet.mid_block.resnets.0.conv1"
@@ -18,10 +19,11 @@ DEAD = "unet.mid_block.resnets.0.conv1"
 def artifact(tiny_artifacts: dict[str, Artifact]) -> Artifact:
     """w4a4 with a channel that has a bias and no weights."""
     given = tiny_artifacts["w4a4"]
-    codes, scales = given.codes[DEAD].clone(), given.scales[DEAD].clone()
-    codes[3], scales[3] = 0, torch.finfo(torch.float32).tiny
+    integers, scale = given.integers[DEAD].clone(), given.grids[DEAD].scale.clone()
+    integers[3], scale[3] = 0, torch.finfo(torch.float32).tiny
+    grid = dataclasses.replace(given.grids[DEAD], scale=scale)
     return dataclasses.replace(
-        given, codes={**given.codes, DEAD: codes}, scales={**given.scales, DEAD: scales}
+        given, integers={**given.integers, DEAD: integers}, grids={**given.grids, DEAD: grid}
     )
 
 
@@ -30,7 +32,8 @@ def test_a_bias_is_a_whole_number_of_steps_and_hardly_moved(artifact: Artifact) 
     state = {name: value.detach() for name, value in graph.named_parameters()}
     widths = {d.node: d.scheme.bits for d in artifact.manifest.decisions if d.port == "input" and d.scheme}
     rounded = 0
-    for name, scale in artifact.scales.items():
+    for name, grid in artifact.grids.items():
+        scale = grid.scale
         bias, given = state[f"{name}.bias"].double(), artifact.rest[f"{name}.bias"].double()
         if ".attentions." in name or name.endswith(
             (".conv_in", ".conv_out")
@@ -71,7 +74,8 @@ def test_every_bias_fits_an_int32_and_no_output_moves_by_more_than_float32_does(
     scale = weight.abs().amax((1, 2, 3)) / 7.5 if granularity == "per channel" else weight.abs().amax() / 7.5
     scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
     codes = (weight / scale.reshape(-1, 1, 1, 1)).round().to(torch.int8)
-    found, raised = room_for_bias(codes, scale, bias, input_scale)
+    found, grid = room_for_bias(codes, QuantGrid(scale, -8, 7), bias, input_scale)
+    raised = grid.scale
     assert bool((raised >= scale).all())
     assert bool((bias.abs().double() <= 2.0**28 * (1 + 1e-6) * raised.double() * input_scale).all())
     if granularity == "per channel":

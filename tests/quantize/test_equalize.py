@@ -53,8 +53,8 @@ def test_the_fold_is_exact_and_the_integers_are_better(planted: Checkpoint) -> N
     # The normalization's bias moves by the same factors: the product with the weights stays, to float32.
     torch.testing.assert_close(norm["bias"], equal.rest[f"unet.{NORM}.bias"].double() * factor)
     for name, weight in weights.items():
-        step = equal.scales[name].double()[:, None]
-        error = (equal.codes[name] * step - weight * factor).abs()
+        step = equal.grids[name].scale.double()[:, None]
+        error = (equal.integers[name] * step - weight * factor).abs()
         assert bool((error <= step * 0.5001).all()), name
 
     generator = torch.Generator().manual_seed(0)

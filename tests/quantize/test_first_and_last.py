@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from flatq.network import build_network
 from flatq.network_config import ModelConfig
 from flatq.plan import plan
-from flatq.quantize.shortcuts import split_shortcuts
+from flatq.quantize.skip_connections import split_skip_connections
 from flatq.quantize.trace import find_layers, trace
 from flatq.recipe import PRESETS, Candidate
 
@@ -118,6 +118,6 @@ def test_there_may_be_several(network: nn.Module, first: list[str], last: list[s
 
 def test_both_halves_of_a_split_head_predict() -> None:
     graph = trace(_JoinedBeforeTheHead().eval(), SHAPE)
-    split_shortcuts(graph, ["head"])
+    split_skip_connections(graph, ["head"])
     found = _ends([layer.candidate for layer in find_layers(graph)])
     assert found == (["conv_in", "head.half1"], ["head.half0", "head.half1"])

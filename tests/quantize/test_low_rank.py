@@ -119,7 +119,7 @@ def test_the_output_is_the_formula(name: str, artifact: Artifact) -> None:
     step = float(np.float32((max(high, 0) - min(low, 0)) / 15))
     zero = round(-min(low, 0) / step)
     read = ((x.double() / step).round() + zero).clamp(0, 15).sub(zero) * step
-    codes, scale = artifact.codes[name].double(), artifact.scales[name].double()
+    codes, scale = artifact.integers[name].double(), artifact.grids[name].scale.double()
     weight = codes * scale.reshape(-1, *[1] * (codes.ndim - 1))
     first, second = (artifact.rest[f"{name}.low_rank.{part}.weight"].double() for part in ("down", "up"))
     bias = artifact.rest[f"{name}.bias"].double() if f"{name}.bias" in artifact.rest else None

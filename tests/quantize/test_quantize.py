@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from flatq.calib.inputs import CalibrationPlan
-from flatq.checkpoint import Checkpoint
-from flatq.errors import ArtifactError, ModelError
+from flatq.checkpoint import Checkpoint, ModelConfig
+from flatq.errors import ArtifactError
 from flatq.quantize.artifact import Artifact, write_artifact
+from flatq.quantize.grid import activation_grid
 from flatq.quantize.lowering import Lowered, lower
-from flatq.quantize.quantizer import activation_qparams
 from flatq.quantize.rounding import quantize_checkpoint
+from flatq.quantize.trace import find_layers, trace
 from flatq.recipe import PRESETS, Scheme
 
 CALIBRATION = CalibrationPlan(images=2, steps=2)
@@ -43,7 +45,7 @@ def test_every_convolution_and_linear_layer_is_planned(
     assert len(wanted) > 20
     for artifact in tiny_artifacts.values():
         manifest = artifact.manifest
-        assert set(manifest.planned) == set(artifact.codes) == set(artifact.scales) == wanted
+        assert set(manifest.planned) == set(artifact.integers) == set(artifact.grids) == wanted
         assert len(manifest.planned) == len(wanted)
         floats = [d for d in manifest.decisions if d.scheme is None]
         assert {d.node for d in floats} == attention | {"unet.conv_in", "unet.conv_out"}
@@ -56,20 +58,14 @@ def test_codes_are_the_nearest_to_the_weights(tiny: Checkpoint, tiny_artifacts: 
     state = tiny.network().state_dict()
     for name, narrow in (("w8a8", 127), ("w4a8", 7)):
         artifact = tiny_artifacts[name]
-        for layer, codes in artifact.codes.items():
+        for layer, codes in artifact.integers.items():
             top = 127 if layer in ("unet.conv_in", "unet.conv_out") else narrow
-            scale = artifact.scales[layer]
+            scale = artifact.grids[layer].scale
             assert scale.shape == (codes.shape[0],)
             columns = scale.reshape(-1, *[1] * (codes.ndim - 1))
             assert -top - 1 <= int(codes.min()) <= int(codes.max()) <= top
             error = (codes * columns - state[f"{layer}.weight"]).abs()
             assert bool((error <= columns * 0.5001).all()), layer
-
-
-def test_convert_pt2e_is_not_bypassed(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flatq.quantize.rounding.convert_pt2e", lambda prepared: prepared)
-    with pytest.raises(ModelError, match="in float"):
-        quantize_checkpoint(tiny, PRESETS["w8a8"], calibration=CalibrationPlan(images=2, steps=2), threads=2)
 
 
 def test_the_lowered_graph_holds_quantized_operators(
@@ -82,7 +78,7 @@ def test_the_lowered_graph_holds_quantized_operators(
             tiny_artifacts[name].manifest.planned
         )
         assert counts["quantized_decomposed.quantize_per_tensor.default"] > 10
-        assert set(result.layers) == set(tiny_artifacts[name].codes)
+        assert set(result.layers) == set(tiny_artifacts[name].integers)
 
 
 def test_the_same_seed_gives_the_same_bytes(
@@ -115,7 +111,7 @@ def test_the_same_seed_gives_the_same_bytes(
 def test_activation_parameters_are_the_closed_form(
     low: float, high: float, scheme: Scheme, scale: float, zero_point: int
 ) -> None:
-    found = activation_qparams(low, high, scheme)
+    found = activation_grid(low, high, scheme)
     assert found.scale.dtype == torch.float32
     assert float(found.scale) == pytest.approx(scale, rel=1e-6)
     assert int(found.zero_point) == zero_point
@@ -125,7 +121,7 @@ def test_activation_parameters_are_the_closed_form(
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("high", [1e-45, 1e-40, 3e38])
 def test_extreme_ranges_give_a_usable_scale(high: float, symmetric: bool) -> None:
-    scale = float(activation_qparams(0.0, high, Scheme(bits=8, symmetric=symmetric)).scale)
+    scale = float(activation_grid(0.0, high, Scheme(bits=8, symmetric=symmetric)).scale)
     assert math.isfinite(scale)
     assert scale > 0
 
@@ -155,11 +151,48 @@ def test_the_lowered_graph_runs_at_any_batch_size(lowered: dict[str, Lowered]) -
     assert one.shape == (1, 3, 16, 16)
 
 
-def test_another_graph_is_refused(tiny_artifacts: dict[str, Artifact]) -> None:
+def _upgraded(network: torch.nn.Module, model: ModelConfig) -> fx.GraphModule:
+    """The trace as another version of torch or diffusers may make it: other names, and an operator more."""
+    graph = trace(network, model)
+    for node in graph.graph.nodes:
+        if node.op == "call_function":
+            node.name = f"renamed_{node.name}"
+    layer = find_layers(graph)[3].node
+    with graph.graph.inserting_before(layer):
+        copied = graph.graph.call_function(torch.ops.aten.clone.default, (layer.args[0],))
+    copied.meta = dict(layer.args[0].meta)
+    layer.replace_input_with(layer.args[0], copied)
+    graph.recompile()
+    return graph
+
+
+def test_the_same_layers_in_another_graph_are_lowered(
+    tiny_artifacts: dict[str, Artifact], lowered: dict[str, Lowered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = lowered["w4a8"]
+    monkeypatch.setattr("flatq.quantize.lowering.trace", _upgraded)
+    found = lower(tiny_artifacts["w4a8"], "onnxruntime")
+    assert found.layers.keys() == expected.layers.keys()
+    with torch.no_grad():
+        assert torch.equal(found.graph(*_inputs(2)), expected.graph(*_inputs(2)))
+
+
+@pytest.mark.parametrize("how", ["missing", "reshaped", "in another order"])
+def test_other_layers_are_refused(how: str, tiny_artifacts: dict[str, Artifact]) -> None:
     artifact = tiny_artifacts["w8a8"]
-    other = artifact.manifest.model_copy(update={"graph_digest": "0" * 64})
-    with pytest.raises(ArtifactError, match="another graph"):
-        lower(dataclasses.replace(artifact, manifest=other), "onnxruntime")
+    first, *rest = artifact.manifest.decisions
+    decisions = {
+        "missing": [d for d in rest if d.node != first.node],
+        "reshaped": [
+            d.model_copy(update={"shape": (1, *d.shape[1:])}) if d.node == first.node else d
+            for d in artifact.manifest.decisions
+        ],
+        "in another order": artifact.manifest.decisions[::-1],
+    }[how]
+    manifest = artifact.manifest.model_copy(update={"decisions": tuple(decisions)})
+    with pytest.raises(ArtifactError, match="other layers") as caught:
+        lower(dataclasses.replace(artifact, manifest=manifest), "onnxruntime")
+    assert f"torch {version('torch')}" in str(caught.value.expected)
 
 
 def test_tensors_that_do_not_fit_are_refused(tiny_artifacts: dict[str, Artifact]) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from flatq.quantize.quantizer import activation_qparams, code_range
-from flatq.quantize.ranges import FloatHistogram, RangeObserver, mse_range, percentile_range, weight_scale
+from flatq.quantize.grid import activation_grid, integer_range
+from flatq.quantize.ranges import FloatHistogram, RangeObserver, mse_range, percentile_range, weight_grid
 from flatq.recipe import Scheme, recipe_for_bits
 
 
@@ -20,9 +20,9 @@ def _histogram(values: torch.Tensor) -> FloatHistogram:
 
 
 def _squared_error(values: torch.Tensor, low: float, high: float, scheme: Scheme) -> float:
-    q = activation_qparams(low, high, scheme)
-    codes = (values.double() / q.scale.double()).round().add(int(q.zero_point)).clamp(q.low, q.high)
-    return float(((codes - int(q.zero_point)) * q.scale.double() - values.double()).square().sum())
+    q = activation_grid(low, high, scheme)
+    codes = (values.double() / q.scale.double()).round().add(q.zero_point).clamp(q.low, q.high)
+    return float(((codes - q.zero_point) * q.scale.double() - values.double()).square().sum())
 
 
 def test_every_value_lies_in_its_bin_and_none_is_lost() -> None:
@@ -98,9 +98,7 @@ def test_a_constant_keeps_its_range(value: float) -> None:
 
 def test_an_observer_reports_what_is_not_finite() -> None:
     recipe = recipe_for_bits(8, activation_range="mse")
-    observer = RangeObserver(
-        scheme=Scheme(bits=8), recipe=recipe, dtype=torch.uint8, qscheme=torch.per_tensor_affine
-    )
+    observer = RangeObserver(Scheme(bits=8), recipe)
     observer(torch.tensor([1.0, 2.0]))
     assert observer.range()[1] == pytest.approx(2.0, rel=0.02)
     observer(torch.tensor([math.nan, 1.0]))
@@ -114,8 +112,8 @@ def test_weight_scales_have_the_least_error_and_survive_zeros(granularity: str, 
     weight[1] = 0
     weight[2, 0, 0, 0] = 1e4
     scheme = Scheme.model_validate({"bits": bits, "granularity": granularity, "symmetric": True})
-    scale = weight_scale(weight, scheme)
-    low, high, _ = code_range(scheme)
+    scale = weight_grid(weight, scheme, recipe_for_bits(weight_range="mse")).scale
+    low, high = integer_range(scheme)
     assert bool(scale.isfinite().all() & (scale > 0).all())
     assert scale.shape == ((5,) if granularity == "per_channel" else ())
 

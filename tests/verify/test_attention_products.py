@@ -20,9 +20,9 @@ from flatq.verify.audit import audit_deployment, audit_from
 from flatq.verify.inspection import Found, Inspection
 from flatq.verify.openvino_kernels import Kernel
 from flatq.verify.parity import VerifyInputs, verify_parity
-from flatq.verify.recorded import Verified, verify_deployment
 from flatq.verify.reference import product_names
 from flatq.verify.results import Parity
+from flatq.verify.verification import Verified, verify_deployment
 
 LAST = "unet.up_blocks.0.attentions.1"
 
@@ -74,8 +74,8 @@ def test_both_products_are_verified_and_run_in_integers(name: str, target: str, 
     products = [layer for layer in found.parity.layers if layer.kind == "attention"]
     assert [layer.layer for layer in products] == [p for node in attentions for p in product_names(node)]
     for layer in products:
-        assert layer.quantum == "accumulator", layer
-        assert layer.max_quanta < 0.5  # a sum of 256 products of 8 bits is near what float32 resolves
+        assert layer.step == "accumulator", layer
+        assert layer.max_steps < 0.5  # a sum of 256 products of 8 bits is near what float32 resolves
         assert layer.equal > 0.9999
     assert found.audit.unmatched == ()
     assert found.audit.integer_share == 1

@@ -134,10 +134,10 @@ def test_equal_weights_are_told_apart(deployments: Deployments, tmp_path: Path) 
     def copy(model: onnx.ModelProto, bias: str) -> None:
         name = faults._weight_dequantize(model, bias).input[0]
         stored = next(i for i in model.graph.initializer if i.name == name)
-        stored.CopyFrom(numpy_helper.from_array(given.codes[one].numpy(), name))
+        stored.CopyFrom(numpy_helper.from_array(given.integers[one].numpy(), name))
 
     folder = faults.mutated(deployments.folder("w8a8"), tmp_path / "same", {f"{two}.bias": copy})
-    same = dataclasses.replace(given, codes={**given.codes, two: given.codes[one]})
+    same = dataclasses.replace(given, integers={**given.integers, two: given.integers[one]})
     audit = audit_deployment(same, folder, lowered=deployments.lowered("w8a8"), threads=1)
     assert audit.unmatched == ()
     for entry in audit.entries:
@@ -168,7 +168,12 @@ def test_a_product_that_belongs_to_no_layer_is_listed(deployments: Deployments, 
 
 def test_another_artifacts_deployment_is_refused(deployments: Deployments) -> None:
     with pytest.raises(UsageError, match="not exported from this artifact"):
-        audit_deployment(deployments.artifacts["w8a8"], deployments.folder("w4a8"), threads=1)
+        audit_deployment(
+            deployments.artifacts["w8a8"],
+            deployments.folder("w4a8"),
+            lowered=deployments.lowered("w8a8"),
+            threads=1,
+        )
 
 
 def test_the_file_and_the_tables(deployments: Deployments, tmp_path: Path) -> None:

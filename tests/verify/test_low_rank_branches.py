@@ -10,7 +10,7 @@ from flatq.calib.inputs import CalibrationPlan
 from flatq.quantize.methods import AdaRound, WeightRounding
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import branch_of, recipe_for_bits
-from flatq.verify.recorded import verify_deployment
+from flatq.verify.verification import verify_deployment
 
 pytestmark = pytest.mark.slow  # each quantizes, exports and verifies several networks
 

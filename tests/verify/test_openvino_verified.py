@@ -13,8 +13,7 @@ from exports import Deployments
 from flatq.deployment import MANIFEST, read_deployment
 from flatq.errors import UsageError
 from flatq.verify.audit import audit_deployment
-from flatq.verify.parity import VerifyInputs, verify_parity
-from flatq.verify.pieces import open_pieces
+from flatq.verify.parity import VerifyInputs, open_pieces, verify_parity
 from flatq.verify.results import Parity
 
 pytest.importorskip("openvino")
@@ -35,12 +34,12 @@ def test_every_layer_is_verified_and_runs_in_integers(deployments: Deployments) 
     parity = _verify(deployments, name)
     parity.check()
     (image,) = (layer for layer in parity.layers if layer.layer == "unet.conv_in")
-    assert image.quantum == "rounding"
+    assert image.step == "rounding"
     for layer in (layer for layer in parity.layers if layer is not image):
         # No output quantizer here, so the integer sum itself is compared.
-        assert layer.quantum == "accumulator", layer
+        assert layer.step == "accumulator", layer
         assert any(kernel.endswith("_I8") for kernel in layer.kernels), layer
-        assert layer.max_quanta < 0.1
+        assert layer.max_steps < 0.1
     artifact = deployments.artifacts[name]
     audit = audit_deployment(
         artifact,
@@ -69,7 +68,7 @@ def test_every_layer_is_verified_and_runs_in_integers(deployments: Deployments) 
 def test_weights_alone_are_not_dynamically_quantized(deployments: Deployments) -> None:
     parity = _verify(deployments, "w8")
     parity.check()
-    assert {layer.quantum for layer in parity.layers} == {"rounding"}
+    assert {layer.step for layer in parity.layers} == {"rounding"}
 
 
 def test_swapped_scales_are_found(deployments: Deployments, tmp_path: Path) -> None:
@@ -80,7 +79,7 @@ def test_swapped_scales_are_found(deployments: Deployments, tmp_path: Path) -> N
     deployment, _ = read_deployment(folder)
     (name,) = deployment.files
     content = (folder / name).read_bytes()
-    scales = deployments.artifacts["w4a4"].scales[layer].numpy()
+    scales = deployments.artifacts["w4a4"].grids[layer].scale.numpy()
     swapped = scales.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
     assert scales.dtype == np.float32

@@ -15,10 +15,11 @@ from exports import Deployments
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import read_deployment
 from flatq.errors import ArtifactError, ModelError, UsageError
+from flatq.quantize.grid import QuantGrid
 from flatq.quantize.lowering import Lowered
 from flatq.verify import Parity, read_parity
 from flatq.verify.parity import VerifyInputs, sqnr_db, verify_parity
-from flatq.verify.reference import Quantizer, Reference, find_references
+from flatq.verify.reference import Reference, away_from_edges, find_references
 from flatq.verify.results import EndToEnd
 
 INTEGER = {"QLinearConv", "QGemm", "MatMulIntegerToFloat"}
@@ -43,10 +44,10 @@ def test_a_sound_export_passes_in_integers(name: str, deployments: Deployments) 
     for layer in parity.layers:
         assert layer.elements >= 2**15
         if layer.layer in ("unet.conv_in", "unet.conv_out"):  # of the image, and of the prediction, in float
-            assert layer.quantum == "rounding"
+            assert layer.step == "rounding"
             continue
         assert len(INTEGER & set(layer.kernels)) == 1, layer
-        assert layer.quantum == ("accumulator" if "MatMulIntegerToFloat" in layer.kernels else "code")
+        assert layer.step == ("accumulator" if "MatMulIntegerToFloat" in layer.kernels else "output")
     # Far beyond what is asked: the integer sums are exact on both sides.
     assert min(layer.equal for layer in parity.layers) > 0.9999
     assert parity.end_to_end.deployed_to_lowered > 20
@@ -56,9 +57,9 @@ def test_weights_alone_are_compared_in_float(deployments: Deployments) -> None:
     parity = _verify(deployments, "w8")
     parity.check()
     for layer in parity.layers:
-        assert layer.quantum == "rounding"
+        assert layer.step == "rounding"
         assert not INTEGER & set(layer.kernels)
-        assert 0 < layer.max_quanta < 1
+        assert 0 < layer.max_steps < 1
     # MatMulNBits would quantize its input by default.
     assert any("MatMulNBits" in layer.kernels for layer in parity.layers)
     assert parity.end_to_end.deployed_to_lowered > 100
@@ -70,9 +71,9 @@ def test_the_generic_form_is_verified_in_float(deployments: Deployments) -> None
     folder = deployments.folder("w8a8", "generic")
     parity = verify_parity(artifact, folder, lowered=lowered, inputs=VerifyInputs(steps=2), threads=1)
     parity.check()
-    assert {layer.quantum for layer in parity.layers} >= {"accumulator", "rounding"}
+    assert {layer.step for layer in parity.layers} >= {"accumulator", "rounding"}
     for layer in parity.layers:
-        if layer.quantum == "rounding":
+        if layer.step == "rounding":
             assert not INTEGER & set(layer.kernels)
 
 
@@ -181,7 +182,7 @@ def test_references_are_the_layers_of_the_plan(deployments: Deployments) -> None
     references = find_references(lowered)
     assert [reference.layer for reference in references] == artifact.manifest.planned
     for reference in references:
-        assert torch.equal(reference.codes, artifact.codes[reference.layer])
+        assert torch.equal(reference.integers, artifact.integers[reference.layer])
         assert (reference.input is None) == (reference.layer == "unet.conv_in")
     missing = dataclasses.replace(lowered, layers={**lowered.layers, "unet.nothing": "nothing"})
     with pytest.raises(ModelError, match=r"1 planned layers .*"):
@@ -204,16 +205,16 @@ def test_a_reference_is_the_torch_graphs_own_layer(deployments: Deployments) -> 
         Keep(lowered.graph).run(x, torch.tensor([10, 900]))
     dequantize = next(iter(next(iter(reference.node.users)).users))
     assert reference.output is not None
-    quanta, equal = reference.evaluate(values[reference.source]).compare(values[dequantize].numpy())
-    assert quanta.max() <= 1.001
+    steps, equal = reference.evaluate(values[reference.sources[0]]).compare(values[dequantize].numpy())
+    assert steps.max() <= 1.001
     assert equal.mean() > 0.99
 
 
 def test_codes_and_edges_are_the_closed_form() -> None:
-    quantizer = Quantizer(scale=0.5, zero_point=3, low=0, high=15)
+    grid = QuantGrid(torch.tensor(0.5), zero_point=3, low=0, high=15)
     value = torch.tensor([-9.0, -1.5, 0.0, 0.2, 0.3, 1.0, 99.0])
-    assert quantizer.codes(value).tolist() == [0, 0, 3, 3, 4, 5, 15]
-    moved = quantizer.away_from_edges(torch.tensor([0.25, 0.2501, 0.26, -0.75, 0.5]))
+    assert grid.quantize(value).tolist() == [0, 0, 3, 3, 4, 5, 15]
+    moved = away_from_edges(torch.tensor([0.25, 0.2501, 0.26, -0.75, 0.5]), grid)
     assert moved.tolist() == pytest.approx([0.0, 0.0, 0.26, -1.0, 0.5])
 
 
@@ -222,8 +223,9 @@ def test_on_the_edge_of_two_output_codes_either_is_right_and_nowhere_else() -> N
     x = nodes.placeholder("x")
     product = nodes.call_function(torch.ops.aten.linear.default, (x, x))
     one = torch.ones(1, dtype=torch.float64)
-    quantizers = (Quantizer(1.0, 0, 0, 255), Quantizer(2.0, 0, 0, 255))
-    layer = Reference("layer", x, product, *quantizers, torch.ones(1, 1, dtype=torch.int8), one, 0 * one)
+    first, second = QuantGrid(one[0], 0, 255), QuantGrid(2 * one[0], 0, 255)
+    weight = torch.ones(1, 1, dtype=torch.int8)
+    layer = Reference("layer", (x,), product, (first,), second, weight, one, 0 * one)
     result = layer.evaluate(torch.tensor([[2.0], [3.0], [4.0]]))  # 1, 1.5 and 2 output codes
     for code, wanted in ((1.0, [True, True, False]), (2.0, [False, True, True])):
         _, equal = result.compare(np.full((3, 1), 2 * code))
@@ -241,10 +243,11 @@ def test_sqnr_is_the_closed_form() -> None:
 def test_a_channel_without_weights_keeps_its_bias(deployments: Deployments, tmp_path: Path) -> None:
     """Its scale is the smallest there is, in which ONNX Runtime could not hold the bias."""
     given, layer = deployments.artifacts["w8a8"], "unet.down_blocks.0.resnets.0.conv1"
-    codes, scales = given.codes[layer].clone(), given.scales[layer].clone()
-    codes[3], scales[3] = 0, torch.finfo(torch.float32).tiny
+    integers, scale = given.integers[layer].clone(), given.grids[layer].scale.clone()
+    integers[3], scale[3] = 0, torch.finfo(torch.float32).tiny
+    grid = dataclasses.replace(given.grids[layer], scale=scale)
     artifact = dataclasses.replace(
-        given, codes={**given.codes, layer: codes}, scales={**given.scales, layer: scales}
+        given, integers={**given.integers, layer: integers}, grids={**given.grids, layer: grid}
     )
     own = Deployments({"dead": artifact}, tmp_path)
     parity = _verify(own, "dead")

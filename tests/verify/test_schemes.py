@@ -8,7 +8,7 @@ from typing import cast
 import onnx
 import pytest
 from exports import Deployments
-from networks import checkpoint
+from networks import assert_symmetric_int8, checkpoint
 
 from flatq.calib.inputs import CalibrationPlan
 from flatq.deployment import Target
@@ -16,7 +16,7 @@ from flatq.export import export_artifact
 from flatq.quantize.methods import WeightRounding
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import QuantRecipe, recipe_for_bits
-from flatq.verify.recorded import verify_deployment
+from flatq.verify.verification import verify_deployment
 
 RECIPES: dict[str, QuantRecipe] = {
     recipe.name: recipe
@@ -64,7 +64,5 @@ def test_every_layer_computes_what_torch_does_in_integers(name: str, target: str
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_tensorrt_gets_symmetric_integers(name: str, made: Deployments, tmp_path: Path) -> None:
-    from flatq.export.symmetry import check_symmetric
-
     export_artifact(made.artifact_folder(name), cast(Target, "tensorrt"), tmp_path / "d")
-    check_symmetric(onnx.load(tmp_path / "d" / "model.onnx"))
+    assert_symmetric_int8(onnx.load(tmp_path / "d" / "model.onnx"))

@@ -1,6 +1,6 @@
-"""Methods that choose integer codes better than rounding to nearest does, and the correction of biases.
+"""Methods that choose integers better than rounding to nearest does, and the correction of biases.
 
-They start from the codes and scales that torchao's PT2E gives, keep the scales, and change codes and biases.
+They start from the weights rounded to nearest, keep the grids, and change integers and biases.
 Schemes, ranges and lowering live elsewhere in `flatq.quantize`. This module itself loads no torch.
 """
 

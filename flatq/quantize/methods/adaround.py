@@ -6,8 +6,8 @@
   so far, its target from the float network, and the ranges of activations are learned, too.
 - Errors are weighed by how far they move the prediction, as there: `flatq.quantize.methods.sensitivity`.
 - Biases are learned with them, which costs nothing where the network runs.
-- Here the codes to start from are GPTQ's, which a code may leave for its neighbour: from the float weight, as
-  the papers start, it stayed behind GPTQ (22.0 against 23.1 dB at w4a8 on the digits, 300 iterations).
+- Here learning starts from GPTQ's integers, each of which may move to its neighbour. Started from the float
+  weight, as in the papers, it stayed behind GPTQ (22.0 against 23.1 dB at w4a8 on digits, 300 iterations).
 - What was learned is kept if it lowers the error on inputs that the learning did not see.
 """
 
@@ -28,12 +28,8 @@ from flatq.quantize.methods.stream import Values, execute
 __all__ = ["Outcome", "reconstruct"]
 
 
-@dataclass(frozen=True)
-class _Target:
-    """What a block is to yield for a batch, float32 [n, ...], and the weights of its errors, float32 [n]."""
-
-    value: torch.Tensor
-    weight: torch.Tensor
+_Target = tuple[torch.Tensor, torch.Tensor]
+"""What a block is to yield for a batch, float32 [n, ...], and the weights of its errors, float32 [n]."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +56,10 @@ def reconstruct(
     held_out: int,
     step: Callable[[], None] | None = None,
 ) -> Outcome:
-    """Learn codes, biases and ranges of a block's layers; they are set unless the held-out error rises.
+    """Learn integers, biases and ranges of a block's layers; they are set unless the held-out error rises.
 
     Args:
-        block: whose layers have codes to start from.
+        block: whose layers have integers to start from.
         exact, quantized: for each batch the values before the block, of the float network and of the one
             quantized so far; both are left as they are.
         weights: for each batch those of errors of the block's outputs.
@@ -74,7 +70,7 @@ def reconstruct(
     outputs = block.outputs
     targets = [
         [
-            _Target(value, given[node])
+            (value, given[node])
             for node, value in zip(outputs, _outputs(block, values, outputs, {}), strict=True)
         ]
         for values, given in zip(exact, weights, strict=True)
@@ -85,18 +81,19 @@ def reconstruct(
     # Nothing to learn, or an error beyond float32.
     if not all(0 < error < float("inf") for error in (unit, given)):
         return Outcome(given, given)
-    before = [(layer, layer.codes, layer.bias) for layer in block.layers]
-    ends = [(layer.grid, layer.grid.low, layer.grid.high) for layer in block.layers if layer.grid is not None]
+    before = [(layer, layer.integers, layer.bias) for layer in block.layers]
+    ranges = {id(layer.range): layer.range for layer in block.layers if layer.range is not None}
+    ends = [(range_, range_.low, range_.high) for range_ in ranges.values()]
     soft = soften(block.layers, biases=options.bias_lr > 0, ranges=options.range_lr > 0)
     _learn(block, soft, quantized[:seen], targets[:seen], outputs, unit, options, generator, step)
     for layer in soft:
         layer.harden()
     learned = _error(block, quantized[seen:], targets[seen:], outputs)
     if not learned <= given:
-        for planned, codes, bias in before:
-            planned.codes, planned.bias = codes, bias
-        for grid, low, high in ends:
-            grid.low, grid.high = low, high
+        for planned, integers, bias in before:
+            planned.integers, planned.bias = integers, bias
+        for range_, low, high in ends:
+            range_.low, range_.high = low, high
     return Outcome(given, learned)
 
 
@@ -137,7 +134,7 @@ def _learn(
 def _optimizer(
     soft: Sequence[SoftLayer], options: AdaRound
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Adam; the rates of biases and ranges fall to nothing, the regularizer needs that of the codes."""
+    """Adam; the rates of biases and ranges fall to nothing, the regularizer needs that of the rounding."""
     # Layers that read one tensor share its range.
     ranges = dict.fromkeys(layer.range for layer in soft if layer.range is not None)
     groups = (
@@ -165,7 +162,7 @@ def _outputs(
 def _error(
     block: Block, quantized: Sequence[Values], targets: Sequence[list[_Target]], outputs: list[fx.Node]
 ) -> float:
-    """Mean over the batches, with the codes as they stand."""
+    """Mean over the batches, with the integers as they stand."""
     replaced = dict(block.products) | {layer.node: layer.forward for layer in block.layers}
     with torch.no_grad():
         errors = [
@@ -178,7 +175,7 @@ def _error(
 def _distance(found: Sequence[torch.Tensor], targets: Sequence[_Target]) -> torch.Tensor:
     """Weighted mean squared difference, summed over the outputs."""
     errors = [
-        ((value - target.value).square().flatten(1).mean(1) * target.weight).mean()
-        for value, target in zip(found, targets, strict=True)
+        ((value - wanted).square().flatten(1).mean(1) * weight).mean()
+        for value, (wanted, weight) in zip(found, targets, strict=True)
     ]
     return torch.stack(errors).sum()

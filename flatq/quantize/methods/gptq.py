@@ -17,9 +17,10 @@ import math
 import torch
 
 from flatq.errors import ModelError
+from flatq.quantize.grid import QuantGrid
 from flatq.quantize.methods.options import Gptq
 
-__all__ = ["Moments", "compensated", "gptq_codes", "output_error"]
+__all__ = ["Moments", "compensated", "gptq_integers", "output_error"]
 
 _JITTER = 0.01
 """What the factorization adds to the Hessian's diagonal at first, as a fraction of its mean."""
@@ -84,39 +85,31 @@ def output_error(difference: torch.Tensor, hessian: torch.Tensor) -> torch.Tenso
     return ((difference @ hessian) * difference).sum(1) / 2
 
 
-def gptq_codes(
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    hessian: torch.Tensor,
-    low: int,
-    high: int,
-    options: Gptq | None = None,
+def gptq_integers(
+    weight: torch.Tensor, grid: QuantGrid, hessian: torch.Tensor, options: Gptq
 ) -> torch.Tensor:
-    """Codes of a weight matrix, int8 [out, columns].
+    """The integers of a weight matrix, int8 [out, columns].
 
     A channel whose error on the Hessian's inputs is not below that of rounding to nearest is rounded to
     nearest. Columns that read nothing but zeros are rounded to nearest, too.
 
     Args:
         weight: float [out, columns].
-        scale: float, positive, broadcasts to the weight.
+        grid: of the weight.
         hessian: float64 [columns, columns], symmetric, positive semidefinite of any rank.
-        low, high: smallest and largest code.
         options: the order and the block; the damping is in the Hessian of `compensated`.
 
     Raises:
         ModelError: the Hessian is not finite.
     """
     _check_finite(hessian)
-    options = options or Gptq()
     exact = weight.double()
-    steps = scale.double().expand_as(weight)
-    nearest = (exact / steps).round().clamp(low, high)
+    nearest = grid.quantize(exact)
     ordered, order = _ordered(hessian, options)
     back = order.argsort()
     factor = _inverse_factor(ordered)
-    chosen = _round_columns(exact[:, order], steps[:, order], factor, low, high, options.block)[:, back]
-    error, plain = (output_error(codes * steps - exact, hessian) for codes in (chosen, nearest))
+    chosen = _round_columns(exact[:, order], grid, factor, options.block)[:, back]
+    error, plain = (output_error(grid.dequantize(n) - exact, hessian) for n in (chosen, nearest))
     return torch.where((error < plain)[:, None], chosen, nearest).to(torch.int8)
 
 
@@ -159,21 +152,18 @@ def _inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
         jitter *= 10
 
 
-def _round_columns(
-    weight: torch.Tensor, steps: torch.Tensor, factor: torch.Tensor, low: int, high: int, block: int
-) -> torch.Tensor:
-    """Algorithm 1: float64 codes [out, columns]; errors go to later columns by the factor's rows."""
+def _round_columns(weight: torch.Tensor, grid: QuantGrid, factor: torch.Tensor, block: int) -> torch.Tensor:
+    """Algorithm 1: float64 integers [out, columns]; errors go to later columns by the factor's rows."""
     rest = weight.clone()
-    codes = torch.empty_like(rest)
+    integers = torch.empty_like(rest)
     for start in range(0, rest.shape[1], block):
         end = min(start + block, rest.shape[1])
         part, local = rest[:, start:end], factor[start:end, start:end]
         errors = torch.empty_like(part)
         for j in range(end - start):
-            step = steps[:, start + j]
-            code = (part[:, j] / step).round().clamp(low, high)
-            codes[:, start + j] = code
-            errors[:, j] = (part[:, j] - code * step) / local[j, j]
-            part[:, j + 1 :] -= errors[:, j, None] * local[j, j + 1 :]
+            column = part[:, j : j + 1]
+            integers[:, start + j] = (chosen := grid.quantize(column))[:, 0]
+            errors[:, j : j + 1] = (column - grid.dequantize(chosen)) / local[j, j]
+            part[:, j + 1 :] -= errors[:, j : j + 1] * local[j, j + 1 :]
         rest[:, end:] -= errors @ factor[start:end, end:]
-    return codes
+    return integers

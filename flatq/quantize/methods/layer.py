@@ -1,8 +1,4 @@
-"""A layer between float and integers: its grid, its codes, and what it computes with them.
-
-How a decision, a scale and a range become a grid is said here and in `flatq.quantize.quantizer` only; the
-methods take the grid as they find it.
-"""
+"""A layer between float and integers: its grids, its quantized weight, and what it computes with them."""
 
 from __future__ import annotations
 
@@ -14,24 +10,23 @@ import torch
 from torch import fx
 from torch.nn import functional as F  # noqa: N812
 
-from flatq.errors import ModelError
-from flatq.quantize.quantizer import activation_qparams, code_range
+from flatq.quantize.grid import QuantGrid, activation_grid
 from flatq.quantize.trace import Layer, stored_value
 from flatq.recipe import Decision, Port, Scheme, whole_name
 
-__all__ = ["InputGrid", "QuantLayer", "quant_layers", "quant_products"]
+__all__ = ["InputRange", "QuantLayer", "quant_layers", "quant_products"]
 
 _aten = torch.ops.aten
 
 
 @dataclass
-class InputGrid:
-    """What a tensor is quantized to; methods set the range.
+class InputRange:
+    """The range that a tensor is quantized to; methods set its ends.
 
     Attributes:
         scheme: of the activation.
         low, high: ends of the range, as in an artifact.
-        readers: how many layers have this grid at their input, reading the same tensor.
+        readers: how many layers have this range at their input, reading the same tensor.
     """
 
     scheme: Scheme
@@ -41,14 +36,12 @@ class InputGrid:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Fake quantization, differentiable (straight through inside the range)."""
-        found = activation_qparams(self.low, self.high, self.scheme)
-        zero_point = found.zero_point.to(torch.int32)
-        return torch.fake_quantize_per_tensor_affine(x, found.scale, zero_point, found.low, found.high)
+        return activation_grid(self.low, self.high, self.scheme).fake_quantize(x)
 
 
 @dataclass
 class QuantLayer:
-    """A planned layer; methods set `codes`, `bias` and the range of `grid`.
+    """A planned layer; methods set `integers`, `bias` and the ends of `range`.
 
     Attributes:
         name: dotted module name.
@@ -57,11 +50,10 @@ class QuantLayer:
         bias: float32 [out], None where there is none.
         bias_name: the parameter that is added to the output: the layer's own, of a split convolution's second
             half that of the first; None where there is none.
-        scale: float32, of a shape that broadcasts to the weight's.
-        low, high: smallest and largest code.
-        codes: int8, the weight's shape.
+        grid: of the weight.
+        integers: int8, the weight's shape.
         input: the decision on what the layer reads, None where that stays in float.
-        grid: of what it reads, the same object for all layers that read one tensor at one width; None where
+        range: of what it reads, the same object for all layers that read one tensor at one width; None where
             that stays in float.
     """
 
@@ -70,16 +62,14 @@ class QuantLayer:
     weight: torch.Tensor
     bias: torch.Tensor | None
     bias_name: str | None
-    scale: torch.Tensor
-    low: int
-    high: int
-    codes: torch.Tensor
+    grid: QuantGrid
+    integers: torch.Tensor
     input: Decision | None = None
-    grid: InputGrid | None = None
+    range: InputRange | None = None
 
     def quantize_input(self, source: torch.Tensor) -> torch.Tensor:
         """Fake quantization of what the layer reads; the identity where that stays in float."""
-        return source if self.grid is None else self.grid(source)
+        return source if self.range is None else self.range(source)
 
     def compute(
         self,
@@ -95,97 +85,64 @@ class QuantLayer:
 
     def forward(self, *args: Any) -> Any:
         """The layer's output as it stands; stands in for the operator in a `Stream`."""
-        return self.compute(self.codes.float() * self.scale, args, self.bias, self.quantize_input)
+        return self.compute(self.grid.dequantize(self.integers), args, self.bias, self.quantize_input)
 
     def rows(self, source: torch.Tensor, *, quantize: bool = True) -> torch.Tensor:
         """What the weight, as a matrix [out, columns], is multiplied with: float32 [n, columns].
 
         A convolution's input is unfolded, one row for each place of the kernel. Without `quantize` it is what
         the float layer multiplies with.
-
-        Raises:
-            ModelError: a convolution in groups.
         """
         source = self.quantize_input(source) if quantize else source
         if self.weight.ndim == 2:
             return source.reshape(-1, self.weight.shape[1])
-        if source.shape[1] != self.weight.shape[1]:
-            raise ModelError(
-                f"{self.name} is a convolution in groups, which this method does not know",
-                expected="a convolution that reads all channels",
-                got=f"{source.shape[1]} channels in, weight {list(self.weight.shape)}",
-                next_step="take --method rtn",
-            )
-        kernel, (stride, padding, dilation) = self.weight.shape[2:], self._geometry()
-        if isinstance(padding, str):
-            # As conv2d does it: half of what is missing in front, the rest behind.
-            total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
-            source = F.pad(source, [p for t in reversed(total) for p in (t // 2, t - t // 2)])
-            padding = [0, 0]
-        unfolded = F.unfold(source, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
+        geometry: list[Any] = [1, 0, 1]
+        geometry[: len(self.node.args[3:6])] = self.node.args[3:6]
+        stride, padding, dilation = geometry
+        unfolded = F.unfold(source, self.weight.shape[2:], dilation, padding, stride)
         return unfolded.transpose(1, 2).reshape(-1, self.weight[0].numel())
-
-    def _geometry(self) -> tuple[Any, Any, Any]:
-        defaults: tuple[Any, ...] = ([1, 1], [0, 0], [1, 1])
-        given = tuple(self.node.args[3:6])
-        filled: list[Any] = [*given, *defaults[len(given) :]]
-        stride, padding, dilation = filled
-        if self.node.target is _aten.conv2d.padding and len(given) < 2:
-            padding = "valid"
-        return _pair(stride), padding if isinstance(padding, str) else _pair(padding), _pair(dilation)
-
-
-def _pair(value: Any) -> list[int]:
-    values = [int(v) for v in value] if isinstance(value, Sequence) else [int(value)]
-    return values * 2 if len(values) == 1 else values
 
 
 def quant_layers(
     graph: fx.GraphModule,
     layers: Sequence[Layer],
     decisions: Sequence[Decision],
-    codes: Mapping[str, torch.Tensor],
-    scales: Mapping[str, torch.Tensor],
+    integers: Mapping[str, torch.Tensor],
+    grids: Mapping[str, QuantGrid],
     ranges: Mapping[str, torch.Tensor],
 ) -> dict[fx.Node, QuantLayer]:
     """The planned layers of a traced graph, by their nodes, in order of execution.
 
     Args:
-        codes, scales, ranges: as in `flatq.quantize.artifact.Artifact`.
+        integers, grids, ranges: as in `flatq.quantize.artifact.Artifact`.
     """
-    weights = {d.node: d for d in decisions if d.port == "weight" and d.scheme is not None}
     inputs = {d.node: d for d in decisions if d.port == "input" and d.scheme is not None}
     result, owners = {}, dict[str, str]()
-    grids: dict[tuple[fx.Node, Scheme], InputGrid] = {}
+    shared: dict[tuple[fx.Node, Scheme], InputRange] = {}
     for layer in layers:
         name = layer.candidate.node
-        if name not in weights:
+        if name not in integers:
             continue
-        scheme = weights[name].scheme
-        assert scheme is not None
-        low, high, _ = code_range(scheme)
         weight, bias = (_parameter(graph, layer.node, i) for i in (1, 2))
         assert weight is not None
         if bias is not None:
             owners[whole_name(name, layer.candidate.group)] = str(layer.node.args[2].target)  # type: ignore[union-attr]
-        scale, decision, grid = scales[name], inputs.get(name), None
+        decision, input_range = inputs.get(name), None
         if decision is not None:
             assert decision.scheme is not None
             key = (layer.node.all_input_nodes[0], decision.scheme)
-            grid = grids.setdefault(key, _grid(decision, ranges[decision.range_name]))
-            grid.readers += 1
+            input_range = shared.setdefault(key, _range(decision, ranges))
+            input_range.readers += 1
         result[layer.node] = QuantLayer(
             name,
             layer.node,
             weight,
             bias,
             owners.get(whole_name(name, layer.candidate.group)),
-            scale.reshape(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale,
-            low,
-            high,
-            codes[name],
+            grids[name],
+            integers[name],
             decision,
-            grid,
+            input_range,
         )
     return result
 
@@ -193,7 +150,7 @@ def quant_layers(
 def quant_products(
     layers: Sequence[Layer], decisions: Sequence[Decision], ranges: Mapping[str, torch.Tensor]
 ) -> dict[fx.Node, Callable[..., Any]]:
-    """What stands in for the products of written-out attentions: the same on fake-quantized factors.
+    """What stands in for the products of decomposed attentions: the same on fake-quantized factors.
 
     They hold nothing that a method could choose, but what is behind them reads what they yield.
 
@@ -202,9 +159,8 @@ def quant_products(
     """
     planned = {(d.node, d.port): d for d in decisions if d.scheme is not None}
 
-    def quantizer(layer: Layer, port: Port) -> InputGrid:
-        decision = planned[layer.candidate.node, port]
-        return _grid(decision, ranges[decision.range_name])
+    def quantizer(layer: Layer, port: Port) -> InputRange:
+        return _range(planned[layer.candidate.node, port], ranges)
 
     def product(first: Callable[[Any], Any], second: Callable[[Any], Any]) -> Callable[..., Any]:
         return lambda a, b: torch.matmul(first(a), second(b))
@@ -217,10 +173,10 @@ def quant_products(
     return found
 
 
-def _grid(decision: Decision, ranges: torch.Tensor) -> InputGrid:
+def _range(decision: Decision, ranges: Mapping[str, torch.Tensor]) -> InputRange:
     assert decision.scheme is not None
-    low, high = ranges[decision.group].tolist()
-    return InputGrid(decision.scheme, low, high)
+    low, high = ranges[decision.range_name][decision.group].tolist()
+    return InputRange(decision.scheme, low, high)
 
 
 def _parameter(graph: fx.GraphModule, node: fx.Node, index: int) -> torch.Tensor | None:

@@ -44,7 +44,7 @@ class AdaRound(_Frozen):
         lr: of Adam, on the variables that decide the rounding.
         weight: of the term that drives the variables to 0 or 1, against the error in units of the one that
             the learning starts from.
-        warmup: share of the iterations without that term.
+        warmup: fraction of the iterations without that term.
         beta: its exponent, from first to last.
         bias_lr: of Adam, on biases, in units of the output that an input of mean square 1 gives; 0 leaves
             them as they are.
@@ -62,7 +62,7 @@ class AdaRound(_Frozen):
 
 
 class WeightRounding(_Frozen):
-    """How codes are chosen, once the scales are.
+    """How integers are chosen, once the scales are.
 
     Attributes:
         method: `rtn` (to nearest), `gptq` or `adaround`.
@@ -101,7 +101,7 @@ class WeightRounding(_Frozen):
         names = {
             "rtn": "round to nearest",
             "gptq": "GPTQ",
-            "adaround": "AdaRound by blocks, from GPTQ's codes",
+            "adaround": "AdaRound by blocks, starting from GPTQ",
         }
         learned = "biases learned" if self.method == "adaround" and self.adaround.bias_lr else ""
         corrected = "biases corrected" if self.bias_correction else "" if learned else "biases as they were"

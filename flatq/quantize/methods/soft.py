@@ -1,7 +1,7 @@
-"""What is learned of a layer in its block: its codes, its bias, and the range that its input is quantized to.
+"""What is learned of a layer in its block: its integers, its bias, and the range of its input.
 
 - Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization": the rectified sigmoid h
-  (eq. 23), which decides between two codes.
+  (eq. 23), which decides between two integers.
 - Esser et al. 2020, "Learned Step Size Quantization", as BRECQ takes it for activations: the gradient of a
   fake-quantized value in its scale, straight through the rounding; Bhalgat et al. 2020, "LSQ+": and in its
   zero point. What is learned here are the two ends of the range.
@@ -15,47 +15,47 @@ from typing import Any
 
 import torch
 
-from flatq.quantize.methods.layer import InputGrid, QuantLayer
-from flatq.quantize.quantizer import activation_qparams
+from flatq.quantize.grid import activation_grid
+from flatq.quantize.methods.layer import InputRange, QuantLayer
 
 __all__ = ["SoftBias", "SoftLayer", "SoftRange", "SoftRounding", "soften"]
 
 _GAMMA, _ZETA = -0.1, 1.1
 """The stretched sigmoid's ends (Louizos et al. 2018)."""
 _HALF = 0.501
-"""A soft code starts on the given code's side of the middle."""
+"""A soft integer starts on the given one's side of the middle."""
 _OCTAVE = log(2)
 """An end moves by a factor of 2 at most: an int32 has room for the bias in half its steps."""
 
 
 class SoftRounding:
-    """The codes of a layer as a lower neighbour + h(V), with V to be learned.
+    """The integers of a layer as a lower neighbour + h(V), with V to be learned.
 
-    The two codes to choose from are the layer's own and the next one towards the float weight. At the start
-    h(V) lies halfway between the code and the float weight, so that the hard codes are the layer's.
+    The two to choose from are the layer's own integer and the next one towards the float weight. At the start
+    h(V) lies halfway between the integer and the float weight, so that the hard integers are the layer's.
     """
 
     def __init__(self, layer: QuantLayer) -> None:
         self._layer = layer
-        exact, codes = layer.weight / layer.scale, layer.codes.float()
-        self._floor = torch.where(codes > exact, codes - 1, codes)
-        start = ((codes + exact) / 2 - self._floor).clamp(0.0, 1.0)
-        start = torch.where(codes > exact, start.clamp(min=_HALF), start.clamp(max=1 - _HALF))
+        exact, given = layer.weight / layer.grid.scale_for(layer.weight), layer.integers.float()
+        self._floor = torch.where(given > exact, given - 1, given)
+        start = ((given + exact) / 2 - self._floor).clamp(0.0, 1.0)
+        start = torch.where(given > exact, start.clamp(min=_HALF), start.clamp(max=1 - _HALF))
         self.v = torch.logit((start - _GAMMA) / (_ZETA - _GAMMA)).requires_grad_()
 
     def h(self) -> torch.Tensor:
-        """The share that each code is rounded up, in [0, 1]."""
+        """The fraction that each integer is rounded up, in [0, 1]."""
         return (torch.sigmoid(self.v) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
 
     def weight(self) -> torch.Tensor:
-        """The weight with soft codes; differentiable in V."""
-        codes = (self._floor + self.h()).clamp(self._layer.low, self._layer.high)
-        return codes * self._layer.scale
+        """The weight with soft integers; differentiable in V."""
+        grid = self._layer.grid
+        return grid.dequantize((self._floor + self.h()).clamp(grid.low, grid.high))
 
-    def codes(self) -> torch.Tensor:
-        """Hard codes: down or up."""
-        codes = self._floor + (self.v.detach() >= 0)
-        return codes.clamp(self._layer.low, self._layer.high).to(torch.int8)
+    def integers(self) -> torch.Tensor:
+        """Hard integers, int8: down or up."""
+        grid = self._layer.grid
+        return (self._floor + (self.v.detach() >= 0)).clamp(grid.low, grid.high).to(torch.int8)
 
 
 class SoftBias:
@@ -75,33 +75,33 @@ class SoftBias:
 class SoftRange:
     """The ends of an input's range, each times exp(V); one factor for both where the scheme is symmetric."""
 
-    def __init__(self, grid: InputGrid) -> None:
-        self._grid = grid
-        qparams = activation_qparams(grid.low, grid.high, grid.scheme)
-        self._first, self._last = qparams.low, qparams.high
-        self.v = torch.zeros(1 if grid.scheme.symmetric else 2, requires_grad=True)
+    def __init__(self, given: InputRange) -> None:
+        self._given = given
+        grid = activation_grid(given.low, given.high, given.scheme)
+        self._first, self._last = grid.low, grid.high
+        self.v = torch.zeros(1 if given.scheme.symmetric else 2, requires_grad=True)
 
     def ends(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Lower and upper end, float32 [] each; differentiable in V."""
         factors = self.v.clamp(-_OCTAVE, _OCTAVE).exp().expand(2)
-        return min(self._grid.low, 0.0) * factors[0], max(self._grid.high, 0.0) * factors[1]
+        return min(self._given.low, 0.0) * factors[0], max(self._given.high, 0.0) * factors[1]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Fake quantization as of `InputGrid`, differentiable in x and V."""
+        """Fake quantization as of `InputRange`, differentiable in x and V."""
         low, high = self.ends()
-        if self._grid.scheme.symmetric:
+        if self._given.scheme.symmetric:
             scale = torch.maximum(-low, high) / min(-self._first, self._last)
             zero_point = torch.zeros(())
         else:
             scale = (high - low) / (self._last - self._first)
             zero_point = _straight_through(self._first - low / scale)
-        codes = (_straight_through(x / scale) + zero_point).clamp(self._first, self._last)
-        return (codes - zero_point) * scale
+        integers = (_straight_through(x / scale) + zero_point).clamp(self._first, self._last)
+        return (integers - zero_point) * scale
 
     def harden(self) -> None:
-        """Set the grid's ends."""
+        """Set the ends of the given range."""
         low, high = self.ends()
-        self._grid.low, self._grid.high = float(low.detach()), float(high.detach())
+        self._given.low, self._given.high = float(low.detach()), float(high.detach())
 
 
 class SoftLayer:
@@ -120,8 +120,8 @@ class SoftLayer:
         return self.layer.compute(self.rounding.weight(), args, bias, self.range or self.layer.quantize_input)
 
     def harden(self) -> None:
-        """Set the layer's codes, bias and range."""
-        self.layer.codes = self.rounding.codes()
+        """Set the layer's integers, bias and range."""
+        self.layer.integers = self.rounding.integers()
         if self.bias is not None:
             self.layer.bias = self.bias.bias().detach()
         if self.range is not None:
@@ -135,15 +135,15 @@ def soften(layers: Sequence[QuantLayer], *, biases: bool, ranges: bool) -> list[
     """
     shared: dict[int, SoftRange] = {}
     for layer in layers:
-        grid = layer.grid
-        inside = [other for other in layers if other.grid is grid]
-        if ranges and grid is not None and len(inside) == grid.readers and grid.low < grid.high:
-            shared.setdefault(id(grid), SoftRange(grid))
+        given = layer.range
+        inside = [other for other in layers if other.range is given]
+        if ranges and given is not None and len(inside) == given.readers and given.low < given.high:
+            shared.setdefault(id(given), SoftRange(given))
     return [
         SoftLayer(
             layer,
             SoftBias(layer) if biases and layer.bias is not None else None,
-            shared.get(id(layer.grid)),
+            shared.get(id(layer.range)),
         )
         for layer in layers
     ]

@@ -1,4 +1,4 @@
-"""The walk through a network in which methods choose codes and biases are corrected: `refine`.
+"""The walk through a network in which methods choose integers and biases are corrected: `refine`.
 
 Two streams go through the same traced graph on the same inputs: the float network, and the one quantized so
 far, with activations fake-quantized to the ranges observed. So each layer and block sees the inputs that it
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from flatq.calib.inputs import CalibrationSet
 from flatq.errors import UsageError
+from flatq.quantize.grid import QuantGrid
 from flatq.quantize.methods.adaround import reconstruct
 from flatq.quantize.methods.blocks import Block, blocks, pieces
-from flatq.quantize.methods.gptq import Moments, compensated, gptq_codes
+from flatq.quantize.methods.gptq import Moments, compensated, gptq_integers
 from flatq.quantize.methods.layer import QuantLayer, quant_layers, quant_products
 from flatq.quantize.methods.options import WeightRounding
 from flatq.quantize.methods.sensitivity import Weights, sensitivities
@@ -26,57 +26,46 @@ from flatq.quantize.methods.stream import Stream
 from flatq.quantize.trace import Layer
 from flatq.recipe import Decision
 
-__all__ = ["Refined", "batches", "refine"]
+__all__ = ["batches", "refine"]
 
 Progress = Callable[[str, int, int], None]
+_Tensors = dict[str, torch.Tensor]
 
 _HELD_OUT = 8
 """One of so many inputs judges what AdaRound learns from the others."""
-
-
-@dataclass(frozen=True)
-class Refined:
-    """What the methods chose.
-
-    Attributes:
-        codes: layer -> int8, for every planned layer.
-        biases: name of the parameter -> float32 [out], for those learned or corrected.
-        ranges: as in `flatq.quantize.artifact.Artifact`, with the learned ones.
-        notes: layer or block -> why it was left as it was, where it was.
-    """
-
-    codes: dict[str, torch.Tensor]
-    biases: dict[str, torch.Tensor]
-    ranges: dict[str, torch.Tensor]
-    notes: dict[str, str]
 
 
 def refine(
     graph: fx.GraphModule,
     layers: Sequence[Layer],
     decisions: Sequence[Decision],
-    codes: Mapping[str, torch.Tensor],
-    scales: Mapping[str, torch.Tensor],
+    integers: Mapping[str, torch.Tensor],
+    grids: Mapping[str, QuantGrid],
     ranges: Mapping[str, torch.Tensor],
     inputs: CalibrationSet,
     rounding: WeightRounding,
     *,
     seed: int,
     progress: Progress | None = None,
-) -> Refined:
-    """Choose codes by a method, with the scales given; learn biases and ranges, or correct biases.
+) -> tuple[_Tensors, _Tensors, _Tensors, dict[str, str]]:
+    """Choose integers by a method, on the grids given; learn biases and ranges, or correct biases.
 
     Args:
         graph: traced, float, without observers; left as it is.
-        codes, scales, ranges: as in `flatq.quantize.artifact.Artifact`, rounded to nearest.
+        integers, grids, ranges: as in `flatq.quantize.artifact.Artifact`, rounded to nearest.
         seed: of the choice of inputs and of the learning.
+
+    Returns:
+        Layer -> int8, for every planned layer; name of the parameter -> float32 [out], for the biases learned
+        or corrected; the ranges, with the learned ones; and layer or block -> why it was left as it was,
+        where it was.
 
     Raises:
         ModelError: a layer that the method does not know.
         UsageError: a single input for AdaRound, which learns from some and is judged on others.
     """
     generator = torch.Generator().manual_seed(seed)
-    planned = quant_layers(graph, layers, decisions, codes, scales, ranges)
+    planned = quant_layers(graph, layers, decisions, integers, grids, ranges)
     cut = blocks(graph, planned, quant_products(layers, decisions, ranges))
     learning, size = rounding.method == "adaround", rounding.adaround.batch
     count = min(rounding.samples, inputs.x.shape[0] * inputs.x.shape[1])
@@ -101,8 +90,8 @@ def refine(
         first = rounding.model_copy(update={"method": "gptq", "bias_correction": False})
         _walk(graph, cut, drawn[:seen], weights[:seen], first, generator, progress)
     biases, notes = _walk(graph, cut, drawn, weights, rounding, generator, progress, len(drawn) - seen)
-    return Refined(
-        {layer.name: layer.codes for layer in planned.values()},
+    return (
+        {layer.name: layer.integers for layer in planned.values()},
         biases,
         dict(ranges) | _ranges(planned.values(), ranges),
         notes,
@@ -119,7 +108,7 @@ def _walk(
     progress: Progress | None,
     held_out: int = 0,
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Go through all blocks and set their layers; the biases that changed, and the notes, as in `Refined`.
+    """Go through all blocks and set their layers; the biases that changed, and the notes, as in `refine`.
 
     The last `held_out` batches are those that learning is judged on.
     """
@@ -164,12 +153,12 @@ def _walk(
 
 
 def _ranges(layers: Iterable[QuantLayer], before: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Those of the layers' inputs as their grids are now."""
+    """Those of the layers' inputs as they are now."""
     found: dict[str, torch.Tensor] = {}
     for layer in layers:
-        if layer.input is not None and layer.grid is not None:
+        if layer.input is not None and layer.range is not None:
             rows = found.setdefault(layer.input.range_name, before[layer.input.range_name].clone())
-            rows[layer.input.group] = torch.tensor([layer.grid.low, layer.grid.high])
+            rows[layer.input.group] = torch.tensor([layer.range.low, layer.range.high])
     return found
 
 
@@ -227,9 +216,8 @@ def _gptq(
         rows, weight = layer.rows(values[source]), weights[i][layer.node]
         moments.add(rows, float_rows, weight.repeat_interleave(len(rows) // len(weight)))
     target, hessian = compensated(matrix, moments, rounding.gptq.damping)
-    steps = layer.scale.expand_as(layer.weight).flatten(1)
-    found = gptq_codes(target, steps, hessian, layer.low, layer.high, rounding.gptq)
-    layer.codes = found.reshape(layer.weight.shape)
+    found = gptq_integers(target, layer.grid, hessian, rounding.gptq)
+    layer.integers = found.reshape(layer.weight.shape)
 
 
 def _mean_error(layer: QuantLayer, exact: Stream, quantized: Stream) -> torch.Tensor:

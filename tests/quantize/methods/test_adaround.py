@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from flatq.quantize.grid import QuantGrid
 from flatq.quantize.methods.adaround import Outcome, reconstruct
 from flatq.quantize.methods.blocks import Block, blocks
 from flatq.quantize.methods.layer import QuantLayer
@@ -25,15 +26,15 @@ def _problem(
     linear.weight = nn.Parameter(weight)
     graph = torch.export.export(linear, (inputs,)).module()
     node = next(n for n in graph.graph.nodes if n.target is torch.ops.aten.linear.default)
-    nearest = (weight / scale).round().clamp(-8, 7).to(torch.int8)
-    layer = QuantLayer("linear", node, weight, None, None, scale, -8, 7, nearest)
+    grid = QuantGrid(scale[:, 0], -8, 7)
+    layer = QuantLayer("linear", node, weight, None, None, grid, grid.quantize(weight).to(torch.int8))
     (block,) = blocks(graph, {node: layer})
     return block, Stream(graph, [(part,) for part in inputs.split(QUICK.batch)]), layer
 
 
 def _learn(weight: torch.Tensor, scale: torch.Tensor, inputs: torch.Tensor) -> tuple[Outcome, torch.Tensor]:
     block, stream, layer = _problem(weight, scale, inputs)
-    return _reconstruct(block, stream), layer.codes
+    return _reconstruct(block, stream), layer.integers
 
 
 def _reconstruct(block: Block, stream: Stream, weights: list[Weights] | None = None) -> Outcome:
@@ -75,10 +76,10 @@ def test_two_weights_that_read_the_same_are_rounded_apart() -> None:
 def test_it_starts_halfway_between_the_given_codes_and_the_float_weight() -> None:
     weight, scale, inputs = _random()
     _, _, layer = _problem(weight, scale, inputs)
-    nearest = layer.codes.clone()
-    layer.codes[0] = (layer.codes[0] + 2).clamp(max=7)  # as GPTQ may choose them: beyond the nearest
+    nearest = layer.integers.clone()
+    layer.integers[0] = (layer.integers[0] + 2).clamp(max=7)  # as GPTQ may choose them: beyond the nearest
     soft = SoftRounding(layer)
-    assert torch.equal(soft.codes(), layer.codes)
+    assert torch.equal(soft.integers(), layer.integers)
     halfway = (nearest[1:] * scale[1:] + weight[1:].clamp(max=7 * scale[1:])) / 2
     torch.testing.assert_close(soft.weight()[1:], halfway, rtol=0, atol=0.002 * float(scale.max()))
 
@@ -86,11 +87,11 @@ def test_it_starts_halfway_between_the_given_codes_and_the_float_weight() -> Non
 def test_codes_that_do_not_help_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, scale, inputs = _random()
     block, stream, layer = _problem(weight, scale, inputs)
-    before = layer.codes.clone()
-    monkeypatch.setattr(SoftRounding, "codes", lambda self: torch.zeros_like(before))
+    before = layer.integers.clone()
+    monkeypatch.setattr(SoftRounding, "integers", lambda self: torch.zeros_like(before))
     outcome = _reconstruct(block, stream)
     assert outcome.learned > outcome.given
-    assert torch.equal(layer.codes, before)
+    assert torch.equal(layer.integers, before)
 
 
 def test_what_was_learned_by_heart_is_not_taken() -> None:
@@ -100,10 +101,10 @@ def test_what_was_learned_by_heart_is_not_taken() -> None:
     seen = len(inputs) - HELD_OUT * QUICK.batch
     inputs[:seen] = few[:seen]
     block, stream, layer = _problem(weight, scale, inputs)
-    before = layer.codes.clone()
+    before = layer.integers.clone()
     outcome = _reconstruct(block, stream)
     assert outcome.learned > 1.2 * outcome.given
-    assert torch.equal(layer.codes, before)
+    assert torch.equal(layer.integers, before)
 
 
 def test_the_learning_does_not_see_the_inputs_held_out() -> None:
@@ -130,7 +131,7 @@ def test_inputs_that_move_the_prediction_further_count_for_more() -> None:
         for i in (0, *range(-HELD_OUT, 0)):
             weights[i][node] *= factor
         _reconstruct(block, stream, weights)
-        difference = layer.codes * scale - weight
+        difference = layer.integers * scale - weight
         errors.append(float((inputs[: QUICK.batch] @ difference.T).square().mean()))
     assert errors[1] < 0.7 * errors[0]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 
 from flatq.errors import ModelError
-from flatq.quantize.methods.gptq import Moments, compensated, gptq_codes, output_error
+from flatq.quantize.grid import QuantGrid
+from flatq.quantize.methods.gptq import Moments, compensated, gptq_integers, output_error
 from flatq.quantize.methods.options import Gptq
 
 LOW, HIGH = -8, 7
@@ -16,6 +18,10 @@ LOW, HIGH = -8, 7
 
 def _nearest(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (weight.double() / scale.double()).round().clamp(LOW, HIGH).to(torch.int8)
+
+
+def _gptq(weight: torch.Tensor, scale: torch.Tensor, hessian: torch.Tensor, **options: Any) -> torch.Tensor:
+    return gptq_integers(weight, QuantGrid(scale[:, 0], LOW, HIGH), hessian, Gptq(**options))
 
 
 def _problem(
@@ -49,7 +55,7 @@ def test_the_hessian_is_that_of_the_squared_error() -> None:
 def test_independent_inputs_leave_nothing_to_make_up_for(act_order: bool) -> None:
     weight, scale, _ = _problem(6, 9, 1)
     hessian = torch.diag(torch.linspace(0.1, 5, 9, dtype=torch.float64))
-    codes = gptq_codes(weight, scale, hessian, LOW, HIGH, Gptq(act_order=act_order))
+    codes = _gptq(weight, scale, hessian, act_order=act_order)
     assert torch.equal(codes, _nearest(weight, scale))
 
 
@@ -59,7 +65,7 @@ def test_two_columns_by_hand() -> None:
     # 0.8 becomes 1 and not 0.
     hessian = torch.tensor([[1.01, 1.0], [1.0, 1.01]], dtype=torch.float64)
     weight, scale = torch.tensor([[0.4, 0.4]]), torch.tensor([[1.0]])
-    codes = gptq_codes(weight, scale, hessian, LOW, HIGH, Gptq(act_order=False))
+    codes = _gptq(weight, scale, hessian, act_order=False)
     assert codes.tolist() == [[0, 1]]
     assert _nearest(weight, scale).tolist() == [[0, 0]]
 
@@ -69,7 +75,7 @@ def test_the_error_lies_between_the_best_there_is_and_that_of_rounding_to_neares
     weight, scale, inputs = _problem(6, 4, 40, seed)
     hessian = _hessian(inputs)
     exact = weight.double() / scale.double()
-    found = gptq_codes(weight, scale, hessian, LOW, HIGH)
+    found = _gptq(weight, scale, hessian)
     every = torch.tensor(list(itertools.product(range(LOW, HIGH + 1), repeat=4)), dtype=torch.float64)
 
     def error(codes: torch.Tensor, channel: int) -> torch.Tensor:
@@ -91,20 +97,9 @@ def test_the_error_lies_between_the_best_there_is_and_that_of_rounding_to_neares
 
 def test_the_block_changes_nothing_but_the_speed() -> None:
     weight, scale, inputs = _problem(5, 40, 100)
-    found = [gptq_codes(weight, scale, _hessian(inputs), LOW, HIGH, Gptq(block=b)) for b in (1, 7, 64)]
+    found = [_gptq(weight, scale, _hessian(inputs), block=b) for b in (1, 7, 64)]
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
-
-
-def test_a_scale_for_each_column_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, scale, inputs = _problem(5, 8, 60)
-    scales = torch.cat([scale.expand(5, 4), 0.25 * scale.expand(5, 4)], dim=1)
-    # Neither jitter nor an order by the inputs' size, which a change of units would change.
-    monkeypatch.setattr("flatq.quantize.methods.gptq._JITTER", 1e-9)
-    plain = Gptq(act_order=False)
-    codes = gptq_codes(weight, scales, _hessian(inputs), LOW, HIGH, plain)
-    ones = gptq_codes(weight / scales, torch.ones(5, 1), _hessian(inputs * scales[0]), LOW, HIGH, plain)
-    assert torch.equal(codes[0], ones[0])
 
 
 @pytest.mark.parametrize("act_order", [False, True])
@@ -125,14 +120,12 @@ def test_degenerate_inputs_give_codes_within_the_width(case: str, act_order: boo
         "dead columns": inputs * (torch.arange(12) % 3 > 0),
     }
     hessian = _hessian(cases[case])
-    codes = gptq_codes(weight, scale, hessian, LOW, HIGH, Gptq(act_order=act_order))
+    codes = _gptq(weight, scale, hessian, act_order=act_order)
     assert codes.dtype == torch.int8
     assert LOW <= int(codes.min()) <= int(codes.max()) <= HIGH
     assert not bool(codes[1].any())
     if case == "past float32":
-        assert torch.equal(
-            codes, gptq_codes(weight, scale, _hessian(inputs), LOW, HIGH, Gptq(act_order=act_order))
-        )
+        assert torch.equal(codes, _gptq(weight, scale, _hessian(inputs), act_order=act_order))
     if case == "nothing":
         assert torch.equal(codes, _nearest(weight, scale))
     if case == "dead columns":
@@ -170,7 +163,7 @@ def test_inputs_that_are_not_finite_are_an_error_and_no_endless_search() -> None
     weight, scale, inputs = _problem(4, 12, 30)
     inputs[3, 2] = torch.inf
     with pytest.raises(ModelError, match="not finite"):
-        gptq_codes(weight, scale, _hessian(inputs), LOW, HIGH)
+        _gptq(weight, scale, _hessian(inputs))
     moments = Moments(12)
     moments.add(inputs, inputs)
     with pytest.raises(ModelError, match="not finite"):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from flatq.quantize.methods.layer import InputGrid, QuantLayer
+from flatq.quantize.grid import QuantGrid
+from flatq.quantize.methods.layer import InputRange, QuantLayer
 from flatq.quantize.methods.soft import SoftLayer, SoftRange, soften
 from flatq.recipe import Scheme
 
@@ -16,13 +17,13 @@ X = 2 * torch.randn(512, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_range_starts_as_the_grid_is(bits: int, symmetric: bool) -> None:
-    grid = InputGrid(Scheme(bits=bits, symmetric=symmetric), -2.0, 5.0)
+    grid = InputRange(Scheme(bits=bits, symmetric=symmetric), -2.0, 5.0)
     torch.testing.assert_close(SoftRange(grid)(X), grid(X), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("ends", [(-20.0, 20.0), (-0.5, 0.5)], ids=["too wide", "too narrow"])
 def test_a_learned_range_follows_the_squared_error(ends: tuple[float, float]) -> None:
-    grid = InputGrid(Scheme(bits=4), *ends)
+    grid = InputRange(Scheme(bits=4), *ends)
     before = float((grid(X) - X).square().mean())
     soft = SoftRange(grid)
     optimizer = torch.optim.Adam([soft.v], lr=0.02)
@@ -37,20 +38,21 @@ def test_a_learned_range_follows_the_squared_error(ends: tuple[float, float]) ->
     assert 0.5 <= grid.low / ends[0] <= 2
 
 
-def _layer(grid: InputGrid | None, bias: bool = True) -> QuantLayer:
+def _layer(input_range: InputRange | None, bias: bool = True) -> QuantLayer:
     linear = nn.Linear(4, 3)
     graph = torch.export.export(linear, (torch.zeros(1, 4),)).module()
     node = next(n for n in graph.graph.nodes if n.target is torch.ops.aten.linear.default)
     weight = linear.weight.detach()
-    codes = (weight / 0.1).round().clamp(-8, 7).to(torch.int8)
+    grid = QuantGrid(torch.tensor(0.1), -8, 7)
+    integers = grid.quantize(weight).to(torch.int8)
     given = linear.bias.detach() if bias else None
     return QuantLayer(
-        "linear", node, weight, given, "bias" if bias else None, torch.tensor(0.1), -8, 7, codes, grid=grid
+        "linear", node, weight, given, "bias" if bias else None, grid, integers, range=input_range
     )
 
 
 def test_layers_that_read_one_tensor_learn_one_range() -> None:
-    grid = InputGrid(Scheme(bits=8), -1.0, 1.0, readers=2)
+    grid = InputRange(Scheme(bits=8), -1.0, 1.0, readers=2)
     first, second = soften([_layer(grid), _layer(grid)], biases=True, ranges=True)
     assert first.range is second.range is not None
 
@@ -58,13 +60,13 @@ def test_layers_that_read_one_tensor_learn_one_range() -> None:
 @pytest.mark.parametrize(
     "grid",
     [
-        InputGrid(Scheme(bits=8), -1.0, 1.0, readers=2),  # a layer of another block reads by it
-        InputGrid(Scheme(bits=8), 0.0, 0.0, readers=1),
+        InputRange(Scheme(bits=8), -1.0, 1.0, readers=2),  # a layer of another block reads by it
+        InputRange(Scheme(bits=8), 0.0, 0.0, readers=1),
         None,
     ],
     ids=["read elsewhere", "empty", "float"],
 )
-def test_ranges_that_are_not_learned(grid: InputGrid | None) -> None:
+def test_ranges_that_are_not_learned(grid: InputRange | None) -> None:
     (soft,) = soften([_layer(grid)], biases=True, ranges=True)
     assert soft.range is None
     source = torch.randn(5, 4)
@@ -73,7 +75,7 @@ def test_ranges_that_are_not_learned(grid: InputGrid | None) -> None:
 
 
 def test_what_is_not_asked_for_stays() -> None:
-    grid = InputGrid(Scheme(bits=8), -1.0, 1.0, readers=1)
+    grid = InputRange(Scheme(bits=8), -1.0, 1.0, readers=1)
     for layer in (_layer(grid), _layer(grid, bias=False)):
         (soft,) = soften([layer], biases=False, ranges=False)
         assert (soft.bias, soft.range) == (None, None)
@@ -82,7 +84,7 @@ def test_what_is_not_asked_for_stays() -> None:
 
 
 def test_a_hardened_layer_computes_what_was_learned() -> None:
-    grid = InputGrid(Scheme(bits=8), -1.0, 1.0, readers=1)
+    grid = InputRange(Scheme(bits=8), -1.0, 1.0, readers=1)
     layer = _layer(grid)
     (soft,) = soften([layer], biases=True, ranges=True)
     assert isinstance(soft, SoftLayer)

@@ -17,15 +17,15 @@ from flatq.calib.inputs import CalibrationPlan, CalibrationSet
 from flatq.checkpoint import Checkpoint
 from flatq.errors import UsageError
 from flatq.quantize.artifact import Artifact, read_artifact, write_artifact
+from flatq.quantize.grid import QuantGrid
 from flatq.quantize.lowering import lower
 from flatq.quantize.methods import AdaRound, Gptq, WeightRounding
 from flatq.quantize.methods.blocks import blocks, pieces
-from flatq.quantize.methods.layer import InputGrid, QuantLayer, quant_layers
+from flatq.quantize.methods.layer import InputRange, QuantLayer, quant_layers
 from flatq.quantize.methods.stream import Stream
 from flatq.quantize.methods.walk import batches
-from flatq.quantize.quantizer import code_range
 from flatq.quantize.rounding import quantize_checkpoint
-from flatq.quantize.shortcuts import split_shortcuts, whole_weights
+from flatq.quantize.skip_connections import split_skip_connections, whole_weights
 from flatq.quantize.trace import find_layers, trace
 from flatq.recipe import PRESETS, recipe_for_bits
 
@@ -52,19 +52,13 @@ def refined(tiny: Checkpoint) -> dict[str, Artifact]:
 def _layers(checkpoint: Checkpoint, artifact: Artifact) -> tuple[fx.GraphModule, dict[fx.Node, QuantLayer]]:
     graph = trace(checkpoint.network(), checkpoint.model)
     decisions = artifact.manifest.decisions
-    split_shortcuts(graph, whole_weights(decisions))
+    split_skip_connections(graph, whole_weights(decisions))
     found = quant_layers(
-        graph, find_layers(graph), decisions, artifact.codes, artifact.scales, artifact.ranges
+        graph, find_layers(graph), decisions, artifact.integers, artifact.grids, artifact.ranges
     )
     for layer in found.values():
         layer.bias = None if layer.bias is None else artifact.rest[str(layer.bias_name)]
     return graph, found
-
-
-def _limits(artifact: Artifact, layer: str) -> tuple[int, int]:
-    scheme = next(d.scheme for d in artifact.manifest.decisions if d.node == layer and d.port == "weight")
-    assert scheme is not None
-    return code_range(scheme)[:2]
 
 
 def _inputs(checkpoint: Checkpoint) -> list[tuple[torch.Tensor, ...]]:
@@ -82,24 +76,24 @@ def test_only_codes_and_biases_change(
 ) -> None:
     plain = tiny_artifacts["w4a8"]
     for name, artifact in refined.items():
-        assert set(artifact.codes) == set(plain.codes)
-        for layer, scale in plain.scales.items():
-            assert torch.equal(artifact.scales[layer], scale)
-            assert artifact.codes[layer].dtype == torch.int8
-            low, high = _limits(artifact, layer)
-            assert low <= int(artifact.codes[layer].min()) <= int(artifact.codes[layer].max()) <= high
+        assert set(artifact.integers) == set(plain.integers)
+        for layer, grid in plain.grids.items():
+            assert torch.equal(artifact.grids[layer].scale, grid.scale)
+            assert artifact.integers[layer].dtype == torch.int8
+            low, high = grid.low, grid.high
+            assert low <= int(artifact.integers[layer].min()) <= int(artifact.integers[layer].max()) <= high
         moved = {key for key, value in plain.rest.items() if not torch.equal(value, artifact.rest[key])}
-        biases = {f"{layer}.bias" for layer in plain.codes} & set(plain.rest)
+        biases = {f"{layer}.bias" for layer in plain.integers} & set(plain.rest)
         assert moved <= biases
         assert (len(moved) > 0.9 * len(biases)) == artifact.manifest.rounding.bias_correction, name
-        changed = sum(not torch.equal(artifact.codes[n], plain.codes[n]) for n in plain.codes)
+        changed = sum(not torch.equal(artifact.integers[n], plain.integers[n]) for n in plain.integers)
         assert (changed > 10) == (artifact.manifest.rounding.method != "rtn"), name
 
 
 def test_learned_codes_are_those_of_gptq_or_their_neighbours(refined: dict[str, Artifact]) -> None:
     moved = 0
-    for layer, codes in refined["adaround+bias"].codes.items():
-        away = (codes.int() - refined["gptq"].codes[layer].int()).abs()
+    for layer, codes in refined["adaround+bias"].integers.items():
+        away = (codes.int() - refined["gptq"].integers[layer].int()).abs()
         assert int(away.max()) <= 1, layer
         moved += int(away.sum())
     assert moved > 0
@@ -145,11 +139,11 @@ def test_corrected_biases_leave_no_mean_error(tiny: Checkpoint, refined: dict[st
 def test_corrected_biases_of_split_convolutions_leave_no_mean_error(
     tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(InputGrid, "__call__", lambda _, x: x)  # no codes that could differ
+    monkeypatch.setattr(InputRange, "__call__", lambda _, x: x)  # no codes that could differ
     recipe = recipe_for_bits(4, split_shortcuts=True)
     rounding = WeightRounding(bias_correction=True)
     split = quantize_checkpoint(tiny, recipe, calibration=CALIBRATION, threads=1, rounding=rounding)
-    assert sum(name.endswith(".half1") for name in split.codes) == 4
+    assert sum(name.endswith(".half1") for name in split.integers) == 4
     assert max(_left_mean_errors(tiny, split).values()) < 1e-4
 
 
@@ -196,7 +190,7 @@ def test_degenerate_layers_stay_finite(tiny: Checkpoint, name: str) -> None:
     broken = Checkpoint(tiny.model, tiny.process, {"raw": weights}, {})
     artifact = _quantize(broken, name, "w4a4")
     assert all(bool(value.isfinite().all()) for value in artifact.rest.values())
-    assert not bool(artifact.codes["unet.down_blocks.0.resnets.0.conv1"][2].any())
+    assert not bool(artifact.integers["unet.down_blocks.0.resnets.0.conv1"][2].any())
     graph = lower(artifact, "onnxruntime").graph
     with torch.no_grad():
         assert all(bool(graph(x, t).isfinite().all()) for x, t in _inputs(tiny))
@@ -208,7 +202,7 @@ def test_damping_keeps_weights_close_to_their_own_values(
 ) -> None:
     rounding = METHODS["gptq"].model_copy(update={"gptq": Gptq(damping=0.01)})
     less = quantize_checkpoint(tiny, PRESETS["w4a8"], calibration=CALIBRATION, threads=1, rounding=rounding)
-    codes = {name: (less.codes[name], default) for name, default in refined["gptq"].codes.items()}
+    codes = {name: (less.integers[name], default) for name, default in refined["gptq"].integers.items()}
     changed = sum(int((a != b).sum()) for a, b in codes.values())
     assert changed > 0.1 * sum(a.numel() for a, _ in codes.values())
 
@@ -227,8 +221,6 @@ def test_one_input_is_not_enough_to_learn_from_and_to_judge(tiny: Checkpoint) ->
         (0, 2, 1, 3),
         ([2, 1], [1, 2], [2, 1], 3),
         (0, 1, 1, 1),
-        ("same", 1, 2, 3),
-        ("same", 1, 2, 4),
     ],
 )
 def test_rows_times_the_weight_are_the_convolution(
@@ -252,9 +244,7 @@ def test_rows_times_the_weight_are_the_convolution(
         conv.weight.detach(),
         None,
         None,
-        torch.ones(()),
-        -8,
-        7,
+        QuantGrid(torch.ones(()), -8, 7),
         torch.zeros(1, dtype=torch.int8),
     )
     expected = conv(x).detach()

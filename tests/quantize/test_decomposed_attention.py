@@ -1,4 +1,4 @@
-"""Attention written out: the graph, its ranges, and what the artifact holds of them."""
+"""Attention decomposed: the graph, its ranges, and what the artifact holds of them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from flatq.network_config import ModelConfig
 from flatq.plan import plan
 from flatq.process import ProcessConfig
 from flatq.quantize.artifact import Artifact, read_artifact, write_artifact
-from flatq.quantize.attention import planned_attentions, quantized_attentions, write_out
+from flatq.quantize.attention import decompose, planned_attentions, quantized_attentions
 from flatq.quantize.lowering import Lowered, lower
 from flatq.quantize.methods import WeightRounding
 from flatq.quantize.methods.layer import quant_products
 from flatq.quantize.rounding import quantize_checkpoint
-from flatq.quantize.trace import find_layers, graph_digest, trace
+from flatq.quantize.trace import find_layers, trace
 from flatq.recipe import ATTENTION_PORTS, PRESETS, recipe_for_bits
 
 CALIBRATION = CalibrationPlan(images=2, steps=2)
@@ -53,7 +53,7 @@ def test_in_float_the_network_stays_what_it_was_and_so_do_its_candidates(tiny: C
     assert len(names) == 4
     with torch.no_grad():
         expected = network(*_inputs())
-        write_out(graph, names)
+        decompose(graph, names)
         found = graph(*_inputs())
     # Another order of float32 operations.
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
@@ -63,17 +63,14 @@ def test_in_float_the_network_stays_what_it_was_and_so_do_its_candidates(tiny: C
     assert targets.count("aten.matmul.default") == 2 * len(names)
 
 
-def test_where_nothing_is_asked_for_the_graph_stays_as_it_was(
-    tiny: Checkpoint, tiny_artifacts: dict[str, Artifact]
-) -> None:
+def test_where_nothing_is_asked_for_the_graph_stays_as_it_was(tiny: Checkpoint) -> None:
     graph = trace(tiny.network(), tiny.model)
     assert planned_attentions(graph, PRESETS["w8a8"]) == []
-    code, digest = graph.code, graph_digest(graph)
-    write_out(graph, [])
-    assert (graph.code, graph_digest(graph)) == (code, digest)
-    assert tiny_artifacts["w8a8"].manifest.graph_digest == digest
-    write_out(graph, [ATTENTION])
-    assert graph_digest(graph) != digest
+    code = graph.code
+    decompose(graph, [])
+    assert graph.code == code
+    decompose(graph, [ATTENTION])
+    assert graph.code != code
 
 
 class _Attending(nn.Module):
@@ -109,11 +106,11 @@ def test_what_is_more_than_two_products_stays_float_with_a_reason(
     if words:
         ((port, scheme, reason),) = [(d.port, d.scheme, d.reason) for d in decisions]
         assert (port, scheme) == ("products", None)
-        assert f"attention with {words} is not written out" in reason
+        assert f"attention with {words} is not decomposed" in reason
         assert planned_attentions(graph, recipe) == []
         return
     assert tuple(d.port for d in decisions) == ATTENTION_PORTS
-    write_out(graph, planned_attentions(graph, recipe))
+    decompose(graph, planned_attentions(graph, recipe))
     exact = torch.softmax(x.double() @ (x.double() * 2).mT * 0.3, -1) @ (x.double() - 1)
     torch.testing.assert_close(graph(x).double(), exact, atol=1e-5, rtol=1e-5)
 
@@ -210,7 +207,7 @@ def test_the_methods_see_what_quantized_products_yield(tiny: Checkpoint) -> None
         coarse, exact = (
             _quantized(tiny, method, bits=4, attention_bits=bits, activation_bits=32) for bits in (4, 32)
         )
-        same = {name: torch.equal(codes, exact.codes[name]) for name, codes in coarse.codes.items()}
+        same = {name: torch.equal(codes, exact.integers[name]) for name, codes in coarse.integers.items()}
         assert same[f"{first}.to_v"]
         assert same[f"{first}.to_out.0"] == (method == "rtn")
 
@@ -218,7 +215,7 @@ def test_the_methods_see_what_quantized_products_yield(tiny: Checkpoint) -> None
 def test_what_stands_in_for_a_product_is_the_formula(tiny: Checkpoint) -> None:
     artifact = _quantized(tiny)
     graph = trace(tiny.network(), tiny.model)
-    write_out(graph, quantized_attentions(artifact.manifest.decisions))
+    decompose(graph, quantized_attentions(artifact.manifest.decisions))
     layers = find_layers(graph)
     found = quant_products(layers, artifact.manifest.decisions, artifact.ranges)
     assert len(found) == 8

@@ -1,8 +1,9 @@
 """A convolution that reads two concatenated tensors, as two whose results are added.
 
-Q-Diffusion (Li et al. 2023, section 4.2): where a U-Net's shortcut joins two tensors, their values, and with
-them the weights, spread very differently. Each half gets a range of its own and weight scales of its own, and
-each is a layer that every runtime has an integer kernel for. In float nothing changes but the order of a sum.
+Q-Diffusion (Li et al. 2023, section 4.2): where a U-Net's skip connection joins two tensors, their values,
+and with them the weights, spread very differently. Each half gets a range of its own and weight scales of
+its own, and each is a layer that every runtime has an integer kernel for. In float only the order of a sum
+changes.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import torch
 from torch import fx, nn
 
 from flatq.plan import plan
-from flatq.quantize.trace import HALF, find_layers
+from flatq.quantize.trace import HALF, add_call, annotated, find_layers
 from flatq.recipe import Decision, QuantRecipe, half_name, whole_name
 
-__all__ = ["planned_splits", "split_shortcuts", "whole_weights"]
+__all__ = ["planned_splits", "split_skip_connections", "whole_weights"]
 
 _aten = torch.ops.aten
 
@@ -47,7 +48,7 @@ def whole_weights(decisions: Iterable[Decision]) -> dict[str, list[str]]:
     return found
 
 
-def split_shortcuts(graph: fx.GraphModule, names: Collection[str]) -> None:
+def split_skip_connections(graph: fx.GraphModule, names: Collection[str]) -> None:
     """Split the named convolutions of a traced graph, in place. The first half keeps the bias."""
     for layer in find_layers(graph):
         if layer.candidate.node in names:
@@ -57,13 +58,12 @@ def split_shortcuts(graph: fx.GraphModule, names: Collection[str]) -> None:
 
 
 def _joined(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The two tensors that a convolution without groups reads joined by channel."""
+    """The two tensors that a convolution reads joined by channel."""
     source: Any = node.args[0]
     if source.target is not _aten.cat.default or len(source.args) < 2 or source.args[1] != 1:
         return None
     parts = source.args[0]
-    groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
-    return (parts[0], parts[1]) if len(parts) == 2 and groups == 1 else None
+    return (parts[0], parts[1]) if len(parts) == 2 else None
 
 
 def _split(graph: fx.GraphModule, name: str, node: fx.Node) -> None:
@@ -82,16 +82,14 @@ def _split(graph: fx.GraphModule, name: str, node: fx.Node) -> None:
         module.add_module(half_name("", group).removeprefix("."), half)
         with graph.graph.inserting_before(node):
             part = graph.graph.get_attr(f"{half_name(name, group)}.weight")
-            part.meta = {**stored.meta, "val": stored.meta["val"][:, start:end]}
-            part.meta.pop("tensor_meta", None)
+            annotated(part, stored, stored.meta["val"][:, start:end])
             arguments = (source, part, None if group else bias, *node.args[3:])
-            result = graph.graph.call_function(node.target, arguments, node.kwargs)  # type: ignore[arg-type]
-            result.meta = {**node.meta, HALF: group}
+            result = add_call(graph, node.target, arguments, node, kwargs=node.kwargs)
+            result.meta[HALF] = group
         results.append(result)
         start = end
     with graph.graph.inserting_before(node):
-        total = graph.graph.call_function(_aten.add.Tensor, tuple(results))
-        total.meta = dict(node.meta)
+        total = add_call(graph, _aten.add.Tensor, tuple(results), node)
     node.replace_all_uses_with(total)
     graph.graph.erase_node(node)
     graph.graph.erase_node(stored)
