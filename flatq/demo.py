@@ -22,7 +22,7 @@ from flatq.quantize.settings import QuantizeSettings
 from flatq.recipe import recipe_for_bits
 from flatq.report.findings import MethodResult, findings
 from flatq.report.html.demo import DemoMethod, write_demo_page
-from flatq.report.html.shown import Source
+from flatq.report.html.page_models import PageSource
 from flatq.report.model import Report
 from flatq.report.wording import cautions, scale
 from flatq.sampler import SamplePlan
@@ -128,7 +128,7 @@ def _run_method(
     results = [
         MethodResult(name, "EMA", bits, entry) for bits, entry in zip(_SCHEMES, report.models, strict=True)
     ]
-    return DemoMethod(name, _METHODS[method], _training(checkpoint), Source(report, task.out), results)
+    return DemoMethod(name, _METHODS[method], _training(checkpoint), PageSource(report, task.out), results)
 
 
 def _training(checkpoint: Checkpoint) -> str:

@@ -53,7 +53,7 @@ def command(
     """
     from flatq.backends import RuntimeSettings
     from flatq.bench import BenchTask, bench, write_result
-    from flatq.bench.plot import PLOT_FILE, save_plot
+    from flatq.bench.result import PLOT_FILE, save_plot
 
     task = BenchTask(
         paths=tuple(paths or [one_artifact(None)]),

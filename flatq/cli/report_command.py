@@ -23,13 +23,12 @@ def command(
     ] = None,
 ) -> None:
     """Make the HTML page of one report, or of several on the same scale, without sampling."""
-    from flatq.bench.result import read_result
-    from flatq.bench.speeds import speeds_of
+    from flatq.bench.result import read_result, speeds_of
     from flatq.report.html.page import write_html
-    from flatq.report.html.shown import Source
+    from flatq.report.html.page_models import PageSource
     from flatq.report.model import read_report
 
     folders = [path if path.is_dir() else path.parent for path in reports]
-    sources = [Source(read_report(path), folder) for path, folder in zip(reports, folders, strict=True)]
+    sources = [PageSource(read_report(path), folder) for path, folder in zip(reports, folders, strict=True)]
     speeds = [] if bench is None else speeds_of(read_result(bench))
     typer.echo(str(write_html(sources, out or folders[0] / "report.html", speeds)))

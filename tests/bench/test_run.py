@@ -14,9 +14,8 @@ from flatq.bench import read_result, write_result
 from flatq.bench import subjects as module
 from flatq.bench.machine import this_machine
 from flatq.bench.memory import Watermark
-from flatq.bench.plot import save_plot
 from flatq.bench.process import Worker
-from flatq.bench.result import BENCH_FILE, BenchResult, LeftOut
+from flatq.bench.result import BENCH_FILE, BenchResult, LeftOut, save_plot
 from flatq.bench.run import BenchTask, bench, sum_up
 from flatq.bench.subjects import Subject, find_subjects
 from flatq.bench.timing import Timing
@@ -88,7 +87,7 @@ def test_the_result_comes_back_from_its_file_and_is_drawn(tmp_path: Path) -> Non
         read_result(path)
     save_plot(result, tmp_path / "bench.png")
     with Image.open(tmp_path / "bench.png") as picture:
-        pixels = np.asarray(picture)
+        pixels = np.asarray(picture.convert("RGB"))
     # The bars' lengths are to each other as the medians: 8, 1, 2 and 3 ms.
     grey, blue = (pixels == (0x8A, 0x8F, 0x98)).all(2), (pixels == (0x25, 0x63, 0xA8)).all(2)
     lengths = [int(row.sum()) for mask in (grey, blue) for row in mask if row.any()]

@@ -45,7 +45,7 @@ def test_the_pairs_that_changed_most(tmp_path: Path) -> None:
     assert [figure.text for figure in section.all("figcaption")] == [
         f"{index / 1000:.4g} image {index}" for index in range(99, 87, -1)
     ]
-    assert "Mean distance of a pair 0.05, largest 0.099, of 100 pairs." in section.text
+    assert "Mean paired RMSE 0.05, largest 0.099, of 100 pairs." in section.text
     first = section.all("img")[0]
     assert first.attributes["alt"] == "image 99: float on the left, ema w8a8 on the right"
     pixels = pixels_of(first)

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flatq.errors import DataError
-from flatq.report.html.shown import Group, Shown
-from flatq.report.html.text import count, numeral
+from flatq.report.html.page_models import Group, PageModel
 from flatq.report.pictures import CHANGED, FIRST, Pictures, most_changed, read_pictures
 from flatq.report.sidecar import check_digest
-from flatq.report.wording import number
+from flatq.report.wording import count, number
 
 __all__ = ["Changed", "Picture", "Samples", "changed", "data_uri", "samples", "sheet"]
 
@@ -121,7 +120,7 @@ def samples(group: Group) -> Samples:
     return Samples(text, panels, stored, missing)
 
 
-def changed(model: Shown) -> Changed:
+def changed(model: PageModel) -> Changed:
     """The pairs of a model with the largest distance, largest first."""
     pictures, why = _read(model)
     if pictures is None:
@@ -130,7 +129,7 @@ def changed(model: Shown) -> Changed:
     if not rows.size:
         return Changed(model.label, "No image changed at all.")
     text = (
-        f"Mean distance of a pair {number(float(model.entry.rms_distance_mean or 0.0))}, largest "
+        f"Mean paired RMSE {number(float(model.entry.rms_distance_mean or 0.0))}, largest "
         f"{number(float(pictures.distance[rows[0]]))}, of {count(len(pictures.distance), 'pair')}."
     )
     pairs = []
@@ -140,7 +139,7 @@ def changed(model: Shown) -> Changed:
         if pair is None:
             continue
         picture, sharp = sheet(np.stack(pair), 2)
-        distance = numeral(number(float(pictures.distance[row])))
+        distance = number(float(pictures.distance[row]))
         alt = f"image {index}: float on the left, {model.label} on the right"
         pairs.append(Picture(data_uri(picture), *picture.size, alt, f"image {index}", distance, sharp))
     if not pairs:
@@ -157,7 +156,7 @@ def _panel(images: Sequence[U8], caption: str, note: str, what: str) -> Picture:
     return Picture(data_uri(picture), *picture.size, f"{caption}: {what}", caption, note, sharp)
 
 
-def _read(model: Shown) -> tuple[Pictures | None, str | None]:
+def _read(model: PageModel) -> tuple[Pictures | None, str | None]:
     """What a model keeps, or why there is none."""
     if not model.entry.finite:
         return None, "its samples are not finite, so there are no images"
@@ -171,7 +170,7 @@ def _read(model: Shown) -> tuple[Pictures | None, str | None]:
     return pictures, None
 
 
-def _stored(model: Shown) -> list[Picture]:
+def _stored(model: PageModel) -> list[Picture]:
     """The picture that a report without single images has in its folder."""
     if model.entry.grid is None:
         return []
