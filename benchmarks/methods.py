@@ -41,24 +41,24 @@ SCHEMES: dict[str, list[str]] = {
     "w4a4": ["--bits", "4", "--act-bits", "4"],
 }
 
-PLAIN = ["--method", "rtn", "--act-range", "minmax", "--edges", "8"]
+PLAIN = ["--method", "rtn", "--act-range", "minmax", "--first-last", "8"]
 RTN, GPTQ, ADAROUND = (["--method", method] for method in ("rtn", "gptq", "adaround"))
 
 METHODS: dict[str, list[str]] = {
     "plain min-max": PLAIN,
     "plain min-max, edges float": [*RTN, "--act-range", "minmax"],
-    "rtn, edges 8": [*RTN, "--edges", "8"],
-    "rtn, edges same": [*RTN, "--edges", "same"],
+    "rtn, edges 8": [*RTN, "--first-last", "8"],
+    "rtn, edges same": [*RTN, "--first-last", "same"],
     "rtn": RTN,
     "rtn, act percentile": [*RTN, "--act-range", "percentile"],
     "rtn, weight mse": [*RTN, "--weight-range", "mse"],
     "rtn, bias": [*RTN, "--bias-correction"],
-    "rtn, split": [*RTN, "--split-shortcuts"],
+    "rtn, split": [*RTN, "--split-skips"],
     "gptq": GPTQ,
     "gptq, act minmax": [*GPTQ, "--act-range", "minmax"],
     "gptq, weight mse": [*GPTQ, "--weight-range", "mse"],
     "gptq, bias": [*GPTQ, "--bias-correction"],
-    "gptq, split": [*GPTQ, "--split-shortcuts"],
+    "gptq, split": [*GPTQ, "--split-skips"],
     "adaround": ADAROUND,
     "adaround, bias": [*ADAROUND, "--bias-correction"],
     "rtn, rank 16": [*RTN, "--low-rank", "16"],

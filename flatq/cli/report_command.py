@@ -12,14 +12,20 @@ __all__ = ["command"]
 
 def command(
     reports: Annotated[
-        list[Path], typer.Argument(metavar="REPORT...", help="report.json of `flatq eval`, or its folder.")
+        list[Path],
+        typer.Argument(metavar="REPORT", help="The report.json of `flatq eval`, or its folder."),
     ],
     bench: Annotated[
         Path | None,
-        typer.Option(help="bench.json of `flatq bench` on the same models, or its folder: draws latencies."),
+        typer.Option(
+            help="The bench.json of `flatq bench` on the same models, or its folder, for the latency plot."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="report.html beside the first report by default.")
+        Path | None,
+        typer.Option(
+            "-o", "--out", help="HTML file to write; by default report.html beside the first report."
+        ),
     ] = None,
 ) -> None:
     """Make the HTML page of one report, or of several on the same scale, without sampling."""
