@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("methods.json"))
     options = parser.parse_args()
 
-    from flatq.report.environment import environment
+    from common import mark, write_json
 
     schemes, methods = _chosen(options.schemes, SCHEMES), _chosen(options.methods, METHODS)
     common = ["--weights", options.weights, "--calib-images", str(options.calib_images)]
@@ -260,8 +260,7 @@ def main() -> None:
             }
         )
     result = {
-        "command": "python benchmarks/methods.py " + " ".join(sys.argv[1:]),
-        "environment": environment().model_dump(),
+        **mark(),
         "checkpoint": {
             "sha256": baseline.digest,
             "weights": options.weights,
@@ -273,7 +272,7 @@ def main() -> None:
         "steps": options.steps,
         "rows": rows,
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(options.out, result)
     _print(result)
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flatq import __version__
 from flatq.bench.machine import Machine
 from flatq.bench.timing import Latency, Ratio
-from flatq.errors import DataError
+from flatq.errors import DataError, one_line
 from flatq.files import replacing
 from flatq.report.html.latency import Speed
 from flatq.report.html.plots import TimeBar, save_time_bars
@@ -199,6 +199,6 @@ def read_result(path: Path) -> BenchResult:
         raise DataError(
             f"{file} is not the result of a benchmark",
             expected="format flatq-bench, version 1",
-            got=" ".join(str(error).split())[:200],
+            got=one_line(error),
             next_step="run `flatq bench` again",
         ) from error

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flatq.errors import DataError
+from flatq.errors import DataError, one_line
 from flatq.report.html.page_models import Group, PageModel
 from flatq.report.pictures import CHANGED, FIRST, Pictures, most_changed, read_pictures
 from flatq.report.sidecar import check_digest
@@ -185,7 +185,7 @@ def _stored(model: PageModel) -> list[Picture]:
         raise DataError(
             f"the picture {file} is damaged",
             expected="the PNG that `flatq eval` wrote",
-            got=" ".join(str(error).split()),
+            got=one_line(error),
             next_step="restore it from a copy, or evaluate again",
         ) from error
     alt = f"float on the left, {model.label} on the right"
