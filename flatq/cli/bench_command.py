@@ -67,7 +67,7 @@ def command(
     task = BenchTask(
         paths=tuple(paths or [one_artifact(None)]),
         runtimes=None if runtime is None else tuple(dict.fromkeys(map(str.strip, runtime.split(",")))),
-        batches=tuple(parse_list(batch, "--batch", int)),
+        batches=tuple(dict.fromkeys(parse_list(batch, "--batch", int))),
         baseline=baseline,
         average=weights,
         runtime=RuntimeSettings(precision=precision, threads=threads, hint=hint),

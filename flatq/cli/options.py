@@ -158,13 +158,13 @@ def make_plan(
 
 
 def parse_list(text: str, option: str, kind: type[_Number]) -> list[_Number]:
-    """Numbers separated by commas, each once.
+    """Numbers separated by commas.
 
     Raises:
         UsageError: something else.
     """
     try:
-        return list(dict.fromkeys(kind(part) for part in text.split(",") if part.strip()))
+        return [kind(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise UsageError(
             f"{option} is not valid",

@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flatq.errors import DataError, one_line
 from flatq.report.html.page_models import Group, PageModel
 from flatq.report.pictures import CHANGED, FIRST, Pictures, most_changed, read_pictures
-from flatq.report.sidecar import check_digest
 from flatq.report.wording import count, number
 
 __all__ = ["Changed", "Picture", "Samples", "changed", "data_uri", "samples", "sheet"]
@@ -40,12 +38,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Samples:
-    """The grids of one group. missing: what cannot be shown, and why. stored: pictures of reports that keep
-    no single images."""
+    """The grids of one group. missing: what cannot be shown, and why."""
 
     text: str
     panels: list[Picture] = field(default_factory=list)
-    stored: list[Picture] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
@@ -87,17 +83,16 @@ def data_uri(picture: Image.Image) -> str:
 
 def samples(group: Group) -> Samples:
     """Float and each model of the group, the image of an index at the same place in every panel."""
-    found, missing, stored = {}, [], []
+    found, missing = {}, []
     for model in group.models:
         pictures, why = _read(model)
         if pictures is not None and pictures.kept is not None:
             found[model.label] = pictures
         else:
             missing.append(f"{model.label}: {why or _NOT_KEPT}")
-            stored += _stored(model)
     report = group.source.report
     if not found:
-        return Samples("", stored=stored, missing=missing)
+        return Samples("", missing=missing)
     common: list[int] = []
     for index in range(report.first_index, report.first_index + FIRST):
         if not all(pictures.pair(index) for pictures in found.values()):
@@ -117,7 +112,7 @@ def samples(group: Group) -> Samples:
         f"The first {count(len(common), 'image')} of the float model {report.baseline.name} and of each "
         "quantized one, on the same noise: the same place in each panel is the same image."
     )
-    return Samples(text, panels, stored, missing)
+    return Samples(text, panels, missing)
 
 
 def changed(model: PageModel) -> Changed:
@@ -168,25 +163,3 @@ def _read(model: PageModel) -> tuple[Pictures | None, str | None]:
     if pictures is None:
         return None, _NOT_KEPT
     return pictures, None
-
-
-def _stored(model: PageModel) -> list[Picture]:
-    """The picture that a report without single images has in its folder."""
-    if model.entry.grid is None:
-        return []
-    file = (model.source.folder / model.entry.grid).resolve()
-    if not file.is_relative_to(model.source.folder.resolve()) or not file.is_file():
-        return []
-    check_digest(file, model.entry.grid_sha256)
-    try:
-        with Image.open(file, formats=("PNG",)) as picture:
-            copy = Image.fromarray(np.asarray(picture.convert("RGB")))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"the picture {file} is damaged",
-            expected="the PNG that `flatq eval` wrote",
-            got=one_line(error),
-            next_step="restore it from a copy, or evaluate again",
-        ) from error
-    alt = f"float on the left, {model.label} on the right"
-    return [Picture(data_uri(copy), *copy.size, alt, model.label)]
