@@ -77,7 +77,7 @@ def command(
     fid: Annotated[bool, _evaluation("--fid", help="Measure the FID, the only metric so far.")] = False,
     features: Features = None,
     inception_weights: InceptionWeights = None,
-    features_device: FeaturesDevice = EvaluateSettings.features_device,
+    features_device: FeaturesDevice = "cpu",
     cache: Cache = True,
     n: Annotated[int, _evaluation("-n", help="Number of images per model.")] = EvaluateSettings.images,
     first: First = EvaluateSettings.first,

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,11 +160,14 @@ def interval_plots(lanes: Sequence[Interval], limit: float | None, salt: str) ->
             axes.axvspan(limit, right, color=_TINT, linewidth=0)
             axes.axvline(limit, color=_TONES["fail"], linestyle=(0, (5, 4)), linewidth=1.5)
             align = "left" if limit < (left + right) / 2 else "right"
-            place = {"xytext": (5 if align == "left" else -5, 2), "textcoords": "offset points"}
+            place: dict[str, Any] = {
+                "xytext": (5 if align == "left" else -5, 2),
+                "textcoords": "offset points",
+            }
             axes.annotate(f"tolerance {limit:g}", (limit, -0.8), ha=align, color=_TONES["fail"], **place)
         for number, lane in enumerate(lanes):
             _draw_interval(axes, lane, number)
-            head = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+            head: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
             above = (3, 18 * lines - 7)
             axes.annotate(lane.label, (0, number), above, color=INK, weight="bold", bbox=_HALO, **head)
             x, align = (1, "right") if lines == 1 else (0, "left")
@@ -177,7 +181,7 @@ def interval_plots(lanes: Sequence[Interval], limit: float | None, salt: str) ->
 
     shapes = (("wide", 10.2, 1), ("narrow", 4.6, 2))
     return [
-        (name, inline_plot(lambda f, k=lines: draw(f, k), (width, _height(len(lanes), lines)), salt + name))
+        (name, inline_plot(partial(draw, lines=lines), (width, _height(len(lanes), lines)), salt + name))
         for name, width, lines in shapes
     ]
 
@@ -191,13 +195,13 @@ def _draw_interval(axes: Axes, lane: Interval, y: float) -> None:
     if lane.limit is not None:
         place = [y - 0.25, y + 0.25]
         axes.plot([lane.limit] * 2, place, color=_TONES["fail"], linestyle=(0, (5, 4)), linewidth=1.5)
-    if lane.low is not None:
+    if lane.low is not None and lane.high is not None:
         axes.plot([lane.low, lane.high], [y, y], color=colour, linewidth=3)
         axes.plot([lane.low, lane.high], [y, y], "|", color=colour, markersize=10, markeredgewidth=2)
     axes.plot([lane.middle], [y], "o", markersize=9, markeredgewidth=2, **_dot(lane))
 
 
-def _dot(lane: Interval) -> dict[str, str]:
+def _dot(lane: Interval) -> dict[str, Any]:
     """Filled, or open without an interval."""
     colour = _TONES[lane.state]
     if lane.low is None and lane.state != "plain":
@@ -244,13 +248,13 @@ def scatter_plot(
             axes.annotate(
                 f"tolerance {limit:g}", (1, limit), (0, 4), ha="right", color=_TONES["fail"], **head
             )
+        above: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
         for label, ms in floats.items():
             axes.axvline(ms, color=_TONES["none"], linestyle=":", linewidth=1)
-            head = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-            axes.annotate(label, (ms, 1), (0, 4), ha="right", color=SOFT, **head)
+            axes.annotate(label, (ms, 1), (0, 4), ha="right", color=SOFT, **above)
         for point in points:
             drift, colour = point.drift, _TONES[point.drift.state]
-            if drift.low is not None:
+            if drift.low is not None and drift.high is not None:
                 axes.plot([point.ms] * 2, [drift.low, drift.high], color=colour, linewidth=3)
             axes.plot([point.ms], [drift.middle], "o", markersize=9, markeredgewidth=2, **_dot(drift))
         axes.yaxis.set_major_formatter(format_signed)
@@ -272,7 +276,7 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
         free = max(y + 3, free + 13)
         on_left = axes.transAxes.inverted().transform((x, y))[0] > 0.6
         place, align = (-8 if on_left else 8, free - y), "right" if on_left else "left"
-        look = {"textcoords": "offset points", "ha": align, "color": INK, "weight": "bold"}
+        look: dict[str, Any] = {"textcoords": "offset points", "ha": align, "color": INK, "weight": "bold"}
         axes.annotate(point.drift.label, at, place, **look)
 
 

@@ -32,7 +32,10 @@ def rerun(report: Report) -> tuple[str, str | None, dict[str, list[tuple[str, st
             *((f"{entry.label} ran on", identity(entry.runtime)) for entry in report.models),
         ],
         "Digests (sha256)": [
-            (part.name, part.digest) for part in (report.baseline, *report.models, net, reference)
+            (report.baseline.name, report.baseline.digest),
+            *((entry.name, entry.digest) for entry in report.models),
+            (net.name, net.digest),
+            (reference.name, reference.digest),
         ],
         "Environment": [
             ("flatq", report.created_with),
