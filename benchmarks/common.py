@@ -1,11 +1,14 @@
-"""What the benchmarks share: a network with random weights."""
+"""What the benchmarks share: a network with random weights, what a result is marked with, and writing it."""
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["UNET", "open_checkpoint"]
+__all__ = ["UNET", "mark", "open_checkpoint", "write_json"]
 
 UNET: dict[str, Any] = {
     "block_out_channels": [64, 128, 128],
@@ -39,3 +42,23 @@ def open_checkpoint(path: Path | None, folder: Path, unet: dict[str, Any] = UNET
             value += 0.1 * torch.randn_like(value)
     checkpoint = Checkpoint(config, ProcessConfig(schedule="cosine"), {"raw": state}, {"method": "none"})
     return save_checkpoint(checkpoint, folder / "ckpt.pt")
+
+
+def mark() -> dict[str, Any]:
+    """The command, the commit and the machine as it is now."""
+    from flatq.bench.machine import this_machine
+    from flatq.report.environment import source_commit
+
+    return {
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "commit": source_commit(),
+        "machine": this_machine().model_dump(mode="json"),
+    }
+
+
+def write_json(path: Path | None, content: dict[str, Any]) -> None:
+    """Write a result into a folder that is made where it is missing; nothing without a path."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        print(f"written: {path}")

@@ -2,13 +2,14 @@
 
 From one float network, calibrated on the same inputs:
 
-- ONNX Runtime: flatq's w8a8, and `onnxruntime.quantization.quantize_static` (Q/DQ, weights by channel, its
-  own preparation first) on the float export, as torch's exporter writes it and as flatq tunes it;
+- ONNX Runtime: flatq's w8a8, also without its graph rewrites, and `onnxruntime.quantization.quantize_static`
+  (Q/DQ, weights by channel, its own preparation first) on the float export, with and without
+  those rewrites;
 - OpenVINO: flatq's w8a8, and `nncf.quantize` of the float export, with its default preset and with `mixed`.
 
 All run interleaved, round by round, in one process; ratios are taken within a round, of wall time and of CPU
-time. The error is the SQNR against the float export on inputs that calibration has not seen: those of another
-chain of the sampler. What OpenVINO computes its floats in is in the result (bf16 on some CPUs), and so are
+time. The error is the SQNR against the float export on inputs that calibration has not seen: those of other
+sampling trajectories. What OpenVINO computes its floats in is in the result (bf16 on some CPUs), and so are
 the operators that its time goes to.
 
     python benchmarks/compare.py [--checkpoint ckpt.pt] [--batch 8] [--threads 1] [--rounds 20] [-o FILE]
@@ -22,9 +23,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
-import shlex
-import sys
 import tempfile
 from contextlib import ExitStack
 from functools import partial
@@ -32,11 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import open_checkpoint
+from common import mark, open_checkpoint, write_json
 from numpy.typing import NDArray
 from peers import Feed, draw, feeds, quantize_nncf, quantize_static, without_nncf
 
-from flatq.bench.machine import this_machine
 from flatq.bench.timing import latency, paired, race, timed
 from flatq.calib.inputs import CalibrationPlan
 from flatq.export import export_artifact, export_checkpoint
@@ -89,6 +86,9 @@ def _files(
         for name in recipes:
             out = folder / target / name
             files[target][name] = out / export_artifact(folder / "artifacts" / name, target, out).file
+    out = folder / "plain"
+    plain = export_artifact(folder / "artifacts" / OURS, "onnxruntime", out, plain=True)
+    files["onnxruntime"][f"{OURS}, without rewrites"] = out / plain.file
     for name in (REFERENCE, "fp32") if peers else ():
         out = folder / f"static {name}.onnx"
         quantize_static(files["onnxruntime"][name], out, calibration)
@@ -163,7 +163,7 @@ def _openvino_profile(file: Path, feed: Feed, threads: int, calls: int = 10) -> 
         kinds.setdefault(kind, []).append(min(times))
     total = sum(map(sum, kinds.values()))
     rows = [
-        {"operator": kind, "nodes": len(times), "ms": sum(times), "share": sum(times) / total}
+        {"operator": kind, "nodes": len(times), "ms": sum(times), "fraction": sum(times) / total}
         for kind, times in kinds.items()
     ]
     return sorted(rows, key=lambda row: -float(row["ms"]))
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--images", type=int, default=4, help="calibration chains")
+    parser.add_argument("--images", type=int, default=4, help="sampling trajectories of the calibration")
     parser.add_argument("--steps", type=int, default=8, help="timesteps of each")
     parser.add_argument(
         "--attention-bits", type=int, nargs="+", default=[], help="also with attention's products quantized"
@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--ours", action="store_true", help="leave the runtimes' own quantizers out")
     parser.add_argument("-o", "--out", type=Path, default=Path("compare.json"))
     options = parser.parse_args()
-    machine = this_machine()
+    marked = mark()
     plan = CalibrationPlan(images=options.images, steps=options.steps)
     with tempfile.TemporaryDirectory(prefix="flatq-") as name:
         checkpoint = open_checkpoint(options.checkpoint, Path(name))
@@ -231,25 +231,22 @@ def main() -> None:
     for model, rows in profiles.items():
         print(f"\nOpenVINO, {model}: where the time goes")
         for row in rows[:12]:
-            print(f"  {row['operator']:52s} x{row['nodes']:4d} {row['ms']:8.2f} ms {row['share']:6.1%}")
+            print(f"  {row['operator']:52s} x{row['nodes']:4d} {row['ms']:8.2f} ms {row['fraction']:6.1%}")
     for what, reason in making["left_out"].items():
         print(f"\nleft out: {what}: {reason}")
     report = {
-        "command": shlex.join(["python", "benchmarks/compare.py", *sys.argv[1:]]),
-        "machine": machine.model_dump(mode="json"),
+        **marked,
         "network": "random weights" if options.checkpoint is None else checkpoint.digest,
         "parameters": sum(value.numel() for value in checkpoint.network().parameters()),
         "batch": options.batch,
         "threads": options.threads,
         "rounds": options.rounds,
-        "held_out": {"chains": options.batch, "timesteps": len(held_out), "seed": unseen.seed},
+        "held_out": {"trajectories": options.batch, "timesteps": len(held_out), "seed": unseen.seed},
         **making,
         "found": found,
         "openvino_profiles": profiles,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwritten: {options.out}")
+    write_json(options.out, report)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -171,14 +168,9 @@ def main() -> None:
         cases.append(case | {"goal": [low, high], "ok": low <= case["coverage"] <= high})
         print(json.dumps(cases[-1]), flush=True)
     if options.out is not None:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], stdout=subprocess.PIPE, text=True)
-        environment = {
-            "commit": commit.stdout.strip(),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "cores": os.cpu_count(),
-        }
-        options.out.write_text(json.dumps({"environment": environment, "cases": cases}, indent=2) + "\n")
+        from common import mark, write_json
+
+        write_json(options.out, {**mark(), "cases": cases})
     sys.exit(not all(case["ok"] for case in cases))
 
 

@@ -139,7 +139,7 @@ def first(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "wall_s": wall,
         "runtime_s": inside,
-        "share": inside / wall,
+        "fraction": inside / wall,
         "goal": GOAL,
         "ok": inside / wall >= GOAL,
         "seconds": clock.seconds,
@@ -170,7 +170,7 @@ def second(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print and write what was found; exit 1 where the goal is missed."""
-    from flatq.bench.machine import this_machine
+    from common import mark, write_json
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("-n", type=int, default=64)
@@ -183,7 +183,7 @@ def main() -> None:
     if options.first is not None:
         print(json.dumps(first(options.first, options)))
         return
-    machine = this_machine()
+    marked = mark()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["FLATQ_CACHE"] = str(folder / "cache")
@@ -195,19 +195,15 @@ def main() -> None:
             check=True,
         )
         found = {"first": json.loads(child.stdout.splitlines()[-1]), "second": second(folder, options)}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     content = {
-        "command": "python benchmarks/eval.py " + " ".join(sys.argv[1:]),
-        "commit": commit.stdout.strip(),
-        "machine": machine.model_dump(mode="json"),
+        **marked,
         "settings": {"n": options.n, "batch_size": options.batch_size, "steps": STEPS}
         | {"threads": options.threads, "baseline_runtime": options.baseline_runtime},
         **found,
     }
     print(json.dumps(found, indent=2))
-    print(f"{found['first']['share']:.1%} inside the runtimes' calls (goal {GOAL:.0%})")
-    if options.out is not None:
-        options.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(f"{found['first']['fraction']:.1%} inside the runtimes' calls (goal {GOAL:.0%})")
+    write_json(options.out, content)
     sys.exit(not found["first"]["ok"])
 
 

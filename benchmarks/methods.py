@@ -41,24 +41,24 @@ SCHEMES: dict[str, list[str]] = {
     "w4a4": ["--bits", "4", "--act-bits", "4"],
 }
 
-PLAIN = ["--method", "rtn", "--act-range", "minmax", "--edges", "8"]
+PLAIN = ["--method", "rtn", "--act-range", "minmax", "--first-last", "8"]
 RTN, GPTQ, ADAROUND = (["--method", method] for method in ("rtn", "gptq", "adaround"))
 
 METHODS: dict[str, list[str]] = {
     "plain min-max": PLAIN,
     "plain min-max, edges float": [*RTN, "--act-range", "minmax"],
-    "rtn, edges 8": [*RTN, "--edges", "8"],
-    "rtn, edges same": [*RTN, "--edges", "same"],
+    "rtn, edges 8": [*RTN, "--first-last", "8"],
+    "rtn, edges same": [*RTN, "--first-last", "same"],
     "rtn": RTN,
     "rtn, act percentile": [*RTN, "--act-range", "percentile"],
     "rtn, weight mse": [*RTN, "--weight-range", "mse"],
     "rtn, bias": [*RTN, "--bias-correction"],
-    "rtn, split": [*RTN, "--split-shortcuts"],
+    "rtn, split": [*RTN, "--split-skips"],
     "gptq": GPTQ,
     "gptq, act minmax": [*GPTQ, "--act-range", "minmax"],
     "gptq, weight mse": [*GPTQ, "--weight-range", "mse"],
     "gptq, bias": [*GPTQ, "--bias-correction"],
-    "gptq, split": [*GPTQ, "--split-shortcuts"],
+    "gptq, split": [*GPTQ, "--split-skips"],
     "adaround": ADAROUND,
     "adaround, bias": [*ADAROUND, "--bias-correction"],
     "rtn, rank 16": [*RTN, "--low-rank", "16"],
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("methods.json"))
     options = parser.parse_args()
 
-    from flatq.report.environment import environment
+    from common import mark, write_json
 
     schemes, methods = _chosen(options.schemes, SCHEMES), _chosen(options.methods, METHODS)
     common = ["--weights", options.weights, "--calib-images", str(options.calib_images)]
@@ -260,8 +260,7 @@ def main() -> None:
             }
         )
     result = {
-        "command": "python benchmarks/methods.py " + " ".join(sys.argv[1:]),
-        "environment": environment().model_dump(),
+        **mark(),
         "checkpoint": {
             "sha256": baseline.digest,
             "weights": options.weights,
@@ -273,7 +272,7 @@ def main() -> None:
         "steps": options.steps,
         "rows": rows,
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(options.out, result)
     _print(result)
 
 

@@ -3,10 +3,10 @@
 The network is a UNet of 6.8 million parameters, 3 x 32 x 32, with random weights: the time depends on shapes
 alone. Recipe w4a8, two threads, the calibration that `flatq quantize` has by default.
 
-    python benchmarks/quantize.py [rtn gptq adaround] [--share 0.05] [-o FILE]
+    python benchmarks/quantize.py [rtn gptq adaround] [--fraction 0.05] [-o FILE]
 
-`--share` runs AdaRound with that share of its iterations and extrapolates: the learning's seconds are divided
-by it, the rest stays. Such a number is marked as extrapolated, and no goal counts as met by it.
+`--fraction` runs AdaRound with that fraction of its iterations and extrapolates: the learning's seconds are
+divided by it, the rest stays. Such a number is marked as extrapolated, and no goal counts as met by it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import UNET, open_checkpoint
+from common import UNET, mark, open_checkpoint, write_json
 
 import flatq
 
@@ -50,12 +49,12 @@ class _Clock:
         self._last = now
 
 
-def _measure(method: str, threads: int, share: float) -> dict[str, Any]:
+def _measure(method: str, threads: int, fraction: float) -> dict[str, Any]:
     """One method in this process."""
     from flatq.quantize.methods import AdaRound, WeightRounding
 
     options = AdaRound()
-    few = options.model_copy(update={"iterations": max(round(options.iterations * share), 1)})
+    few = options.model_copy(update={"iterations": max(round(options.iterations * fraction), 1)})
     rounding = WeightRounding.model_validate({"method": method, "adaround": few})
     settings = flatq.QuantizeSettings(flatq.recipe_for_bits(4), rounding, threads=threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -96,55 +95,35 @@ def _verdict(method: str, result: dict[str, Any]) -> str:
     return f"{text}; {'met' if met else 'missed'} ({goal})"
 
 
-def _environment(threads: int) -> dict[str, Any]:
-    import torch
-
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
-    return {
-        "command": "python " + " ".join(["benchmarks/quantize.py", *sys.argv[1:]]),
-        "commit": commit.stdout.strip(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load_average_before": [round(value, 2) for value in os.getloadavg()],
-    }
-
-
 def main() -> None:
     """Measure the methods one after the other, print and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("methods", nargs="*", default=list(GOALS_S), metavar="METHOD")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--fraction", type=float, default=1.0)
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "-o", "--out", type=Path, help="a JSON file; methods not measured now keep their entry"
     )
     options = parser.parse_args()
-    if not set(options.methods) <= set(GOALS_S) or not 0 < options.share <= 1:
-        parser.error(f"methods: {', '.join(GOALS_S)}; --share: above 0, at most 1")
+    if not set(options.methods) <= set(GOALS_S) or not 0 < options.fraction <= 1:
+        parser.error(f"methods: {', '.join(GOALS_S)}; --fraction: above 0, at most 1")
     if options.in_this_process:
-        print(json.dumps(_measure(options.methods[0], options.threads, options.share)))
+        print(json.dumps(_measure(options.methods[0], options.threads, options.fraction)))
         return
     old = json.loads(options.out.read_text("utf-8")) if options.out and options.out.exists() else {}
     results: dict[str, Any] = dict(old.get("methods", {}))
     for method in options.methods:
-        environment = _environment(options.threads)
-        rest = ("--in-this-process", "--threads", str(options.threads), "--share", str(options.share))
+        marked = {**mark(), "threads": options.threads}
+        rest = ("--in-this-process", "--threads", str(options.threads), "--fraction", str(options.fraction))
         child = subprocess.run(
             [sys.executable, __file__, method, *rest], stdout=subprocess.PIPE, text=True, check=True
         )
         result = json.loads(child.stdout.splitlines()[-1])
-        environment["load_average_after"] = [round(value, 2) for value in os.getloadavg()]
-        results[method] = {**result, "environment": environment}
+        results[method] = {**result, **marked, "load_average_after": os.getloadavg()}
         print(_verdict(method, result), flush=True)
     content = {"goals": {"wall_s": GOALS_S, "peak_rss_bytes": GOAL_BYTES}, "methods": results}
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(options.out, content)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,8 @@ cifar10-small.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import random
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import mark, write_json
 
 from flatq.train.configure import parse_settings, read_preset, resolve
 from flatq.train.distributed import open_workers
@@ -157,28 +155,6 @@ def _ratio(above: list[float], below: list[float], *, window: int) -> dict[str, 
     }
 
 
-def environment() -> dict[str, Any]:
-    """What may move the numbers."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
-    model = ""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else ""
-    return {
-        "commit": commit.stdout.strip(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "cpu": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-    }
-
-
 def main() -> None:
     """Measure, print the ratios and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -192,7 +168,7 @@ def main() -> None:
     if options.rounds < 5 or options.rounds % 5:
         parser.error("--rounds must be a multiple of 5")
     torch.set_num_threads(options.threads)
-    before = environment()
+    before = mark()
     with tempfile.TemporaryDirectory() as folder:
         data = options.data
         if data is None:
@@ -209,7 +185,10 @@ def main() -> None:
         "settings": settings,
         "rounds": options.rounds,
         "data": "random" if options.data is None else Path(options.data).name,
-        "environment": before | {"load_average_after": [round(value, 2) for value in os.getloadavg()]},
+        **before,
+        "threads": options.threads,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average_after": os.getloadavg(),
         **result,
     }
     for clock in ("wall", "cpu"):
@@ -221,9 +200,7 @@ def main() -> None:
     for clock in ("wall", "cpu"):
         for name, found in result[f"{clock}_ms"].items():
             print(f"{clock:5} {name:30} {found['median']:.1f} ms, p90 {found['p90']:.1f} ms")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(options.out, result)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def build_serialized(
     config.add_optimization_profile(profile)
     # What the engine's inspector can say later is decided here.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    # float32 in the graph means float32: TF32 has the mantissa of fp16, which `--float fp16` offers by name.
+    # float32 in the graph means float32: TF32 has the mantissa of fp16, which fp16 offers by name.
     config.clear_flag(trt.BuilderFlag.TF32)
     cache = config.create_timing_cache(timing_cache) if timing_cache else None
     reused = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)

@@ -111,7 +111,7 @@ class _Half:
                 f"a number of {tensor.name or name} is too large for {self.floats}",
                 expected=f"at most {_LARGEST[self.floats]:g}",
                 got=f"{np.abs(wide).max():g}",
-                next_step="export with --float fp32",
+                next_step="export with --float-precision fp32",
             )
         return numpy_helper.from_array(narrow, name)
 
@@ -122,7 +122,7 @@ class _Half:
                 f"a scale of the integers cannot be told in {self.floats}",
                 expected="scales that keep 8 bits",
                 got=f"{wide.min():g} in {tensor.name}",
-                next_step="export with --float fp32",
+                next_step="export with --float-precision fp32",
             )
 
     def _cast(self, name: str) -> str:
@@ -181,7 +181,7 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
             f"the type of what {unknown[0].op_type} {unknown[0].name} computes is not known",
             expected="operators that onnx infers",
             got=f"{len(unknown)} that it does not",
-            next_step="export with --float fp32",
+            next_step="export with --float-precision fp32",
         )
     return types
 

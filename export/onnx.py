@@ -201,7 +201,7 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
             "the model is too large for one ONNX file",
             expected=f"less than {_LARGEST:,} bytes",
             got=f"{model.ByteSize():,} bytes",
-            next_step="export it quantized, or with --float fp16 where the target takes it",
+            next_step="export it quantized, or with --float-precision fp16 where the target takes it",
         )
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))

@@ -73,10 +73,10 @@ def check_floats(target: Target, floats: FloatPrecision, *, quantized: bool) -> 
     reason = _REFUSED.get((target, floats, quantized))
     if reason is not None:
         raise UsageError(
-            f"--float {floats} is not offered for {target}",
-            expected="--float fp32" if quantized else "--float fp32 or fp16",
+            f"--float-precision {floats} is not offered for {target}",
+            expected="--float-precision fp32" if quantized else "--float-precision fp32 or fp16",
             got=reason,
-            next_step="leave --float out",
+            next_step="leave --float-precision out",
         )
 
 

@@ -6,7 +6,6 @@ It reports what it finds. A toy of this size (8x8 digits, one training run for e
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from multiprocessing.queues import SimpleQueue
@@ -20,12 +19,13 @@ from flatq.checkpoint import Checkpoint
 from flatq.errors import UsageError
 from flatq.export.settings import ExportSettings
 from flatq.images import load_images
+from flatq.progress import Progress
 from flatq.quantize.methods import WeightRounding
 from flatq.quantize.settings import QuantizeSettings
 from flatq.recipe import recipe_for_bits
 from flatq.report.findings import MethodResult, findings
 from flatq.report.html.demo import DemoMethod, write_demo_page
-from flatq.report.html.shown import Source
+from flatq.report.html.page_models import PageSource
 from flatq.report.model import Report
 from flatq.report.wording import cautions, scale
 from flatq.runtime.base import default_threads
@@ -34,7 +34,6 @@ from flatq.train.config import TrainConfig
 
 __all__ = ["Demo", "run_demo"]
 
-Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 _METHODS = {
@@ -174,7 +173,9 @@ def _run_method(task: _Task) -> DemoMethod:
     results = [
         MethodResult(name, "EMA", bits, entry) for bits, entry in zip(_SCHEMES, report.models, strict=True)
     ]
-    return DemoMethod(name, _METHODS[method], _training(checkpoint), Source(report, evaluation.out), results)
+    return DemoMethod(
+        name, _METHODS[method], _training(checkpoint), PageSource(report, evaluation.out), results
+    )
 
 
 def _training(checkpoint: Checkpoint) -> str:

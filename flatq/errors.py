@@ -30,6 +30,7 @@ __all__ = [
     "MissingRuntimeError",
     "ModelError",
     "UsageError",
+    "one_line",
 ]
 
 EXIT_OK = 0
@@ -104,3 +105,8 @@ class MissingRuntimeError(FlatqError):
     """A runtime or an optional package is not installed."""
 
     exit_code = EXIT_MISSING
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """An error's text on one line, at most so many characters; the name of its type where it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -54,11 +54,11 @@ def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]
 def _why_float(candidate: Candidate, port: Port) -> str | None:
     """Why a port of a first or a last layer stays float; None for any other port."""
     if candidate.predicts and port == "output":
-        return "what the network predicts is not rounded (--edges 8 rounds it)"
+        return "what the network predicts is not rounded (--first-last 8 rounds it)"
     if candidate.reads_image and port == "input":
         return (
             "the image reaches the network in float: at low noise its rounding looks like the noise that is "
-            "to be predicted (--edges 8 rounds it)"
+            "to be predicted (--first-last 8 rounds it)"
         )
     if candidate.reads_image and port == "output":
         return "a layer that reads a float image yields float"
@@ -80,7 +80,7 @@ def _layer_ports(
             end = "last" if candidate.predicts else "first"
             reason = (
                 f"the {end} layer has 8 bits where the rest has fewer: few multiplications, much error "
-                "(--edges same leaves it like the rest)"
+                "(--first-last same leaves it like the rest)"
             )
     if (owner := branch_of(candidate.node)) is not None:
         weight, activation = None, None

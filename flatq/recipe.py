@@ -238,7 +238,7 @@ def recipe_for_bits(
         ("--act-bits", activation_bits, ACTIVATION_BITS),
         ("--attention-bits", attention_bits, ACTIVATION_BITS),
         ("--granularity", granularity, get_args(Granularity)),
-        ("--edges", edges, get_args(Edges)),
+        ("--first-last", edges, get_args(Edges)),
         ("--act-range", activation_range, get_args(ActivationRange)),
         ("--weight-range", weight_range, get_args(WeightRange)),
     ):

@@ -15,7 +15,7 @@ from flatq.export.settings import ExportSettings
 from flatq.models import checkpoint_beside, deployment_folder, kind_of
 from flatq.report.gating import judge_report
 from flatq.report.html.page import write_html
-from flatq.report.html.shown import Source
+from flatq.report.html.page_models import PageSource
 from flatq.report.model import Report, read_report
 from flatq.report.result import GateResult
 
@@ -102,5 +102,5 @@ def gate(
                 expected="the report's folder or report.json",
                 got="a report in memory",
             )
-        write_html([Source(judged, folder, result.against, tuple(result.notes))], page)
+        write_html([PageSource(judged, folder, result.against, tuple(result.notes))], page)
     return result

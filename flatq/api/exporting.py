@@ -117,7 +117,9 @@ def _check_export(path: Path, settings: ExportSettings, out: str | Path | None) 
     offered = get_args(FloatPrecision)
     if settings.float_precision not in offered:
         raise UsageError(
-            "--float is not valid", expected="one of " + ", ".join(offered), got=settings.float_precision
+            "--float-precision is not valid",
+            expected="one of " + ", ".join(offered),
+            got=settings.float_precision,
         )
     kind, target = kind_of(path), settings.target
     engine_alone = kind == "deployment" and target == "tensorrt" and out is None

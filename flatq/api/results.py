@@ -14,6 +14,7 @@ from flatq.checkpoint import Checkpoint
 from flatq.deployment import Deployment
 from flatq.errors import MissingRuntimeError, UsageError
 from flatq.images import to_uint8
+from flatq.progress import Progress
 from flatq.sampler import SamplePlan
 from flatq.verify import Audit, Parity
 
@@ -32,7 +33,6 @@ __all__ = [
     "silent",
 ]
 
-Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 Note = Callable[[str], None]
 """Called with lines that a user should read: defaults that were taken, what was found."""

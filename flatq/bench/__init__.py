@@ -1,8 +1,8 @@
 """The benchmark: how long a network evaluation takes, float and quantized, on every runtime side by side.
 
 `timing` has the clock, the rounds and the statistics and knows no model; `subjects` says what runs where;
-`worker` is the process that runs one of them and `process` the hold on it; `result` is what is kept, `plot`
-draws it. Whether a model is any good is `flatq.evaluate`'s.
+`worker` runs one of them in a process of its own; `result` is what is kept and drawn.
+Whether a model is any good is `flatq.evaluate`'s.
 """
 
 from __future__ import annotations

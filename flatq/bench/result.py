@@ -10,11 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flatq import __version__
 from flatq.bench.machine import Machine
 from flatq.bench.timing import Latency, Ratio
-from flatq.errors import DataError
+from flatq.errors import DataError, one_line
 from flatq.files import replacing
+from flatq.report.html.latency import Speed
+from flatq.report.html.plots import TimeBar, save_time_bars
 
 __all__ = [
     "BENCH_FILE",
+    "PLOT_FILE",
     "BenchResult",
     "Entry",
     "LeftOut",
@@ -22,10 +25,12 @@ __all__ = [
     "Memory",
     "Speedup",
     "read_result",
+    "save_plot",
+    "speeds_of",
     "write_result",
 ]
 
-BENCH_FILE = "bench.json"
+BENCH_FILE, PLOT_FILE = "bench.json", "bench.png"
 
 
 class _Part(BaseModel):
@@ -103,6 +108,11 @@ class Entry(_Part):
     memory: Memory | None
     measured: tuple[Measured, ...]
 
+    @property
+    def is_float(self) -> bool:
+        """Whether it is not quantized."""
+        return self.precision in ("fp32", "fp16", "bf16")
+
 
 class LeftOut(_Part):
     """What was not measured, and why."""
@@ -149,6 +159,33 @@ def write_result(result: BenchResult, folder: Path) -> Path:
     return path
 
 
+def speeds_of(result: BenchResult) -> list[Speed]:
+    """Of each entry, for a report's plot of latency against drift."""
+    return [
+        Speed(
+            entry.digest,
+            str(entry.runtime.get("runtime")),
+            entry.is_float,
+            {measured.batch: measured.per_image_ms for measured in entry.measured},
+        )
+        for entry in result.entries
+    ]
+
+
+def save_plot(result: BenchResult, path: Path) -> None:
+    """Write a PNG, atomically: the latencies as bars, and how many times as fast as float each model is."""
+    bars: dict[int, list[TimeBar]] = {}
+    for entry in result.entries:
+        for found in entry.measured:
+            ratio = None if found.speedup is None else found.speedup.wall
+            text = f"{found.per_image_ms:.2f}" + ("" if ratio is None else f"   x {ratio.median:.2f}")
+            bar = TimeBar(
+                entry.label, found.per_image_ms, found.wall.p90_ms / found.batch, text, entry.is_float
+            )
+            bars.setdefault(found.batch, []).append(bar)
+    save_time_bars(bars, path)
+
+
 def read_result(path: Path) -> BenchResult:
     """Read a bench.json, or the one in a folder.
 
@@ -162,6 +199,6 @@ def read_result(path: Path) -> BenchResult:
         raise DataError(
             f"{file} is not the result of a benchmark",
             expected="format flatq-bench, version 1",
-            got=" ".join(str(error).split())[:200],
+            got=one_line(error),
             next_step="run `flatq bench` again",
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,16 +11,14 @@ from typing import Any
 
 from flatq.backends import RUNTIMES, RuntimeSettings, check_settings
 from flatq.bench.machine import this_machine
-from flatq.bench.process import Worker
 from flatq.bench.result import BenchResult, Entry, LeftOut, Measured, Memory, Speedup
 from flatq.bench.subjects import Subject, find_subjects
 from flatq.bench.timing import Timing, latency, paired, race
+from flatq.bench.worker import Worker
 from flatq.errors import MissingRuntimeError, UsageError
+from flatq.progress import Note, Progress
 
 __all__ = ["BenchTask", "bench", "sum_up"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total)."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,7 @@ class BenchTask:
     seed: int = 0
 
 
-def bench(
-    task: BenchTask, progress: Progress | None = None, note: Callable[[str], None] = lambda _: None
-) -> BenchResult:
+def bench(task: BenchTask, progress: Progress = lambda *_: None, note: Note = lambda _: None) -> BenchResult:
     """Measure every model of a task on every runtime that is there, interleaved.
 
     Args:
@@ -78,8 +73,7 @@ def bench(
         left_out = [LeftOut(label=label, reason=reason) for label, reason in subjects.left_out]
         workers: dict[Subject, Worker] = {}
         for number, subject in enumerate(subjects.found):
-            if progress is not None:
-                progress("opening", number, len(subjects.found))
+            progress("opening", number, len(subjects.found))
             try:
                 workers[subject] = stack.enter_context(_open(subject, task))
             except MissingRuntimeError as error:
@@ -94,9 +88,11 @@ def bench(
                 next_step="flatq doctor says what is installed",
             )
         timings: dict[Subject, dict[int, list[Timing]]] = {subject: {} for subject in workers}
+        calls = task.rounds + task.warmup
         for batch in task.batches:
             runners = {subject: partial(worker.call, batch) for subject, worker in workers.items()}
-            for subject, found in _race(runners, task, f"batch {batch}", progress).items():
+            report = partial(lambda batch, done: progress(f"batch {batch}", done, calls), batch)
+            for subject, found in race(runners, task.rounds, task.warmup, report).items():
                 timings[subject][batch] = found
         opened = {subject: worker.opened for subject, worker in workers.items()}
         memory = {subject: worker.memory() for subject, worker in workers.items()}
@@ -134,18 +130,6 @@ def _open(subject: Subject, task: BenchTask) -> Worker:
         "seed": task.seed,
     }
     return Worker(subject.label, wanted)
-
-
-def _race(
-    runners: Mapping[Subject, Callable[[], Timing]], task: BenchTask, what: str, progress: Progress | None
-) -> dict[Subject, list[Timing]]:
-    total = task.rounds + task.warmup
-    return race(
-        runners,
-        task.rounds,
-        task.warmup,
-        None if progress is None else lambda done: progress(what, done, total),
-    )
 
 
 def sum_up(

@@ -15,7 +15,7 @@ __all__ = ["app"]
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Quantize diffusion models, run them on deployment runtimes, and gate on the FID drift.",
 )
@@ -30,17 +30,21 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
 
 
-_COMMANDS = (
-    "demo train import convert flatness quantize inspect export sample stats eval gate report bench doctor"
-)
+_PANELS = {
+    "Models": "demo train import convert flatness",
+    "Quantize and export": "quantize inspect export",
+    "Sample and judge": "sample stats eval gate report bench",
+    "Setup": "doctor",
+}
 
-for _name in _COMMANDS.split():
-    _module = importlib.import_module(f"flatq.cli.{_name}_command")
-    app.command(_name)(_module.command)
-app.add_typer(study_command.app, name="study")
+for _panel, _names in _PANELS.items():
+    for _name in _names.split():
+        _module = importlib.import_module(f"flatq.cli.{_name}_command")
+        app.command(_name, rich_help_panel=_panel)(_module.command)
+app.add_typer(study_command.app, name="study", rich_help_panel="Sample and judge")

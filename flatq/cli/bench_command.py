@@ -7,58 +7,67 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flatq.cli.common import Hint, Precision, Threads, Weights, note, one_artifact, progress_bar
-from flatq.errors import UsageError
+from flatq.cli.common import note, one_artifact, print_table, progress_bar
+from flatq.cli.options import Hint, Precision, PrintJson, Threads, Weights, parse_list
+from flatq.report.wording import size
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from flatq.bench.result import BenchResult, Entry, Measured
 
 __all__ = ["command"]
+
+_WORDS = ("model", "runtime")
+_NUMBERS = (
+    "batch", "median ms", "p90 ms", "ms an image", "CPU ms", "x float", "p10 to p90", "x CPU", "memory",
+    "size",
+)  # fmt: skip
 
 
 def command(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[ARTIFACT...]", help="Artifacts; also checkpoints and folders of `flatq export`."
+            metavar="ARTIFACT",
+            help="Artifacts, checkpoints or deployment folders; by default the one of the working folder.",
         ),
     ] = None,
     runtime: Annotated[
         str | None,
-        typer.Option(help="torch, onnxruntime, openvino, tensorrt, with commas; all installed by default."),
+        typer.Option(
+            help="Runtimes, separated by commas: torch, onnxruntime, openvino, tensorrt; by default all that "
+            "are installed."
+        ),
     ] = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,8",
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8",
     baseline: Annotated[
         Path | None,
-        typer.Option(help="The artifacts' float checkpoint; by default the one beside each of them."),
+        typer.Option(help="Float checkpoint of the artifacts; by default the one beside each artifact."),
     ] = None,
     weights: Weights = None,
     threads: Threads = None,
     precision: Precision = None,
     hint: Hint = None,
-    rounds: Annotated[int, typer.Option(help="Calls that count, of each model at each batch size.")] = 30,
-    warmup: Annotated[int, typer.Option(help="Calls before them.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the inputs, which are noise.")] = 0,
+    rounds: Annotated[int, typer.Option(help="Number of timed calls per model and batch size.")] = 30,
+    warmup: Annotated[int, typer.Option(help="Number of untimed calls before them.")] = 3,
+    seed: Annotated[int, typer.Option(help="Random seed of the inputs, which are noise.")] = 0,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="A folder for bench.json and bench.png.")
+        Path | None, typer.Option("-o", "--out", help="Folder to write bench.json and bench.png to.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: PrintJson = False,
 ) -> None:
     """Measure latency, memory and size, float and quantized, on every runtime side by side.
 
-    Each model runs in a process of its own, one call each in turn. "x float" is how many times as fast a
-    model is as the float model on the same runtime, by the median of the rounds.
+    Each model runs in a process of its own; the models are called round-robin. "x float" is the speedup over
+    the float model on the same runtime, the median over the rounds.
     """
     from flatq.backends import RuntimeSettings
     from flatq.bench import BenchTask, bench, write_result
-    from flatq.bench.plot import PLOT_FILE, save_plot
+    from flatq.bench.result import PLOT_FILE, save_plot
 
     task = BenchTask(
         paths=tuple(paths or [one_artifact(None)]),
         runtimes=None if runtime is None else tuple(dict.fromkeys(map(str.strip, runtime.split(",")))),
-        batches=_batches(batch),
+        batches=tuple(dict.fromkeys(parse_list(batch, "--batch", int))),
         baseline=baseline,
         average=weights,
         runtime=RuntimeSettings(precision=precision, threads=threads, hint=hint),
@@ -78,22 +87,15 @@ def command(
         note(f"written: {written}, {out / PLOT_FILE}")
 
 
-def _batches(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(dict.fromkeys(int(n) for n in text.split(",")))
-    except ValueError as error:
-        raise UsageError(
-            "--batch is not valid", expected="numbers with commas, such as 1,8", got=text
-        ) from error
-
-
 def _print(result: BenchResult) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)  # a file has no edge to wrap at
-    console.print(_table(result))
+    rows = [
+        _row(entry, measured)
+        for batch in result.batches
+        for entry in result.entries
+        for measured in entry.measured
+        if measured.batch == batch
+    ]
+    print_table((*_WORDS, *_NUMBERS), rows, _NUMBERS)
     for each in result.left_out:
         typer.echo(f"left out: {each.label}: {each.reason}")
     loads = result.machine.load_average
@@ -102,36 +104,9 @@ def _print(result: BenchResult) -> None:
         + ("" if loads is None else f"; load average {loads[0]:.1f} at the start")
     )
     typer.echo(
-        "x float: median of the rounds (10th to 90th percentile). memory: the highest above the process with "
-        "its libraries, before it opened the model."
+        "x float: median speedup over the rounds (10th to 90th percentile). memory: peak above the process "
+        "with its libraries, before it opened the model."
     )
-
-
-def _table(result: BenchResult) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    table.add_column("runtime", no_wrap=True)
-    for name in (
-        "batch",
-        "median ms",
-        "p90 ms",
-        "ms an image",
-        "CPU ms",
-        "x float",
-        "",
-        "x CPU",
-        "memory",
-        "size",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
-    for batch in result.batches:
-        for entry in result.entries:
-            found = next(m for m in entry.measured if m.batch == batch)
-            table.add_row(*_row(entry, found))
-        table.add_section()
-    return table
 
 
 def _row(entry: Entry, found: Measured) -> tuple[str, ...]:
@@ -150,12 +125,8 @@ def _row(entry: Entry, found: Measured) -> tuple[str, ...]:
         f"{found.per_image_ms:.2f}",
         f"{found.cpu.median_ms:.2f}",
         "" if wall is None else f"{wall.median:.2f}",
-        "" if wall is None else f"({wall.low:.2f} to {wall.high:.2f})",
+        "" if wall is None else f"{wall.low:.2f} to {wall.high:.2f}",
         "" if cpu is None else f"{cpu.median:.2f}",
-        "-" if entry.memory is None else _size(entry.memory.model_bytes),
-        _size(entry.size_bytes),
+        "-" if entry.memory is None else size(entry.memory.model_bytes),
+        size(entry.size_bytes),
     )
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e6:.1f} MB" if number >= 1e6 else f"{number / 1e3:.0f} kB"

@@ -1,115 +1,16 @@
-"""What the commands share: options of sampling, progress on stderr, the artifact of the working folder."""
+"""What the commands share: notes and progress on stderr, tables, the artifact of the working folder."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
-
-import typer
 
 from flatq.errors import UsageError
-from flatq.sampler import SamplePlan
+from flatq.progress import Progress
 
-if TYPE_CHECKING:
-    from flatq.images import Resize
-
-__all__ = [
-    "PLAN",
-    "BatchSize",
-    "Cache",
-    "Device",
-    "Eta",
-    "Features",
-    "FeaturesDevice",
-    "Guidance",
-    "Hint",
-    "InceptionWeights",
-    "Label",
-    "Precision",
-    "Report",
-    "ResizeChoice",
-    "Runtime",
-    "Sampler",
-    "Seed",
-    "Steps",
-    "Threads",
-    "Weights",
-    "make_plan",
-    "note",
-    "one_artifact",
-    "parse_resize",
-    "progress_bar",
-]
-
-Steps = Annotated[
-    str,
-    typer.Option(
-        help="Number of sampling steps, or guided-diffusion's ddimN (DDIM's stride) or section counts such "
-        "as 10,15,20."
-    ),
-]
-Sampler = Annotated[str, typer.Option(help="ancestral or ddim.")]
-Eta = Annotated[float, typer.Option(help="Of ddim.")]
-Seed = Annotated[int, typer.Option(help="Of the noise.")]
-Label = Annotated[
-    int | None, typer.Option(help="Class of all images; by default the classes take turns by image index.")
-]
-Guidance = Annotated[
-    float, typer.Option(help="Classifier-free guidance: null + GUIDANCE x (labelled - null).")
-]
-Weights = Annotated[
-    str | None, typer.Option(help="Of a checkpoint: raw, ema or swa; ema if there, else raw.")
-]
-Features = Annotated[
-    str | None,
-    typer.Option(
-        help="inception (the standard FID), or an ONNX feature network: uint8 NCHW in, N x d out. "
-        "Grey 8 x 8 images have a network of their own, digits48."
-    ),
-]
-InceptionWeights = Annotated[
-    Path | None,
-    typer.Option(
-        help="torch-fidelity's .pth file; by default torch's cache is looked in, else it is downloaded."
-    ),
-]
-FeaturesDevice = Annotated[str, typer.Option(help="Of the Inception network: cpu or cuda.")]
-ResizeChoice = Annotated[
-    str | None,
-    typer.Option(
-        "--resize", help="How images of another size get to it: center-crop-adm, center-crop or stretch."
-    ),
-]
-Cache = Annotated[
-    bool,
-    typer.Option("--cache/--no-cache", help="Keep the reference's features in FLATQ_CACHE (~/.cache/flatq)."),
-]
-BatchSize = Annotated[int, typer.Option(help="Images at a time.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")]
-Runtime = Annotated[
-    str | None,
-    typer.Option(help="torch, onnxruntime, openvino or tensorrt; each model has a default."),
-]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, or tensorrt for ONNX Runtime's TensorRT provider.")
-]
-Precision = Annotated[
-    str | None, typer.Option(help="Of OpenVINO's floats: fp32, bf16 or fp16; its own choice by default.")
-]
-Hint = Annotated[str | None, typer.Option(help="Of OpenVINO: latency (the default) or throughput.")]
-
-
-PLAN = SamplePlan()
-"""The defaults of the sampling options."""
-
-
-class Report(Protocol):
-    """Called with (what, done, total)."""
-
-    def __call__(self, what: str, done: int, total: int) -> None: ...
+__all__ = ["note", "one_artifact", "print_table", "progress_bar"]
 
 
 def note(text: str) -> None:
@@ -117,18 +18,46 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
+    """A table on stdout; without a terminal plain lines, columns two spaces apart.
+
+    Args:
+        numbers: columns that are aligned on the right.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if console.is_terminal:
+        table = Table(*head, box=None, pad_edge=False)
+        for column, name in zip(table.columns, head, strict=True):
+            column.justify, column.no_wrap = "right" if name in numbers else "left", True
+        for row in rows:
+            table.add_row(*row)
+        console.print(table, markup=False)
+        return
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = (
+            cell.rjust(width) if name in numbers else cell.ljust(width)
+            for cell, width, name in zip(row, widths, head, strict=True)
+        )
+        print("  ".join(cells).rstrip())
+
+
 @contextmanager
-def progress_bar() -> Iterator[Report]:
+def progress_bar() -> Iterator[Progress]:
     """A progress bar for each named stage; nothing where stderr is no terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda what, done, total: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with Bars(*columns, console=console) as progress:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:
@@ -137,16 +66,6 @@ def progress_bar() -> Iterator[Report]:
             progress.update(tasks[what], completed=done, total=total)
 
         yield report
-
-
-def parse_resize(choice: str | None) -> Resize | None:
-    """The named resize; a `UsageError` where there is none of that name."""
-    from flatq.images import RESIZES
-
-    found = next((name for name in RESIZES if name == choice), None)
-    if choice is not None and found is None:
-        raise UsageError("--resize is not valid", expected="; ".join(RESIZES), got=choice)
-    return found
 
 
 def one_artifact(path: Path | None) -> Path:
@@ -167,33 +86,9 @@ def one_artifact(path: Path | None) -> Path:
     ]
     if len(found) != 1:
         raise UsageError(
-            "which artifact?",
+            "no artifact is named, and the working folder does not hold exactly one",
             expected="exactly one artifact in the working folder, or its path as the argument",
             got=", ".join(map(str, found)) or "none",
             next_step="name one" if found else "make one with `flatq quantize`",
         )
     return found[0]
-
-
-def make_plan(
-    steps: str, sampler: str, eta: float, seed: int, label: int | None, guidance: float
-) -> SamplePlan:
-    """A sampling plan from options; a `UsageError` names the one that is wrong."""
-    from pydantic import ValidationError
-
-    try:
-        return SamplePlan.model_validate(
-            {
-                "steps": steps,
-                "sampler": sampler,
-                "eta": eta,
-                "seed": seed,
-                "label": label,
-                "guidance": guidance,
-            }
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(
-            f"--{first['loc'][0]} is not valid", expected=first["msg"], got=str(first["input"])
-        ) from error

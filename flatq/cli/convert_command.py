@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from flatq.cli.common import Weights, note
-from flatq.errors import UsageError
+from flatq.cli.common import note
+from flatq.cli.options import Weights
 
 __all__ = ["command"]
 
 
 def command(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint, .pt.")],
-    to: Annotated[str, typer.Option("--to", help="diffusers: a folder for DDPMPipeline.from_pretrained.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="A new folder.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint, a .pt file.")],
+    to: Annotated[
+        Literal["diffusers"],
+        typer.Option(help="Format to write; diffusers is a folder for DDPMPipeline.from_pretrained."),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="New folder to write.")],
     weights: Weights = None,
 ) -> None:
-    """Write a checkpoint for another code base."""
-    if to != "diffusers":
-        raise UsageError("--to is not valid", expected="diffusers", got=to)
+    """Convert a checkpoint to another library's format."""
     from flatq.checkpoint import choose_weights, load_checkpoint
     from flatq.interop.diffusers import export_diffusers
 

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from flatq.cli.common import Threads, note, progress_bar
-
-if TYPE_CHECKING:
-    from flatq.report.findings import MethodResult
+from flatq.cli.common import note, print_table, progress_bar
+from flatq.cli.options import Threads
+from flatq.progress import Progress
 
 __all__ = ["command"]
 
 
 def command(
-    out: Annotated[Path, typer.Option("-o", "--out", help="A new folder for the results.")] = Path(
+    out: Annotated[Path, typer.Option("-o", "--out", help="New folder for the results.")] = Path(
         "flatq-demo"
     ),
-    steps: Annotated[int, typer.Option(help="Training steps for each method.")] = 500,
-    n: Annotated[int, typer.Option("-n", help="Images sampled for each model.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Number of training steps per method.")] = 500,
+    n: Annotated[int, typer.Option("-n", help="Number of images sampled per model.")] = 1000,
     threads: Threads = None,
 ) -> None:
-    """Train ADM and SAM on digits, quantize to 8 and 4 bits, compare samples, and show all on one page."""
+    """Train ADM and SAM on digits, quantize both to 8 and 4 bits, and compare their samples on one page."""
     from flatq.demo import run_demo
+    from flatq.report.findings import COLUMNS, cells
 
     note("Training, quantizing and sampling two small models of digits: a few minutes on two cores")
     if sys.stderr.isatty():
@@ -34,7 +33,7 @@ def command(
             demo = run_demo(out, bar, steps=steps, images=n, threads=threads)
     else:
         demo = run_demo(out, _stages(), steps=steps, images=n, threads=threads)
-    _table(demo.results)
+    print_table(COLUMNS, [cells(result) for result in demo.results], COLUMNS[3:])
     typer.echo("")
     for line in demo.sentences:
         typer.echo(line)
@@ -45,7 +44,7 @@ def command(
     typer.echo(f"Pictures and plot: {demo.page}")
 
 
-def _stages() -> Callable[[str, int, int], None]:
+def _stages() -> Progress:
     """One line at the start of each stage, for logs."""
     begun: set[str] = set()
 
@@ -55,12 +54,3 @@ def _stages() -> Callable[[str, int, int], None]:
             note(what)
 
     return report
-
-
-def _table(results: tuple[MethodResult, ...]) -> None:
-    from flatq.report.findings import COLUMNS, cells
-
-    lines = [COLUMNS, *map(cells, results)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

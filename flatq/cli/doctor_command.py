@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import typer
 
+from flatq.errors import one_line
 from flatq.runtime.cpu import saturation_note
 
 __all__ = ["command"]
@@ -38,7 +39,7 @@ _NEEDED = (
 
 
 def command() -> None:
-    """Say what is installed, what each runtime can do here, and what is missing."""
+    """List installed packages, what each runtime can do on this machine, and what is missing."""
     import platform
 
     typer.echo(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -107,5 +108,5 @@ def _torchvision_problem() -> str | None:
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
-        return " ".join(str(error).split())[:200]
+        return one_line(error)
     return None

@@ -2,86 +2,85 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from flatq.assessment import EvaluateSettings, GateSettings
-from flatq.cli.common import (
+from flatq.cli.common import note, one_artifact, progress_bar
+from flatq.cli.gate_command import print_verdicts, publish
+from flatq.cli.options import (
     PLAN,
     BatchSize,
+    Cache,
+    Confidence,
     Device,
     Eta,
     Features,
     FeaturesDevice,
+    First,
     Guidance,
     Hint,
     InceptionWeights,
+    Junit,
     Label,
+    MaxDrift,
+    MaxDriftRel,
+    MinSamples,
+    OnInconclusive,
     Precision,
     ResizeChoice,
     Runtime,
+    RuntimeName,
     Sampler,
     Seed,
     Steps,
     Threads,
     Weights,
+    gate_option,
     make_plan,
-    note,
-    one_artifact,
-    parse_resize,
-    progress_bar,
-)
-from flatq.cli.gate_command import (
-    IfInconclusive,
-    Junit,
-    MaxDrift,
-    MaxDriftRel,
-    MinSamples,
-    checked_choice,
-    print_verdicts,
-    publish,
+    output_option,
+    runtime_option,
 )
 from flatq.errors import UsageError
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["command"]
+
+_evaluation = partial(typer.Option, rich_help_panel="Evaluation")
 
 
 def command(
     models: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[ARTIFACT ...]", help="Artifacts, deployments or checkpoints."),
+        typer.Argument(
+            metavar="ARTIFACT",
+            help="Artifacts, deployment folders or checkpoints; by default the one of the working folder.",
+        ),
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="The float checkpoint they are compared with.")
+        Path | None,
+        _evaluation(help="Float checkpoint to compare with; by default the one beside the first model."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Images that the distances are taken to; digits by default.")
+        str | None,
+        _evaluation(help="Reference images: digits (the default), or a folder, .zip, .npz or .parquet."),
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="Statistics in place of --data: flatq's, pytorch-fid's or guided-diffusion's."),
+        _evaluation(
+            help="Reference statistics of flatq, pytorch-fid or guided-diffusion, in place of --data."
+        ),
     ] = None,
     resize: ResizeChoice = None,
-    fid: Annotated[
-        bool, typer.Option("--fid", help="The Frechet distance (the only metric so far).")
-    ] = False,
+    fid: Annotated[bool, _evaluation("--fid", help="Measure the FID, the only metric so far.")] = False,
     features: Features = None,
     inception_weights: InceptionWeights = None,
-    features_device: FeaturesDevice = EvaluateSettings.features_device,
-    cache: Annotated[
-        bool,
-        typer.Option(
-            "--cache/--no-cache",
-            help="Keep samples and features in FLATQ_CACHE (~/.cache/flatq), and take those that are there.",
-        ),
-    ] = True,
-    n: Annotated[int, typer.Option("-n", help="Images for each model.")] = EvaluateSettings.images,
-    first: Annotated[int, typer.Option(help="Index of the first image.")] = EvaluateSettings.first,
+    features_device: FeaturesDevice = "cpu",
+    cache: Cache = True,
+    n: Annotated[int, _evaluation("-n", help="Number of images per model.")] = EvaluateSettings.images,
+    first: First = EvaluateSettings.first,
     steps: Steps = str(PLAN.steps),
     sampler: Sampler = PLAN.sampler,
     eta: Eta = PLAN.eta,
@@ -93,41 +92,46 @@ def command(
     device: Device = None,
     precision: Precision = None,
     hint: Hint = None,
-    baseline_runtime: Annotated[str | None, typer.Option(help="Of the baseline; torch by default.")] = None,
+    baseline_runtime: Annotated[
+        RuntimeName | None, runtime_option(help="Runtime of the float model; torch by default.")
+    ] = None,
     weights: Weights = None,
     rounding: Annotated[
-        str, typer.Option(help="To uint8: round, or truncate as guided-diffusion does.")
+        Literal["round", "truncate"],
+        _evaluation(help="Conversion of samples to uint8; guided-diffusion truncates."),
     ] = EvaluateSettings.rounding,
     max_drift: MaxDrift = None,
     max_drift_rel: MaxDriftRel = None,
     min_samples: MinSamples = None,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = EvaluateSettings.confidence,
+    confidence: Confidence = EvaluateSettings.confidence,
     until_decided: Annotated[
         bool,
-        typer.Option(
-            "--until-decided", help="Gate: draw more images, up to --max-samples, until it decides."
+        gate_option(
+            "--until-decided",
+            help="Sample more images, up to --max-samples, until the verdict is conclusive.",
         ),
     ] = False,
-    max_samples: Annotated[int | None, typer.Option(help="Of --until-decided; -n is the first look.")] = None,
+    max_samples: Annotated[
+        int | None, gate_option(help="Largest number of images with --until-decided; -n is the first look.")
+    ] = None,
     looks: Annotated[
-        int, typer.Option(help="Of --until-decided: planned looks, each at its share of the error.")
+        int, gate_option(help="Number of interim looks with --until-decided (Bonferroni-corrected).")
     ] = EvaluateSettings.looks,
-    on_inconclusive: IfInconclusive = GateSettings.on_inconclusive,
+    on_inconclusive: OnInconclusive = GateSettings.on_inconclusive,
     junit: Junit = None,
     ladder: Annotated[
         bool,
-        typer.Option(
-            "--ladder", help="Tell export, quantization and kernel error apart (samples two rungs more)."
+        _evaluation(
+            "--ladder",
+            help="Split the drift into export, quantization and kernel error (two more sampling runs).",
         ),
     ] = False,
     plan_only: Annotated[
         bool,
-        typer.Option(
-            "--plan", help="Take the -n images as a pilot: say what a verdict would cost, and give none."
-        ),
+        gate_option("--plan", help="Estimate from -n pilot images how many a verdict needs, and give none."),
     ] = False,
     threads: Threads = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report.")] = EvaluateSettings.out,
+    out: Annotated[Path, output_option("-o", "--out", help="Folder of the report.")] = EvaluateSettings.out,
 ) -> None:
     """Sample float and quantized models on the same noise, and report the FID drift with its interval.
 
@@ -144,9 +148,6 @@ def command(
             raise UsageError(
                 "no metric", expected="--fid", got="none", next_step="flatq eval ARTIFACT --fid ..."
             )
-        if rounding not in ("round", "truncate"):
-            raise UsageError("--rounding is not valid", expected="round or truncate", got=rounding)
-        choice = checked_choice(on_inconclusive)
         if until_decided != (max_samples is not None) or (until_decided and plan_only):
             raise UsageError(
                 "--until-decided and --max-samples go together, and not with --plan",
@@ -170,8 +171,8 @@ def command(
             runtime=RuntimeSettings(runtime, device, precision, threads, hint),
             baseline_runtime=RuntimeSettings(baseline_runtime),
             weights=weights,
-            rounding="round" if rounding == "round" else "truncate",
-            confidence=confidence,
+            rounding=rounding,
+            confidence=EvaluateSettings.confidence if confidence is None else confidence,
             max_drift=None if plan_only else max_drift,
             max_drift_rel=None if plan_only else max_drift_rel,
             min_samples=min_samples,
@@ -182,7 +183,7 @@ def command(
             inception_weights=inception_weights,
             features_device=features_device,
             cache=cache,
-            resize=parse_resize(resize),
+            resize=resize,
         )
         with progress_bar() as bar:
             report = flatq.evaluate(settings, progress=bar, note=note, team=team)
@@ -213,7 +214,7 @@ def command(
         verdicts = [entry.verdict for entry in report.models if entry.verdict is not None]
         if report.gate is None:
             return
-        result = gate_result(report, verdicts, report.gate, on_inconclusive=choice)
+        result = gate_result(report, verdicts, report.gate, on_inconclusive=on_inconclusive)
         print_verdicts(result)
         publish(result, junit=junit)
         raise typer.Exit(result.exit_code)

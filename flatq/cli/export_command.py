@@ -3,68 +3,77 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flatq.cli.common import Weights, note, one_artifact, progress_bar
+from flatq.cli.common import note, one_artifact, progress_bar
+from flatq.cli.options import Weights
 from flatq.errors import EXIT_GATE_FAILED, UsageError
 from flatq.export.settings import ExportSettings
 
 if TYPE_CHECKING:
     from flatq.api import Exported
-    from flatq.deployment import FloatPrecision, Target
+    from flatq.deployment import Target
 
 __all__ = ["command"]
+
+_target = partial(typer.Option, rich_help_panel="Targets")
 
 
 def command(
     path: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[ARTIFACT]",
-            help="An artifact, or a checkpoint for its float model; with --trt also a folder exported for "
-            "TensorRT, to build the engine of this machine.",
+            metavar="ARTIFACT",
+            help="Artifact, or checkpoint for its float model; with --trt also a folder exported for it, to "
+            "build this machine's engine. By default the artifact of the working folder.",
         ),
     ] = None,
-    onnx: Annotated[bool, typer.Option("--onnx", help="For ONNX Runtime on the CPU.")] = False,
-    openvino: Annotated[bool, typer.Option("--openvino", help="For OpenVINO: its IR.")] = False,
+    onnx: Annotated[bool, _target("--onnx", help="Export for ONNX Runtime on the CPU.")] = False,
+    openvino: Annotated[bool, _target("--openvino", help="Export OpenVINO IR.")] = False,
     trt: Annotated[
-        bool, typer.Option("--trt", help="For TensorRT: ONNX, and the engine where there is a GPU.")
+        bool, _target("--trt", help="Export for TensorRT, and build the engine if there is a GPU.")
     ] = False,
-    generic: Annotated[bool, typer.Option("--generic", help="Plain ONNX for any other consumer.")] = False,
-    floats: Annotated[
-        str, typer.Option("--float", help="Of what is not an integer: fp32, fp16 or bf16.")
+    generic: Annotated[bool, _target("--generic", help="Export plain ONNX for any other consumer.")] = False,
+    float_precision: Annotated[
+        Literal["fp32", "fp16", "bf16"], typer.Option(help="Precision of the non-quantized operators.")
     ] = ExportSettings.float_precision,
     batch: Annotated[
-        str, typer.Option(help="Of a TensorRT engine: smallest:best:largest, or one number.")
+        str, typer.Option(help="TensorRT optimization profile, min:opt:max batch size, or one number.")
     ] = ":".join(map(str, ExportSettings.batches)),
     weights: Weights = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Deployment folder; with several targets, of theirs.")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="Deployment folder to write; with several targets, the folder that holds theirs.",
+        ),
     ] = None,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Without the rewrites that make the runtime faster.")
+        bool, typer.Option("--plain", help="Skip the graph rewrites that make the runtime faster.")
     ] = ExportSettings.plain,
     verify: Annotated[
         bool,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare each layer on the runtime with the torch graph.",
+            help="Compare each layer on the runtime with the PyTorch reference.",
         ),
     ] = ExportSettings.verify,
     require_int8: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Exit 1 if less than this share of the multiply-accumulates runs in integers."
+            min=0, max=1, help="Exit 1 if a smaller fraction of the multiply-accumulates runs in integers."
         ),
     ] = None,
 ) -> None:
-    """Lower an artifact (or a float checkpoint) for runtimes and write their deployment folders.
+    """Export an artifact or a float checkpoint for runtimes, each into a deployment folder.
 
-    Unless told --no-verify, an artifact's deployment is verified before it is put in place. The kernels that
-    its runtime runs are listed in its audit, which `flatq inspect` shows.
+    An artifact's deployment is verified before it is put in place, unless --no-verify is given. `flatq
+    inspect` lists the kernels that the runtime runs.
     """
     import flatq
 
@@ -83,7 +92,7 @@ def command(
             next_step="flatq export ARTIFACT --onnx",
         )
     settings = ExportSettings(
-        float_precision=cast("FloatPrecision", floats),
+        float_precision=float_precision,
         plain=plain,
         verify=verify,
         weights=weights,
@@ -109,8 +118,8 @@ def command(
         raise exports[-1].missing
 
 
-def _require(exports: list[Exported], share: float) -> None:
-    """Exit 1 where a target's audit is below the share that was asked for; its floats are listed."""
+def _require(exports: list[Exported], fraction: float) -> None:
+    """Exit 1 where a target's audit is below the required fraction; its floats are listed."""
     failed = False
     for exported in exports:
         audit = exported.audit
@@ -119,7 +128,7 @@ def _require(exports: list[Exported], share: float) -> None:
         failed = True
         note(
             f"FAIL: on {exported.deployment.target} {audit.integer_share:.4f} of the MACs run in integers, "
-            f"required {share:g}"
+            f"required {fraction:g}"
         )
         for entry in audit.fallbacks:
             note(f"  float: {entry.layer}, {entry.macs:,} MACs: {entry.reason}")
@@ -135,7 +144,7 @@ def _batches(text: str) -> tuple[int, int, int]:
     if not 1 <= low <= best <= high:
         raise UsageError(
             "--batch is not valid",
-            expected="smallest:best:largest with 1 <= smallest <= best <= largest, such as 1:8:64",
+            expected="min:opt:max with 1 <= min <= opt <= max, such as 1:8:64",
             got=text,
         )
     return low, best, high

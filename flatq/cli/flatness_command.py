@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flatq.cli.common import ResizeChoice, Threads, note, parse_resize, progress_bar
+from flatq.cli.common import note, progress_bar
+from flatq.cli.options import ResizeChoice, Threads
 
 __all__ = ["command"]
 
 
+class _Weights(StrEnum):  # typer takes no list of a Literal
+    RAW = "raw"
+    EMA = "ema"
+    SWA = "swa"
+
+
 def command(
-    checkpoints: Annotated[list[Path], typer.Argument(metavar="CKPT ...", help="Checkpoints to measure.")],
+    checkpoints: Annotated[list[Path], typer.Argument(metavar="CKPT", help="Checkpoints to measure.")],
     weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Weights variant: raw, ema or swa; may be repeated. Default: ema if there, else raw."
-        ),
+        list[_Weights] | None,
+        typer.Option(help="Weights variant; may be repeated. By default ema if there, else raw."),
     ] = None,
     artifact: Annotated[
         list[Path] | None,
-        typer.Option(help="Artifact whose quantization error is measured; made from one of the checkpoints."),
+        typer.Option(
+            help="Artifact of one of the checkpoints, to measure its quantization error; may be repeated."
+        ),
     ] = None,
-    data: Annotated[str, typer.Option(help="Images of the draws, as in training.")] = "digits:train",
+    data: Annotated[str, typer.Option(help="Images to draw from, as in training.")] = "digits:train",
     resize: ResizeChoice = None,
-    n: Annotated[int, typer.Option("-n", help="Draws of (image, timestep, noise); a multiple of 4.")] = 512,
+    n: Annotated[
+        int, typer.Option("-n", help="Number of draws of (image, timestep, noise), a multiple of 4.")
+    ] = 512,
     sigma: Annotated[
         list[float] | None,
         typer.Option(help="Standard deviation of the absolute weight noise; may be repeated."),
     ] = None,
-    pairs: Annotated[int, typer.Option(help="Antithetic pairs of weight noise at each sigma.")] = 50,
+    pairs: Annotated[int, typer.Option(help="Number of antithetic pairs of weight noise per sigma.")] = 50,
     seed: Annotated[int, typer.Option(help="Random seed of the draws.")] = 0,
     threads: Threads = None,
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="Folder for flatness.json, flatness.md and plots.")
+        Path, typer.Option("-o", "--out", help="Folder to write flatness.json, flatness.md and plots to.")
     ] = Path("flatq-flatness"),
 ) -> None:
     """Measure how flat the loss is around a checkpoint's weights, and what quantization does to it."""
@@ -53,7 +63,7 @@ def command(
         weights=tuple(weights or ()),
         artifacts=tuple(artifact or ()),
         data=data,
-        resize=parse_resize(resize),
+        resize=resize,
         settings=flatness_settings(given),
         out=out,
     )

@@ -8,65 +8,56 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flatq.assessment import GateSettings, OnInconclusive
+from flatq.assessment import GateSettings
 from flatq.cli.common import note
+from flatq.cli.options import (
+    Confidence,
+    Junit,
+    MaxDrift,
+    MaxDriftRel,
+    MinSamples,
+    OnInconclusive,
+    PrintJson,
+    gate_option,
+    output_option,
+)
 from flatq.errors import UsageError
 
 if TYPE_CHECKING:
     from flatq.report.result import GateResult
 
-__all__ = [
-    "IfInconclusive",
-    "Junit",
-    "MaxDrift",
-    "MaxDriftRel",
-    "MinSamples",
-    "checked_choice",
-    "command",
-    "print_verdicts",
-    "publish",
-]
-
-
-MaxDrift = Annotated[float | None, typer.Option(help="Gate: the largest drift that passes.")]
-MaxDriftRel = Annotated[
-    float | None,
-    typer.Option(help="Gate: the largest drift that passes, as a share of the float model's FID."),
-]
-Junit = Annotated[Path | None, typer.Option(help="Write the verdicts as JUnit XML.")]
-MinSamples = Annotated[int | None, typer.Option(help="Gate: fewer images are inconclusive.")]
-IfInconclusive = Annotated[
-    str, typer.Option(help="pass, fail or error: exit 0, 1, or 4 to tell it from both.")
-]
+__all__ = ["command", "print_verdicts", "publish"]
 
 
 def command(
-    report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json of `flatq eval`.")],
+    report: Annotated[
+        Path, typer.Argument(metavar="REPORT", help="The report.json of `flatq eval`, or its folder.")
+    ],
     max_drift: MaxDrift = None,
     max_drift_rel: MaxDriftRel = None,
     min_samples: MinSamples = None,
-    confidence: Annotated[
-        float | None, typer.Option(help="Of the interval; that of the report by default.")
-    ] = None,
+    confidence: Confidence = None,
     baseline: Annotated[
         Path | None,
-        typer.Option(help="An earlier report: --max-drift is then how much the drift may grow over its."),
+        gate_option(help="Earlier report; the tolerance then applies to the growth of the drift since."),
     ] = None,
-    on_inconclusive: IfInconclusive = GateSettings.on_inconclusive,
+    on_inconclusive: OnInconclusive = GateSettings.on_inconclusive,
     junit: Junit = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the verdicts as Markdown.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report's page with these verdicts.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")] = False,
+    markdown: Annotated[
+        Path | None, output_option(help="File to write the verdicts to, as Markdown.")
+    ] = None,
+    html: Annotated[
+        Path | None, output_option(help="File to write the report's page with these verdicts to.")
+    ] = None,
+    as_json: PrintJson = False,
 ) -> None:
-    """Judge a report without sampling again: exit 0 pass, 1 fail, 4 inconclusive.
+    """Judge a report without sampling again; exits 0 on pass, 1 on fail, 4 when inconclusive.
 
     In a GitHub workflow the verdicts are also added to the step's summary.
     """
     import flatq
 
-    settings = GateSettings(
-        max_drift, max_drift_rel, min_samples, confidence, baseline, checked_choice(on_inconclusive)
-    )
+    settings = GateSettings(max_drift, max_drift_rel, min_samples, confidence, baseline, on_inconclusive)
     result = flatq.gate(report, settings, page=html, note=note)
     publish(result, junit=junit, markdown=markdown)
     if as_json:
@@ -106,15 +97,3 @@ def print_verdicts(result: GateResult) -> None:
     """One line for each model."""
     for model in result.models:
         typer.echo(f"{model.verdict.outcome.upper()}: {model.name}: {model.verdict.reason}")
-
-
-def checked_choice(on_inconclusive: str) -> OnInconclusive:
-    """The choice of --on-inconclusive.
-
-    Raises:
-        UsageError: neither pass, fail nor error.
-    """
-    for known in ("pass", "fail", "error"):
-        if known == on_inconclusive:
-            return known
-    raise UsageError("--on-inconclusive is not valid", expected="pass, fail or error", got=on_inconclusive)

@@ -19,20 +19,24 @@ def command(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="A state dict of guided-diffusion, a diffusers folder, or a hub's id of one."
+            metavar="SRC",
+            help="State dict of guided-diffusion, diffusers folder, or id of one on the Hugging Face hub.",
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The checkpoint to write, .pt.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint to write, a .pt file.")],
     flags: Annotated[
-        Path | None, typer.Option(help="JSON of the flags a guided-diffusion network was trained with.")
+        Path | None,
+        typer.Option(help="JSON file of the flags that a guided-diffusion network was trained with."),
     ] = None,
-    ema: Annotated[Path | None, typer.Option(help="Averaged weights of the same network.")] = None,
-    scheduler: Annotated[Path | None, typer.Option(help="Scheduler of a diffusers network.")] = None,
+    ema: Annotated[Path | None, typer.Option(help="EMA weights of the same network.")] = None,
+    scheduler: Annotated[
+        Path | None, typer.Option(help="Scheduler folder or scheduler_config.json of a diffusers network.")
+    ] = None,
     null_label: Annotated[
-        int | None, typer.Option(help="Row of the class embedding that stands for no label.")
+        int | None, typer.Option(help="Row of the class embedding that means no label (for guidance).")
     ] = None,
 ) -> None:
-    """Make a checkpoint of a network that another code base trained."""
+    """Import a network that another library trained."""
     from flatq.errors import UsageError
 
     if out.exists():

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
 
 from flatq.calib import CalibrationPlan
-from flatq.cli.common import (
-    Eta,
-    Guidance,
-    Sampler,
-    Steps,
-    Threads,
-    Weights,
-    make_plan,
-    note,
-    progress_bar,
-)
+from flatq.cli.common import note, progress_bar
+from flatq.cli.options import Eta, Guidance, Sampler, Steps, Threads, Weights, make_plan
 from flatq.errors import UsageError
-from flatq.quantize.methods import WeightRounding
+from flatq.quantize.methods import Method, WeightRounding
 from flatq.quantize.settings import QuantizeSettings
-from flatq.recipe import branch_of, half_name, recipe_for_bits
+from flatq.recipe import ActivationRange, WeightRange, branch_of, half_name, recipe_for_bits
 
 if TYPE_CHECKING:
     from flatq.quantize.artifact import Manifest
-    from flatq.recipe import ActivationRange, Edges, Granularity, WeightRange
 
 __all__ = ["command"]
 
@@ -39,129 +30,128 @@ _RECIPE: dict[str, Any] = {
 """The defaults."""
 
 
+_width = partial(typer.Option, rich_help_panel="Bit widths")
+_range = partial(typer.Option, rich_help_panel="Scales and ranges")
+_graph = partial(typer.Option, rich_help_panel="Graph changes")
+_calibration = partial(typer.Option, rich_help_panel="Calibration")
+_rounding_option = partial(typer.Option, rich_help_panel="Weight rounding")
+
+
 def command(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint, .pt.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint, a .pt file.")],
     bits: Annotated[
         int,
-        typer.Option(help="Weight bit width, 2 to 8; 7 for OpenVINO on CPUs without VNNI, where 8 saturate."),
+        _width(help="Weight bit width, 2 to 8; use 7 for OpenVINO on CPUs without VNNI, where 8 saturates."),
     ] = _RECIPE["bits"],
     act_bits: Annotated[
-        int,
-        typer.Option(
-            help="Width of the activations, 4 to 8; 32 leaves them in float, and what is said of their "
-            "integers, --split-shortcuts and --equalize without effect."
-        ),
+        int, _width(help="Activation bit width, 4 to 8; 32 keeps activations in float.")
     ] = _RECIPE["activation_bits"],
     attention_bits: Annotated[
         int,
-        typer.Option(help="Width of the factors of attention's two products, 4 to 8, or 32 for float."),
+        _width(help="Bit width of the inputs of attention's two products, 4 to 8; 32 keeps them in float."),
     ] = _RECIPE["attention_bits"],
-    granularity: Annotated[
-        str, typer.Option(help="Of the weights' scales: per-channel or per-tensor.")
-    ] = _RECIPE["granularity"].replace("_", "-"),
-    symmetric: Annotated[
-        bool, typer.Option("--symmetric/--affine", help="Activations with zero point 0, or with their own.")
-    ] = _RECIPE["symmetric"],
-    edges: Annotated[
-        str,
-        typer.Option(
-            help="First and last layer: float (8-bit weights; the image and the prediction stay in float), "
-            "8 (8-bit weights and activations) or same (as the other layers)."
+    first_last: Annotated[
+        Literal["weights-only", "8", "same"],
+        _width(
+            help="First and last layer: 8-bit weights only, 8-bit weights and activations, or the "
+            "same as the other layers."
         ),
-    ] = _RECIPE["edges"],
-    act_range: Annotated[
-        str, typer.Option(help="Which range activations' scales cover: minmax, percentile or mse.")
-    ] = _RECIPE["activation_range"],
+    ] = "weights-only",
+    granularity: Annotated[
+        Literal["per-channel", "per-tensor"], _range(help="Granularity of the weight scales.")
+    ] = "per-channel",
+    symmetric: Annotated[
+        bool, _range("--symmetric/--affine", help="Symmetric or affine activation grids.")
+    ] = _RECIPE["symmetric"],
+    act_range: Annotated[ActivationRange, _range(help="How activation ranges are chosen.")] = _RECIPE[
+        "activation_range"
+    ],
     percentile: Annotated[
         float,
-        typer.Option(
-            help="With --act-range percentile: how many of 100 values lie below the range's upper end, and "
-            "above its lower."
-        ),
+        _range(help="Upper clipping percentile of --act-range percentile (the lower one is symmetric)."),
     ] = _RECIPE["percentile"],
-    weight_range: Annotated[
-        str, typer.Option(help="Which range weights' scales cover: minmax or mse.")
-    ] = _RECIPE["weight_range"],
-    split_shortcuts: Annotated[
+    weight_range: Annotated[WeightRange, _range(help="How weight ranges are chosen.")] = _RECIPE[
+        "weight_range"
+    ],
+    split_skips: Annotated[
         bool,
-        typer.Option(
-            "--split-shortcuts/--no-split-shortcuts",
-            help="A convolution that reads two joined tensors becomes one for each, with scales of its own.",
+        _graph(
+            "--split-skips/--no-split-skips",
+            help="Split convolutions over a concatenated skip connection in two, each with its own scales.",
         ),
     ] = _RECIPE["split_shortcuts"],
     low_rank: Annotated[
         int,
-        typer.Option(
-            help="Rank of a float branch beside each layer whose weights and activations both have less than "
-            "8 bits; 0 for none."
+        _graph(
+            help="Rank of a float branch beside each layer with weights and activations below 8 "
+            "bits; 0 for none."
         ),
     ] = _RECIPE["low_rank"],
     equalize: Annotated[
         float | None,
-        typer.Option(
+        _graph(
             metavar="ALPHA",
-            help="Even out outlying channels in front of attention, exactly; of their size the weights take "
-            "ALPHA, 0 to 1, such as 0.5.",
+            help="SmoothQuant migration strength, 0 to 1, of the layers before attention; off by default.",
         ),
     ] = _RECIPE["equalize"],
     weights: Weights = None,
     calib_images: Annotated[
-        int, typer.Option(min=1, help="Images to sample for calibration.")
+        int, _calibration(min=1, help="Number of images sampled for calibration.")
     ] = _CALIBRATION.images,
     steps: Steps = str(_CALIBRATION.steps),
     sampler: Sampler = _CALIBRATION.sampler,
     eta: Eta = _CALIBRATION.eta,
     seed: Annotated[
-        int, typer.Option(help="Of the calibration noise, and of what a method draws.")
+        int, _calibration(help="Random seed of the calibration noise and of the rounding method.")
     ] = _CALIBRATION.seed,
     guidance: Guidance = _CALIBRATION.guidance,
     method: Annotated[
-        str, typer.Option(help="How weights are rounded: rtn (to nearest), gptq or adaround (learned).")
+        Method, _rounding_option(help="Weight rounding: to nearest, GPTQ, or AdaRound.")
     ] = _ROUNDING.method,
     bias_correction: Annotated[
-        bool, typer.Option(help="Add each layer's mean output error on the calibration inputs to its bias.")
+        bool,
+        _rounding_option(
+            help="Correct each layer's bias by its mean output error on the calibration inputs."
+        ),
     ] = _ROUNDING.bias_correction,
     samples: Annotated[
         int,
-        typer.Option(
-            help="Calibration inputs that gptq, adaround and --bias-correction look at; adaround holds an "
-            "eighth of them out to judge what it learned."
+        _rounding_option(
+            help="Number of calibration inputs for GPTQ, AdaRound and bias correction; AdaRound "
+            "holds out an eighth of them."
         ),
     ] = _ROUNDING.samples,
     damping: Annotated[
         float,
-        typer.Option(
-            help="GPTQ damping, as a fraction of the mean Hessian diagonal; AdaRound starts from GPTQ, too."
-        ),
+        _rounding_option(help="GPTQ damping, as a fraction of the mean Hessian diagonal."),
     ] = _ROUNDING.gptq.damping,
     act_order: Annotated[
-        bool, typer.Option(help="Of gptq: columns that read the largest inputs first.")
+        bool, _rounding_option(help="GPTQ: quantize columns in order of decreasing Hessian diagonal.")
     ] = _ROUNDING.gptq.act_order,
     iterations: Annotated[
-        int, typer.Option(help="Of adaround, for each block.")
+        int, _rounding_option(help="Number of AdaRound iterations per block.")
     ] = _ROUNDING.adaround.iterations,
-    learning_batch: Annotated[
-        int, typer.Option(help="Of adaround: inputs in an iteration.")
-    ] = _ROUNDING.adaround.batch,
+    learning_batch: Annotated[int, _rounding_option(help="AdaRound batch size.")] = _ROUNDING.adaround.batch,
     threads: Threads = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the artifact.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder of the artifact; CKPT.RECIPE by default.")
+    ] = None,
 ) -> None:
-    """Quantize a checkpoint into a target-neutral artifact (CKPT.w4a8, CKPT.w4a8-adaround).
+    """Quantize a checkpoint into a target-neutral artifact, such as CKPT.w4a8 or CKPT.w4a8-adaround.
 
-    Calibration samples as `flatq sample` does, with --steps, --sampler, --eta, --seed and --guidance: choose
-    those that the quantized model will be sampled with. Settings of a method or a range that is not asked for
-    have no effect.
+    Calibration samples as `flatq sample` does: choose the sampling options that the quantized model will be
+    used with. Options of a method or range that is not selected have no effect.
     """
     recipe = recipe_for_bits(
         bits,
         act_bits,
-        granularity=cast("Granularity", granularity.replace("-", "_")),
+        granularity="per_channel" if granularity == "per-channel" else "per_tensor",
         symmetric=symmetric,
-        edges=cast("Edges", edges),
-        activation_range=cast("ActivationRange", act_range),
+        edges="float" if first_last == "weights-only" else first_last,
+        activation_range=act_range,
         percentile=percentile,
-        weight_range=cast("WeightRange", weight_range),
-        split_shortcuts=split_shortcuts,
+        weight_range=weight_range,
+        split_shortcuts=split_skips,
         low_rank=low_rank,
         equalize=equalize,
         attention_bits=attention_bits,

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from flatq.cli.common import (
+from flatq.cli.common import note, progress_bar
+from flatq.cli.options import (
     PLAN,
     BatchSize,
     Device,
     Eta,
+    First,
     Guidance,
     Hint,
     Label,
@@ -23,8 +25,6 @@ from flatq.cli.common import (
     Threads,
     Weights,
     make_plan,
-    note,
-    progress_bar,
 )
 from flatq.errors import UsageError
 from flatq.files import replacing
@@ -33,11 +33,9 @@ __all__ = ["command"]
 
 
 def command(
-    path: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A checkpoint, artifact or deployment folder.")
-    ],
+    path: Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint, artifact or deployment folder.")],
     n: Annotated[int, typer.Option("-n", help="Number of images.")] = 64,
-    first: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
+    first: First = 0,
     steps: Steps = str(PLAN.steps),
     sampler: Sampler = PLAN.sampler,
     eta: Eta = PLAN.eta,
@@ -51,9 +49,9 @@ def command(
     hint: Hint = None,
     weights: Weights = None,
     threads: Threads = None,
-    grid: Annotated[Path | None, typer.Option(help="Write a grid PNG.")] = None,
+    grid: Annotated[Path | None, typer.Option(help="PNG file to write, a grid of the images.")] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write an .npz with arr_0, uint8 NHWC.")
+        Path | None, typer.Option("-o", "--out", help=".npz file to write: arr_0, uint8 NHWC.")
     ] = None,
 ) -> None:
     """Sample images; the same index gives the same noise whatever the batch size or runtime."""
@@ -64,7 +62,7 @@ def command(
     from flatq.sampler import check_labels
 
     if grid is None and out is None:
-        raise UsageError("nowhere to write", expected="--grid FILE.png or -o FILE.npz", got="neither")
+        raise UsageError("no output is named", expected="--grid FILE.png or -o FILE.npz", got="neither")
     plan = make_plan(steps, sampler, eta, seed, label, guidance)
     settings = flatq.RuntimeSettings(runtime, device, precision, threads, hint)
     with progress_bar() as bar, flatq.load(path, weights=weights, runtime=settings) as model:

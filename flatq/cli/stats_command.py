@@ -7,16 +7,15 @@ from typing import Annotated
 
 import typer
 
-from flatq.cli.common import (
+from flatq.cli.common import note, progress_bar
+from flatq.cli.options import (
     Cache,
     Features,
     FeaturesDevice,
     InceptionWeights,
     ResizeChoice,
     Threads,
-    note,
-    parse_resize,
-    progress_bar,
+    images_option,
 )
 
 __all__ = ["command"]
@@ -24,22 +23,24 @@ __all__ = ["command"]
 
 def command(
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="digits, or a folder, .zip, .npz or .parquet of images.")
+        str, typer.Argument(metavar="DATA", help="Images: digits, or a folder, .zip, .npz or .parquet.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The file of statistics to write, .npz.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Statistics file to write, .npz.")],
     features: Features = None,
     inception_weights: InceptionWeights = None,
     features_device: FeaturesDevice = "cpu",
     size: Annotated[
-        int | None, typer.Option(help="Height and width; others are refused without --resize.")
+        int | None, images_option(help="Height and width in pixels; other sizes need --resize.")
     ] = None,
     resize: ResizeChoice = None,
-    channels: Annotated[int | None, typer.Option(help="1 or 3: convert to grey or RGB.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only the first LIMIT images.")] = None,
+    channels: Annotated[
+        int | None, images_option(help="Number of channels to convert to: 1 is grey, 3 is RGB.")
+    ] = None,
+    limit: Annotated[int | None, images_option(help="Number of images to use; all by default.")] = None,
     cache: Cache = True,
     threads: Threads = None,
 ) -> None:
-    """Reference statistics of images, for `flatq eval --reference`: mean and covariance of their features."""
+    """Write mean and covariance of the features of images, for `flatq eval --reference`."""
     from flatq.evaluate.cache import ReferenceCache, cache_folder
     from flatq.evaluate.measure import write_statistics
 
@@ -51,7 +52,7 @@ def command(
             inception_weights=inception_weights,
             device=features_device,
             size=size,
-            resize=parse_resize(resize),
+            resize=resize,
             limit=limit,
             channels=channels,
             threads=threads,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flatq.cli.common import note, progress_bar
+from flatq.cli.common import note, print_table, progress_bar
 
 if TYPE_CHECKING:
     from flatq.study.config import Cell
@@ -17,36 +17,36 @@ __all__ = ["app"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Train and measure over methods and training seeds, and judge claims by what was found.",
+    rich_markup_mode="markdown",
+    help="Train and measure over methods and training seeds, and judge claims.",
 )
 
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A study, as a .toml file.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Study configuration, a .toml file.")],
     cells: Annotated[
-        str, typer.Option(help="Only the cells whose name RUN-SEED matches this shell pattern.")
+        str, typer.Option(help="Shell pattern of the cells to run, by their name RUN-SEED.")
     ] = "*",
     out: Annotated[
         Path | None,
         typer.Option(
             "-o",
             "--out",
-            help="Folder of the results. Default: that of study.toml, else CONFIG without .toml.",
+            help="Folder of the results; by default that of study.toml, else CONFIG without .toml.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the cells and what they cost, and stop.")
+        bool, typer.Option("--dry-run", help="Print the cells with their cost, and exit.")
     ] = False,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep weights, artifacts and single results of each cell.")
+        bool, typer.Option("--keep", help="Keep weights, artifacts and intermediate results of each cell.")
     ] = False,
 ) -> None:
-    """Run the cells of a study that have no result yet, or go on with them.
+    """Run or resume the cells of a study that have no result yet.
 
     A cell is one training run at one seed and everything measured on it. Its result is one file,
-    DIR/cells/RUN-SEED.json; what a killed cell has finished is kept.
+    DIR/cells/RUN-SEED.json; an interrupted cell keeps what it has finished.
     """
     from flatq.study.config import read_config
     from flatq.study.run import existing_result, place_config, run_cell
@@ -73,7 +73,7 @@ def run(
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of `flatq study run`.")],
 ) -> None:
-    """Judge the claims by the cells that are there, and write report.json, report.md and index.html."""
+    """Judge the claims by the finished cells, and write report.json, report.md and index.html."""
     from flatq.study.report import write_report
 
     for line in write_report(folder, note):
@@ -85,7 +85,7 @@ def _left(chosen: list[Cell], results: dict[str, CellResult | None]) -> str:
     left = [cell for cell in chosen if results[cell.name] is None]
     seconds = [_seconds(cell, results) for cell in left]
     known = "" if None in seconds else f", about {sum(s or 0 for s in seconds) / 3600:.1f} hours"
-    return f"{len(left)} {'cell' if len(left) == 1 else 'cells'} to go{known}"
+    return f"{len(left)} {'cell' if len(left) == 1 else 'cells'} left{known}"
 
 
 def _seconds(cell: Cell, results: dict[str, CellResult | None]) -> float | None:
@@ -95,12 +95,9 @@ def _seconds(cell: Cell, results: dict[str, CellResult | None]) -> float | None:
 
 
 def _print_cost(chosen: list[Cell], results: dict[str, CellResult | None]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from flatq.study.estimate import cell_cost, cell_gigabytes
 
-    table = Table("cell", "result", "gradient passes", "evaluations", "artifacts", "hours", box=None)
+    rows, numbers = [], ("gradient passes", "evaluations", "artifacts", "hours")
     total, unknown = 0.0, False
     for cell in chosen:
         cost, seconds = cell_cost(cell), _seconds(cell, results)
@@ -108,9 +105,9 @@ def _print_cost(chosen: list[Cell], results: dict[str, CellResult | None]) -> No
         unknown |= seconds is None
         total += 0.0 if done or seconds is None else seconds
         hours = "?" if seconds is None else f"{seconds / 3600:.2f}"
-        row = (f"{cost.passes:,}", f"{cost.evaluations:,}", str(cost.artifacts), hours)
-        table.add_row(cell.name, "done" if done else "to do", *row)
-    Console(width=110).print(table)
+        work = (f"{cost.passes:,}", f"{cost.evaluations:,}", str(cost.artifacts), hours)
+        rows.append((cell.name, "done" if done else "to do", *work))
+    print_table(("cell", "result", *numbers), rows, numbers)
     study = chosen[0].study
     if study.cost is not None:
         typer.echo(
@@ -118,5 +115,5 @@ def _print_cost(chosen: list[Cell], results: dict[str, CellResult | None]) -> No
             f"{max(map(cell_gigabytes, chosen)):.1f} GB, less than 1 MB of it stays."
         )
     typer.echo(
-        "Time to go: " + ("unknown, the study names no rates" if unknown else f"{total / 3600:.1f} hours")
+        "Time left: " + ("unknown, the study names no rates" if unknown else f"{total / 3600:.1f} hours")
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from flatq.cli.common import note, progress_bar
+from flatq.cli.options import Threads, parse_list, runtime_option
 from flatq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,77 +22,92 @@ _KEYS = {"ema": "ema_decays", "layers": "layers_per_block", "patch": "patch_size
 _LISTS = ("ema", "channels", "attention")
 
 
+_data = partial(typer.Option, rich_help_panel="Data")
+_method = partial(typer.Option, rich_help_panel="Method")
+_network = partial(typer.Option, rich_help_panel="Network")
+_optimizer = partial(typer.Option, rich_help_panel="Optimizer")
+_averages = partial(typer.Option, rich_help_panel="Weight averages")
+_length = partial(typer.Option, rich_help_panel="Length of the run")
+
+
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run; ckpt.pt goes there.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run; it will hold ckpt.pt.")],
     preset: Annotated[
         str | None,
-        typer.Option(help="digits, cifar10-small, cifar10-adm, lsun64, ffhq64, or a .toml file."),
+        typer.Option(help="Preset: digits, cifar10-small, cifar10-adm, lsun64, ffhq64, or a .toml file."),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration; see --dry-run."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Set any key of the configuration; --dry-run lists them."
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the configuration and the size of the run, and stop.")
+        bool, typer.Option("--dry-run", help="Print the configuration and the size of the run, and exit.")
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was interrupted, or begin it.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run, or start it.")] = False,
     data: Annotated[
-        str | None, typer.Option(help="digits (the default), or a folder, .zip or .npz of images.")
+        str | None, _data(help="Training images: digits (the default), or a folder, .zip or .npz.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="adm (plain), ip (input perturbation), sam or noise (on the weights).")
+        Literal["adm", "ip", "sam", "noise"] | None,
+        _method(help="Training method: ADM, input perturbation, SAM, or weight noise."),
     ] = None,
-    rho: Annotated[float | None, typer.Option(help="SAM's radius.")] = None,
-    gamma: Annotated[float | None, typer.Option(help="Input perturbation, with ip or sam.")] = None,
+    rho: Annotated[float | None, _method(help="SAM radius.")] = None,
+    gamma: Annotated[float | None, _method(help="Input perturbation strength, with ip or sam.")] = None,
     sam_on: Annotated[
-        str | None, typer.Option(help="Weights that SAM perturbs: all, or norm (normalization layers only).")
+        Literal["all", "norm"] | None,
+        _method(help="Weights that SAM perturbs: all, or the normalization layers' only."),
     ] = None,
     sigma: Annotated[
-        float | None, typer.Option(help="Weight noise's standard deviation, as a fraction of the range.")
+        float | None,
+        _method(help="Standard deviation of the weight noise, as a fraction of the weight range."),
     ] = None,
-    sam_every: Annotated[int | None, typer.Option(help="SAM at every SAM_EVERY-th step.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    max_minutes: Annotated[float | None, typer.Option(help="Stop after so much time in training.")] = None,
-    heldout: Annotated[str | None, typer.Option(help="Images for the held-out loss.")] = None,
-    stop_loss: Annotated[float | None, typer.Option(help="Stop at this held-out loss.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images for each step, all processes.")] = None,
-    lr: Annotated[float | None, typer.Option(help="AdamW's learning rate.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Steps in which the learning rate rises.")] = None,
+    sam_every: Annotated[int | None, _method(help="Number of steps between SAM steps.")] = None,
+    steps: Annotated[int | None, _length(help="Number of optimizer steps.")] = None,
+    max_minutes: Annotated[float | None, _length(help="Stop after this many minutes of training.")] = None,
+    heldout: Annotated[str | None, _data(help="Images for the held-out loss.")] = None,
+    stop_loss: Annotated[float | None, _length(help="Stop at this held-out loss.")] = None,
+    batch_size: Annotated[int | None, _optimizer(help="Global batch size, over all processes.")] = None,
+    lr: Annotated[float | None, _optimizer(help="Learning rate of AdamW.")] = None,
+    warmup: Annotated[int | None, _optimizer(help="Number of warm-up steps.")] = None,
     lr_schedule: Annotated[
-        str | None, typer.Option(help="Learning rate after warm-up: constant, or cosine or linear to zero.")
+        Literal["constant", "cosine", "linear"] | None,
+        _optimizer(help="Learning rate after the warm-up; cosine and linear decay to zero."),
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
-    ema: Annotated[str | None, typer.Option(help="Decays of the averages, e.g. 0.999,0.9999.")] = None,
+    precision: Annotated[Literal["fp32", "bf16"] | None, _optimizer(help="Training precision.")] = None,
+    ema: Annotated[str | None, _averages(help="EMA decays, separated by commas, e.g. 0.999,0.9999.")] = None,
     swa_start: Annotated[
-        str | None, typer.Option(help="First step that SWA takes, or a share such as 0.75.")
+        str | None, _averages(help="First step of SWA, or a fraction of the run such as 0.75.")
     ] = None,
-    swa_period: Annotated[int | None, typer.Option(help="Steps between the weights that SWA takes.")] = None,
-    channels: Annotated[str | None, typer.Option(help="Widths of the UNet's levels, e.g. 32,64.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Residual blocks on each level.")] = None,
-    attention: Annotated[str | None, typer.Option(help="Resolutions with attention, e.g. 16,8.")] = None,
-    head_dim: Annotated[int | None, typer.Option(help="Width of an attention head.")] = None,
-    patch: Annotated[int | None, typer.Option(help="Fold PATCH x PATCH pixels into channels.")] = None,
-    dropout: Annotated[float | None, typer.Option(help="Dropout in the residual blocks.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="cosine or linear.")] = None,
-    variance: Annotated[str | None, typer.Option(help="fixed_large or learned_range.")] = None,
+    swa_period: Annotated[int | None, _averages(help="Number of steps between SWA updates.")] = None,
+    channels: Annotated[str | None, _network(help="Widths of the UNet's levels, e.g. 32,64.")] = None,
+    layers: Annotated[int | None, _network(help="Number of residual blocks per level.")] = None,
+    attention: Annotated[str | None, _network(help="Resolutions with attention, e.g. 16,8.")] = None,
+    head_dim: Annotated[int | None, _network(help="Width of an attention head.")] = None,
+    patch: Annotated[int | None, _network(help="Fold PATCH x PATCH pixels into channels.")] = None,
+    dropout: Annotated[float | None, _network(help="Dropout probability in the residual blocks.")] = None,
+    schedule: Annotated[Literal["cosine", "linear"] | None, _method(help="Noise schedule.")] = None,
+    variance: Annotated[
+        Literal["fixed_large", "learned_range"] | None, _method(help="Variance of the reverse process.")
+    ] = None,
     timesteps: Annotated[
-        str | None, typer.Option(help="uniform, or loss-second-moment (differs between methods).")
+        Literal["uniform", "loss-second-moment"] | None,
+        _method(help="Timestep sampler; the second one adapts to the loss."),
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Crop and resize the images to SIZE pixels.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only the first LIMIT images.")] = None,
-    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the images.")] = None,
+    size: Annotated[int | None, _data(help="Crop and resize images to SIZE x SIZE pixels.")] = None,
+    limit: Annotated[int | None, _data(help="Number of images to use; all by default.")] = None,
+    flip: Annotated[bool | None, _data("--flip/--no-flip", help="Mirror half of the images.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Random seed of weights, batches, noise and dropout.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    threads: Threads = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, runtime_option(help="Device.")] = None,
 ) -> None:
-    """Train a UNet by noise prediction; RUN/ckpt.pt holds raw and averaged weights.
+    """Train a diffusion UNet; RUN/ckpt.pt will hold the raw and averaged weights.
 
-    Without a preset: two levels, plain ADM, 2000 steps. On several devices: `accelerate launch -m flatq
-    train RUN ...`, or torchrun.
+    Without a preset: two levels, plain ADM, 2000 steps. On several devices, run `accelerate launch -m flatq
+    train RUN ...` or torchrun.
     """
     given = {
         "data": data, "method": method, "rho": rho, "gamma": gamma, "sam_every": sam_every, "sam_on": sam_on,
@@ -138,24 +155,14 @@ def _options(given: dict[str, Any], settings: list[str]) -> dict[str, Any]:
                 f"{key} is given twice", expected="--set or its option", got="both", next_step="drop one"
             )
         if name in _LISTS:
-            options[key] = _numbers(value, f"--{name}", float if name == "ema" else int)
+            options[key] = (
+                parse_list(value, "--ema", float) if name == "ema" else parse_list(value, f"--{name}", int)
+            )
         elif name == "swa_start":
             options[key] = parse_settings([f"{key}={value}"])[key]
         else:
             options[key] = value
     return options
-
-
-def _numbers(text: str, option: str, kind: type[int] | type[float]) -> list[int] | list[float]:
-    try:
-        return [kind(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise UsageError(
-            f"{option} is not a list of {'whole ' if kind is int else ''}numbers",
-            expected="such as 32,64" if kind is int else "such as 0.999,0.9999",
-            got=text,
-            next_step="separate by commas",
-        ) from error
 
 
 def _configuration(preset: str | None, options: dict[str, Any], resumed: Path | None) -> TrainConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flatq.checkpoint import Checkpoint, file_digest
@@ -17,13 +17,13 @@ from flatq.flatness.settings import FlatnessSettings
 from flatq.flatness.sharpness import ascent_losses
 from flatq.flatness.weights import layer_weights
 from flatq.images import ImageSet
+from flatq.progress import Progress
 from flatq.quantize.artifact import read_artifact
 from flatq.runtime.base import default_threads
 from flatq.runtime.torch import torch_threads
 
 __all__ = ["measure_flatness"]
 
-Progress = Callable[[str, int, int], None]
 """Called with (measurement, done, total)."""
 
 

@@ -14,11 +14,12 @@ from flatq.checkpoint import Checkpoint, load_checkpoint
 from flatq.deployment import Target
 from flatq.errors import ArtifactError, DataError, UsageError
 from flatq.files import replacing
-from flatq.flatness.measure import Progress, measure_flatness
+from flatq.flatness.measure import measure_flatness
 from flatq.flatness.report import save_plots, to_markdown
 from flatq.flatness.result import Flatness
 from flatq.flatness.settings import FlatnessSettings
 from flatq.images import Resize, load_images
+from flatq.progress import Progress
 from flatq.quantize.artifact import read_manifest
 
 __all__ = ["FlatnessTask", "flatness_settings", "run_flatness"]

@@ -1,14 +1,17 @@
-"""What a report says of the machine and the packages that it was made with. Nothing is measured here."""
+"""The machine, the packages and the commit of the code that results were made with."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import subprocess
 from pathlib import Path
 
+import flatq
 from flatq.report.model import Environment
 
-__all__ = ["environment"]
+__all__ = ["environment", "source_commit"]
 
 
 def environment() -> Environment:
@@ -45,3 +48,20 @@ def environment() -> Environment:
         versions=versions,
         cpu=cpu,
     )
+
+
+def source_commit() -> str | None:
+    """The commit of the checkout that flatq was imported from, "+" behind it where files differ from it;
+    else the variable FLATQ_COMMIT; None without both."""
+    root = Path(flatq.__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
+    try:
+        # of the packages alone: results that were written since are no change of the code
+        changed = git("status", "--porcelain", "--", "flatq", "train", "export", "calib")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("FLATQ_COMMIT") or None

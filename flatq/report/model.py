@@ -25,7 +25,7 @@ from flatq.evaluate.looks import Looks
 from flatq.evaluate.prc import PrecisionRecall
 from flatq.files import replacing
 from flatq.report.html.page import render_html
-from flatq.report.html.shown import Source
+from flatq.report.html.page_models import PageSource
 from flatq.report.markdown import render_markdown
 from flatq.verify import Audit
 
@@ -242,7 +242,7 @@ def write_report(report: Report, folder: str | os.PathLike[str]) -> Path:
     try:
         target.mkdir(parents=True, exist_ok=True)
         _write(target / "report.md", render_markdown(report))
-        _write(target / "report.html", render_html([Source(report, target)]))
+        _write(target / "report.html", render_html([PageSource(report, target)]))
         _write(target / "report.json", report.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise DataError(

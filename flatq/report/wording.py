@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,11 +15,16 @@ __all__ = [
     "ROUNDING",
     "bits_in_words",
     "cautions",
+    "count",
     "ends",
+    "hyphens",
     "identity",
+    "joined",
     "latency",
     "neighbours",
     "number",
+    "numeral",
+    "percent",
     "precision_recall",
     "reference_in_words",
     "scale",
@@ -48,6 +53,32 @@ def signed(value: float | None) -> str:
 def ends(low: float | None, high: float | None) -> str:
     """An interval, for instance `[-0.1, +0.2]`."""
     return f"[{signed(low)}, {signed(high)}]"
+
+
+def numeral(text: str) -> str:
+    """Text with true minus signs before numbers, and infinity as a sign."""
+    text = re.sub(r"(?<![\w.])-(?=[\d.]|inf\b)|(?<=\de)-(?=\d)", "\N{MINUS SIGN}", text)
+    return re.sub(r"\binf\b", "\N{INFINITY}", text)
+
+
+def hyphens(text: str) -> str:
+    """Text that does not break at its hyphens."""
+    return text.replace("-", "\N{NON-BREAKING HYPHEN}")
+
+
+def percent(fraction: float) -> str:
+    """Three digits, on one line with their sign."""
+    return f"{100 * fraction:.3g}\N{NO-BREAK SPACE}%"
+
+
+def count(number: int, one: str) -> str:
+    """For instance `1 model` and `2 models`."""
+    return f"{number:,} {one}{'' if number == 1 else 's'}"
+
+
+def joined(words: Sequence[str]) -> str:
+    """For instance `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def precision_recall(found: PrecisionRecall | None) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flatq.calib import CalibrationPlan
-from flatq.errors import UsageError
+from flatq.errors import UsageError, one_line
 from flatq.flatness.settings import FlatnessSettings
 from flatq.images import Resize
 from flatq.quantize.methods import Method, WeightRounding
@@ -352,7 +352,7 @@ def read_config(path: Path) -> StudyConfig:
         return StudyConfig.model_validate(given)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(
-            f"the study {path} cannot be read", expected="a TOML file", got=" ".join(str(error).split())
+            f"the study {path} cannot be read", expected="a TOML file", got=one_line(error)
         ) from error
     except ValidationError as error:
         first = error.errors()[0]

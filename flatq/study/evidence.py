@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flatq.report.html.text import count
-from flatq.report.wording import NONE
+from flatq.report.wording import NONE, count
 from flatq.study.layout import Entry, Section, Table, interval, three_digits
 from flatq.study.paper import SOURCE, MeanOverSeeds, PaperRow
 from flatq.study.summary import StudyReport

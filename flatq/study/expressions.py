@@ -104,46 +104,35 @@ class Expression(RootModel[str | float]):
         """`calls` with the models that play the roles."""
         return tuple(replace(q, model=roles.get(q.model, q.model)) for q in self.calls)
 
-    def evaluate(self, values: Callable[[Quantity], F64], roles: Mapping[str, str]) -> F64:
-        """float64 [seeds], or a number [] where nothing was measured.
+    def evaluate(self, values: Callable[[Quantity], F64], roles: Mapping[str, str]) -> tuple[F64, bool]:
+        """float64 [seeds], or a number [] where nothing was measured; and whether a `log_ratio` in it is
+        (A - B) / mean(B) at these values.
 
         Args:
             values: float64 [seeds] of a quantity, the seeds in one order.
         """
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found = _walk(self._tree, lambda q: values(replace(q, model=roles.get(q.model, q.model))))
-        return np.asarray(found, dtype=np.float64)
-
-    def has_differences(self, values: Callable[[Quantity], F64], roles: Mapping[str, str]) -> bool:
-        """Whether a `log_ratio` in it is (A - B) / mean(B) at these values."""
-        found: list[bool] = []
+        differences = False
 
         def log_ratio(a: F64, b: F64, error_a: F64, error_b: F64) -> F64:
-            found.append(not _are_clear(a, b, error_a, error_b))
-            return _log_ratio(a, b, error_a, error_b)
+            nonlocal differences
+            if np.all(a > 2 * error_a) and np.all(b > 2 * error_b):
+                return np.log(a / b)
+            differences = True
+            return np.asarray((a - b) / np.mean(b))
 
         def at(quantity: Quantity) -> F64:
             return values(replace(quantity, model=roles.get(quantity.model, quantity.model)))
 
         with np.errstate(divide="ignore", invalid="ignore"):
-            _walk(self._tree, at, {**_FUNCTIONS, "log_ratio": (4, log_ratio)})
-        return any(found)
-
-
-def _are_clear(a: F64, b: F64, error_a: F64, error_b: F64) -> bool:
-    """Whether all values are more than two standard errors above zero."""
-    return bool(np.all(a > 2 * error_a) and np.all(b > 2 * error_b))
-
-
-def _log_ratio(a: F64, b: F64, error_a: F64, error_b: F64) -> F64:
-    return np.log(a / b) if _are_clear(a, b, error_a, error_b) else np.asarray((a - b) / np.mean(b))
+            found = _walk(self._tree, at, {**_FUNCTIONS, "log_ratio": (4, log_ratio)})
+        return np.asarray(found, dtype=np.float64), differences
 
 
 _FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "log": (1, np.log),
     "abs": (1, np.abs),
     "mean": (1, np.mean),
-    "log_ratio": (4, _log_ratio),
+    "log_ratio": (4, lambda *_: np.nan),
 }
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: np.add,

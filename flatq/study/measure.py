@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from flatq.flatness.exposure import measure_exposure
 from flatq.flatness.measure import measure_flatness
 from flatq.images import ImageSet, Resize, load_images, make_grid
 from flatq.models import deployment_folder, open_model
+from flatq.progress import Progress
 from flatq.report.model import ModelEntry
 from flatq.report.pictures import read_pictures
 from flatq.sampler import SamplePlan
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from flatq.deployment import Target
 
 __all__ = ["Subject"]
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

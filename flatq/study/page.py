@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Sequence
 
 from flatq.report.html.images import Picture
@@ -27,7 +26,7 @@ def render_page(study: StudyConfig, cells: Sequence[CellResult], report: StudyRe
     """
     values = Values(study, cells)
     *parts, last = sections(study, report)
-    return open_template("study.html", minus=_true_minus).render(
+    return open_template("study.html").render(
         study=study,
         report=report,
         lead=lead(study, report),
@@ -38,11 +37,6 @@ def render_page(study: StudyConfig, cells: Sequence[CellResult], report: StudyRe
         exposure=exposure_plots(study, cells),
         strips=_strips(study, cells),
     )
-
-
-def _true_minus(text: str) -> str:
-    """Text with a minus sign before numbers, in place of a hyphen."""
-    return re.sub(r"(?<![\w.])-(?=\d)|(?<=\de)-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def _strips(study: StudyConfig, cells: Sequence[CellResult]) -> dict[str, list[Picture]]:

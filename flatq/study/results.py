@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flatq.errors import DataError
+from flatq.errors import DataError, one_line
 from flatq.evaluate.drift import Drift
 from flatq.files import replacing
 from flatq.flatness.exposure import Exposure
@@ -174,7 +174,7 @@ def read_result(path: Path, kind: type[_R]) -> _R:
         raise DataError(
             f"{path} cannot be read",
             expected="a result that this version of `flatq study run` wrote",
-            got=" ".join(str(error).split())[:300],
+            got=one_line(error),
             next_step="restore it, or move it away to measure it again",
         ) from error
 

@@ -7,9 +7,7 @@ artifacts, and the result of each measurement. The weights are deleted with it w
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +22,8 @@ from flatq.calib import CalibrationPlan
 from flatq.checkpoint import Checkpoint, load_checkpoint
 from flatq.errors import DataError, UsageError
 from flatq.files import replacing
-from flatq.report.environment import environment
+from flatq.progress import Note, Progress
+from flatq.report.environment import environment, source_commit
 from flatq.runtime.cpu import instruction_set
 from flatq.study.config import FLOAT, Cell, StudyConfig
 from flatq.study.measure import Subject
@@ -39,10 +38,8 @@ from flatq.study.results import (
     write_result,
 )
 
-__all__ = ["cell_file", "cell_settings", "existing_result", "place_config", "run_cell", "source_commit"]
+__all__ = ["cell_file", "cell_settings", "existing_result", "place_config", "run_cell"]
 
-Progress = Callable[[str, int, int], None]
-Note = Callable[[str], None]
 _R = TypeVar("_R", bound=BaseModel)
 
 
@@ -134,23 +131,6 @@ def existing_result(folder: Path, cell: Cell) -> CellResult | None:
             next_step="move it away, or run this study in another folder with -o",
         )
     return found
-
-
-def source_commit() -> str | None:
-    """The commit of the checkout that flatq was imported from, "+" behind it where files differ from it;
-    else the variable FLATQ_COMMIT; None without both."""
-    root = Path(flatq.__file__).resolve().parent.parent
-
-    def git(*arguments: str) -> str:
-        run = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-        return run.stdout.strip()
-
-    try:
-        # of the packages alone: results that were written since are no change of the code
-        changed = git("status", "--porcelain", "--", "flatq", "train", "export", "calib")
-        return git("rev-parse", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("FLATQ_COMMIT") or None
 
 
 def run_cell(

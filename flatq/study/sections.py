@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from flatq.report.html.text import count
-from flatq.report.wording import NONE, number
+from flatq.report.wording import NONE, count, number
 from flatq.study.claims import ClaimConfig, ConditionConfig
 from flatq.study.config import StudyConfig
 from flatq.study.evidence import origins_section, paper_section

@@ -70,8 +70,8 @@ class Values:
             found = [self.value(quantity, seed) for seed in seeds]
             return np.array(found, dtype=np.float64)
 
-        values = np.broadcast_to(expression.evaluate(at, roles), (len(seeds),))
-        return Contrast(tuple(seeds), values, expression.has_differences(at, roles))
+        values, differences = expression.evaluate(at, roles)
+        return Contrast(tuple(seeds), np.broadcast_to(values, (len(seeds),)), differences)
 
     def value(self, quantity: Quantity, seed: int) -> float | None:
         """One number; None where it was not measured."""

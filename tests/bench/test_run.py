@@ -13,13 +13,11 @@ from flatq.backends import RuntimeSettings
 from flatq.bench import read_result, write_result
 from flatq.bench import subjects as module
 from flatq.bench.machine import this_machine
-from flatq.bench.memory import Watermark
-from flatq.bench.plot import save_plot
-from flatq.bench.process import Worker
-from flatq.bench.result import BENCH_FILE, BenchResult, LeftOut
+from flatq.bench.result import BENCH_FILE, BenchResult, LeftOut, save_plot
 from flatq.bench.run import BenchTask, bench, sum_up
 from flatq.bench.subjects import Subject, find_subjects
 from flatq.bench.timing import Timing
+from flatq.bench.worker import Watermark, Worker
 from flatq.errors import CheckpointError, DataError, FlatqError, MissingRuntimeError, UsageError
 
 
@@ -88,7 +86,7 @@ def test_the_result_comes_back_from_its_file_and_is_drawn(tmp_path: Path) -> Non
         read_result(path)
     save_plot(result, tmp_path / "bench.png")
     with Image.open(tmp_path / "bench.png") as picture:
-        pixels = np.asarray(picture)
+        pixels = np.asarray(picture.convert("RGB"))
     # The bars' lengths are to each other as the medians: 8, 1, 2 and 3 ms.
     grey, blue = (pixels == (0x8A, 0x8F, 0x98)).all(2), (pixels == (0x25, 0x63, 0xA8)).all(2)
     lengths = [int(row.sum()) for mask in (grey, blue) for row in mask if row.any()]
@@ -148,7 +146,7 @@ def test_an_error_in_the_process_is_raised_here_as_what_it_was(tmp_path: Path) -
     with pytest.raises(CheckpointError, match="there is nothing at"):
         Worker("none", wanted)
     # One that dies says nothing: here on an argument that no model takes.
-    with pytest.raises(FlatqError, match="the process that ran broken ended") as stop:
+    with pytest.raises(FlatqError, match="the process that ran broken exited") as stop:
         Worker("broken", {**wanted, "colour": "blue"})
     assert stop.value.got is not None
     assert stop.value.got.startswith("exit code 1")

@@ -73,7 +73,7 @@ def test_integer_attention_is_planned_verified_and_audited(
 ) -> None:
     few = ("--calib-images", "2", "--steps", "2", "--threads", "1")
     out = tmp_path / "artifact"
-    code, _, err = run("quantize", tiny.source, "--attention-bits", "8", "--edges", "8", *few, "-o", out)
+    code, _, err = run("quantize", tiny.source, "--attention-bits", "8", "--first-last", "8", *few, "-o", out)
     assert code == 0, err
     assert "attention's products 8-bit (recipe w8a8-att8-edges8)" in err
     code, table, _ = run("inspect", out)

@@ -12,12 +12,11 @@ from command_line import Cli
 from networks import checkpoint
 
 from flatq.bench.machine import this_machine
-from flatq.bench.result import BenchResult, Entry, Measured, write_result
-from flatq.bench.speeds import speeds_of
+from flatq.bench.result import BenchResult, Entry, Measured, speeds_of, write_result
 from flatq.bench.timing import Latency
 from flatq.checkpoint import file_digest
 from flatq.report.again import eval_command, what_is_not_known
-from flatq.report.html.scatter import Speed
+from flatq.report.html.latency import Speed
 from flatq.report.model import Report, read_report
 
 PLAN = ("--steps", 2, "--sampler", "ddim", "--eta", 0.5, "--seed", 7, "--batch-size", 50, "--first", 3)
@@ -108,7 +107,7 @@ def test_a_benchmark_on_the_page(cli: Cli, folder: Path, tmp_path: Path) -> None
         machine=this_machine(), batches=(4,), threads=1, rounds=1, warmup=0, seed=0, entries=(entry,),
         left_out=(),
     )  # fmt: skip
-    assert speeds_of(result) == [Speed("a", digest, "torch", True, {4: 2.0})]
+    assert speeds_of(result) == [Speed(digest, "torch", True, {4: 2.0})]
     write_result(result, tmp_path / "bench")
     assert cli("report", tmp_path / "e", "--bench", tmp_path / "bench") == 0, cli.err
     assert "Benchmark, batch 4: ms an image" in (tmp_path / "e" / "report.html").read_text()

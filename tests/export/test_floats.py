@@ -155,7 +155,7 @@ def test_what_a_target_does_not_take_is_refused_by_name(
     out = tmp_path / "d"
     source = tmp_path / "not even read" if quantized else tiny
     export: Any = export_artifact if quantized else export_checkpoint
-    with pytest.raises(UsageError, match=f"--float {floats} is not offered for {target}"):
+    with pytest.raises(UsageError, match=f"--float-precision {floats} is not offered for {target}"):
         export(source, target, out, float_precision=floats)
     assert not (tmp_path / "d").exists()
 

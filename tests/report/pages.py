@@ -15,9 +15,9 @@ from PIL import Image
 from reports import make_report
 
 from flatq.evaluate.judge import Tolerances
+from flatq.report.html.latency import Speed
 from flatq.report.html.page import render_html
-from flatq.report.html.scatter import Speed
-from flatq.report.html.shown import Source
+from flatq.report.html.page_models import PageSource
 from flatq.report.model import Report
 from flatq.report.regate import regate, with_verdicts
 
@@ -142,7 +142,7 @@ def gated_report(
 
 
 def page_of(report: Report, folder: Path, *speeds: Speed) -> Element:
-    return parse(render_html([Source(report, folder)], speeds))
+    return parse(render_html([PageSource(report, folder)], speeds))
 
 
 def changed_entry(report: Report, number: int, **fields: Any) -> Report:

@@ -12,7 +12,7 @@ from reports import make_report
 
 from flatq.report.findings import COLUMNS, MethodResult, cells
 from flatq.report.html.demo import DemoMethod, write_demo_page
-from flatq.report.html.shown import Source
+from flatq.report.html.page_models import PageSource
 
 BITS = ("W8A8", "W4A4 plain")
 REAL = np.full((24, 1, 4, 4), 77, np.uint8)
@@ -24,7 +24,7 @@ def method(folder: Path, name: str, seed: int) -> DemoMethod:
     for model in models:
         add_pictures(folder, model, list(range(30)))
     results = [MethodResult(name, "EMA", b, e) for b, e in zip(BITS, report.models, strict=True)]
-    return DemoMethod(name, f"{name} & its gradients.", "10 steps.", Source(report, folder), results)
+    return DemoMethod(name, f"{name} & its gradients.", "10 steps.", PageSource(report, folder), results)
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from flatq.errors import DataError
 from flatq.evaluate.contrast import Contrast
 from flatq.evaluate.gate import Verdict
 from flatq.evaluate.ladder import ERRORS, Ladder
+from flatq.report.html.latency import Speed
 from flatq.report.html.page import render_html, write_html
-from flatq.report.html.scatter import Speed
-from flatq.report.html.shown import Source
+from flatq.report.html.page_models import PageSource
 from flatq.report.model import Extractor, write_report
 from flatq.verify import Audit
 from flatq.verify.results import AuditEntry
@@ -113,8 +113,7 @@ def test_without_a_gate_nothing_is_judged(tmp_path: Path) -> None:
     document = page_of(make_report(tmp_path, {"w8a8": 0.1}), tmp_path)
     assert document.all("h1")[0].text == "Not gated. ema w8a8 was measured, but no tolerance was set"
     assert "flatq gate report.json --max-drift X" in document.text
-    assert not document.all("line", "limit")
-    assert document.all("line", "zero")
+    assert "tolerance" not in document.by_id("drift").all("svg")[0].text
 
 
 def test_the_table_holds_the_numbers(tmp_path: Path) -> None:
@@ -186,8 +185,8 @@ def test_what_a_name_holds_is_text(tmp_path: Path) -> None:
             "environment": report.environment.model_copy(update={"cpu": evil, "versions": {evil: evil}}),
         }
     )
-    speed = Speed(evil, evil, evil, False, {1: 1.0})
-    page = render_html([Source(report, tmp_path, notes=(evil,))], [speed])
+    speed = Speed(evil, evil, False, {1: 1.0})
+    page = render_html([PageSource(report, tmp_path, notes=(evil,))], [speed])
     assert "<img src=x" not in page
     assert "210003" not in page
     document = parse(page)
@@ -201,9 +200,10 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
     add_pictures(tmp_path, "w8a8", [0, 1, 200])
     code = (
         "import sys; from flatq.report.html.page import render_html; "
-        "from flatq.report.html.shown import Source; from flatq.report.model import read_report; "
+        "from flatq.report.html.page_models import PageSource; from flatq.report.model import read_report; "
         "from pathlib import Path; "
-        "sys.stdout.buffer.write(render_html([Source(read_report(sys.argv[1]), Path(sys.argv[1]))]).encode())"
+        "source = PageSource(read_report(sys.argv[1]), Path(sys.argv[1])); "
+        "sys.stdout.buffer.write(render_html([source]).encode())"
     )
     write_report(report, tmp_path)
     found = {
@@ -249,9 +249,9 @@ def test_the_ladder(tmp_path: Path, interval: bool) -> None:
         ends,
     ]
     assert [tr.all("td")[1].text for tr in rungs.all("tr")[1:]] == ["1", "1.01", "1.25", "1.24"]
-    assert len(section.all("div", "lane")) == 4
-    assert len(section.all("line", "bar")) == (4 if interval else 0)
-    assert len(section.all("circle", "open")) == (0 if interval else 4)
+    wide = section.all("svg")[0]
+    assert {"Export", "Quantization", "Kernels", "Total"} <= {text.text for text in wide.all("text")}
+    assert ("+0.25, no interval" in wide.text) is not interval
     assert "#ladder" in [a.attributes["href"] for a in document.all("a")]
 
 
@@ -286,7 +286,7 @@ def test_several_reports_on_one_page(tmp_path: Path) -> None:
     two = make_report(tmp_path / "b", {"w4a8": 0.3})
     add_pictures(tmp_path / "a", "w8a8", [*range(24)])
     add_pictures(tmp_path / "b", "w4a8", [*range(20)])
-    sources = [Source(one, tmp_path / "a"), Source(two, tmp_path / "b")]
+    sources = [PageSource(one, tmp_path / "a"), PageSource(two, tmp_path / "b")]
     document = parse(render_html(sources))
     columns = document.by_id("numbers").all("thead")[0].all("th")
     assert [th.text for th in columns] == ["Measure", "float float", "ema w8a8 w8a8", "ema w4a8 w4a8"]
@@ -295,7 +295,7 @@ def test_several_reports_on_one_page(tmp_path: Path) -> None:
     assert len(document.by_id("again").all("pre")) == 2
 
     other = make_report(tmp_path / "c", {"w8a8": 0.3}, seed=1)
-    document = parse(render_html([*sources, Source(other, tmp_path / "c")]))
+    document = parse(render_html([*sources, PageSource(other, tmp_path / "c")]))
     assert [h.text for h in document.by_id("changed").all("h3")] == [
         "ema w8a8 w8a8 #1",
         "ema w4a8",
@@ -303,17 +303,17 @@ def test_several_reports_on_one_page(tmp_path: Path) -> None:
     ]
     assert len(document.by_id("samples").all("div", "part")) == 2  # another seed
     other = make_report(tmp_path / "c", {"w8a8": 0.3}, noise_version=2)
-    document = parse(render_html([*sources, Source(other, tmp_path / "c")]))
+    document = parse(render_html([*sources, PageSource(other, tmp_path / "c")]))
     assert len(document.by_id("samples").all("div", "part")) == 2  # another version of the noise
 
     net = Extractor(name="other", digest="00" * 32, dim=6)
     odd = make_report(tmp_path / "d", {"w8a8": 0.3}, extractor=net)
     with pytest.raises(DataError, match="do not compare"):
-        render_html([*sources, Source(odd, tmp_path / "d")])
+        render_html([*sources, PageSource(odd, tmp_path / "d")])
 
 
 def test_writing_into_no_folder(tmp_path: Path) -> None:
-    source = Source(make_report(tmp_path, {"w8a8": 0.1}), tmp_path)
+    source = PageSource(make_report(tmp_path, {"w8a8": 0.1}), tmp_path)
     with pytest.raises(DataError, match="cannot write"):
         write_html([source], tmp_path / "none" / "a.html")
     assert write_html([source], tmp_path / "a.html").read_bytes() == (tmp_path / "report.html").read_bytes()

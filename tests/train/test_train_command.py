@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from command_line import Cli
 
 from flatq.checkpoint import load_checkpoint
+from flatq.cli.train_command import _options, command
+from flatq.train import TrainConfig
 from flatq.train.state import read_state
 
 TINY = ("--steps", "2", "--batch-size", "4", "--channels", "8,16", "--patch", "2", "--threads", "1")
@@ -74,11 +77,11 @@ def test_resuming_takes_the_runs_own_options(cli: Cli, tmp_path: Path) -> None:
         (("--set", "batchsize=4"), "did you mean batch_size?"),
         (("--set", "steps=many"), "steps is not valid"),
         (("--set", "lr=1", "--lr", "1"), "given twice"),
-        (("--ema", "a"), "list of numbers"),
-        (("--attention", "8,x"), "list of whole numbers"),
+        (("--ema", "a"), "--ema is not valid"),
+        (("--attention", "8,x"), "--attention is not valid"),
         (("--swa-start", "soon"), "swa_start is not valid"),
         (("--gamma", "0.1"), "gamma needs"),
-        (("--device", "tpu"), "device is not valid"),
+        (("--device", "tpu"), "--device"),
         (("--preset", "wrong.toml"), "dropout is not valid, from the preset wrong.toml"),
         (("--resume",), "nothing to resume"),
     ],
@@ -101,3 +104,21 @@ def test_other_processes_than_the_first_say_nothing(
     assert cli(tmp_path, *TINY) == 0
     assert not cli.out
     assert not cli.err
+
+
+def test_the_choices_of_the_options_are_those_of_the_configuration() -> None:
+    hints = get_type_hints(command)
+    for name in (
+        "method",
+        "sam_on",
+        "lr_schedule",
+        "precision",
+        "schedule",
+        "variance",
+        "timesteps",
+        "device",
+    ):
+        offered = get_args(get_args(hints[name])[0])
+        assert offered == get_args(TrainConfig.model_fields[name].annotation)
+    widths = _options({"channels": "64,64"}, [])["channels"]
+    assert widths == [64, 64]

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from flatq.files import replacing
 from flatq.report.findings import COLUMNS, MethodResult, cells
 from flatq.report.html.images import Picture, data_uri, samples, sheet
-from flatq.report.html.plotting import drift_plot
-from flatq.report.html.shown import Source, groups, shown
+from flatq.report.html.page_models import PageSource, groups, page_models
+from flatq.report.html.plots import drift_plot
 from flatq.report.html.template import open_template
-from flatq.report.html.text import numeral
 
 __all__ = ["DemoMethod", "write_demo_page"]
 
@@ -37,7 +37,7 @@ class DemoMethod:
     name: str
     what: str
     training: str
-    source: Source
+    source: PageSource
     results: Sequence[MethodResult]
 
 
@@ -55,8 +55,6 @@ def write_demo_page(
         notes: what names mean, what the findings rest on, and what was left out.
         training_images: uint8 [n, C, H, W], shown as an example.
     """
-    from markupsafe import Markup
-
     results = [result for method in methods for result in method.results]
     report = methods[0].source.report
     picture, sharp = sheet(training_images, 6)
@@ -70,11 +68,11 @@ def write_demo_page(
             "training data",
             sharp=sharp,
         ),
-        sentences=[numeral(line) for line in sentences],
+        sentences=sentences,
         notes=notes,
         report=report,
         columns=COLUMNS,
-        rows=[[numeral(cell) for cell in cells(result)] for result in results],
+        rows=list(map(cells, results)),
         plots=[
             ("wide", Markup(drift_plot(results, _WIDE))),
             ("narrow", Markup(drift_plot(results, _NARROW))),
@@ -86,7 +84,7 @@ def write_demo_page(
 
 def _panels(method: DemoMethod) -> list[Picture]:
     """The float model's first samples and those of each quantized one, from the same noise."""
-    (group,) = groups(shown([method.source]))
+    (group,) = groups(page_models([method.source]))
     found = samples(group).panels
     captions = ["float", *(result.bits for result in method.results)]
     return [

@@ -11,12 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flatq.errors import DataError
-from flatq.report.html.shown import Group, Shown
-from flatq.report.html.text import count, numeral
+from flatq.report.html.page_models import Group, PageModel
 from flatq.report.pictures import CHANGED, FIRST, Pictures, most_changed, read_pictures
-from flatq.report.sidecar import check_digest
-from flatq.report.wording import number
+from flatq.report.wording import count, number
 
 __all__ = ["Changed", "Picture", "Samples", "changed", "data_uri", "samples", "sheet"]
 
@@ -41,12 +38,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Samples:
-    """The grids of one group. missing: what cannot be shown, and why. stored: pictures of reports that keep
-    no single images."""
+    """The grids of one group. missing: what cannot be shown, and why."""
 
     text: str
     panels: list[Picture] = field(default_factory=list)
-    stored: list[Picture] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
@@ -88,17 +83,16 @@ def data_uri(picture: Image.Image) -> str:
 
 def samples(group: Group) -> Samples:
     """Float and each model of the group, the image of an index at the same place in every panel."""
-    found, missing, stored = {}, [], []
+    found, missing = {}, []
     for model in group.models:
         pictures, why = _read(model)
         if pictures is not None and pictures.kept is not None:
             found[model.label] = pictures
         else:
             missing.append(f"{model.label}: {why or _NOT_KEPT}")
-            stored += _stored(model)
     report = group.source.report
     if not found:
-        return Samples("", stored=stored, missing=missing)
+        return Samples("", missing=missing)
     common: list[int] = []
     for index in range(report.first_index, report.first_index + FIRST):
         if not all(pictures.pair(index) for pictures in found.values()):
@@ -118,10 +112,10 @@ def samples(group: Group) -> Samples:
         f"The first {count(len(common), 'image')} of the float model {report.baseline.name} and of each "
         "quantized one, on the same noise: the same place in each panel is the same image."
     )
-    return Samples(text, panels, stored, missing)
+    return Samples(text, panels, missing)
 
 
-def changed(model: Shown) -> Changed:
+def changed(model: PageModel) -> Changed:
     """The pairs of a model with the largest distance, largest first."""
     pictures, why = _read(model)
     if pictures is None:
@@ -130,7 +124,7 @@ def changed(model: Shown) -> Changed:
     if not rows.size:
         return Changed(model.label, "No image changed at all.")
     text = (
-        f"Mean distance of a pair {number(float(model.entry.rms_distance_mean or 0.0))}, largest "
+        f"Mean paired RMSE {number(float(model.entry.rms_distance_mean or 0.0))}, largest "
         f"{number(float(pictures.distance[rows[0]]))}, of {count(len(pictures.distance), 'pair')}."
     )
     pairs = []
@@ -140,7 +134,7 @@ def changed(model: Shown) -> Changed:
         if pair is None:
             continue
         picture, sharp = sheet(np.stack(pair), 2)
-        distance = numeral(number(float(pictures.distance[row])))
+        distance = number(float(pictures.distance[row]))
         alt = f"image {index}: float on the left, {model.label} on the right"
         pairs.append(Picture(data_uri(picture), *picture.size, alt, f"image {index}", distance, sharp))
     if not pairs:
@@ -157,7 +151,7 @@ def _panel(images: Sequence[U8], caption: str, note: str, what: str) -> Picture:
     return Picture(data_uri(picture), *picture.size, f"{caption}: {what}", caption, note, sharp)
 
 
-def _read(model: Shown) -> tuple[Pictures | None, str | None]:
+def _read(model: PageModel) -> tuple[Pictures | None, str | None]:
     """What a model keeps, or why there is none."""
     if not model.entry.finite:
         return None, "its samples are not finite, so there are no images"
@@ -169,25 +163,3 @@ def _read(model: Shown) -> tuple[Pictures | None, str | None]:
     if pictures is None:
         return None, _NOT_KEPT
     return pictures, None
-
-
-def _stored(model: Shown) -> list[Picture]:
-    """The picture that a report without single images has in its folder."""
-    if model.entry.grid is None:
-        return []
-    file = (model.source.folder / model.entry.grid).resolve()
-    if not file.is_relative_to(model.source.folder.resolve()) or not file.is_file():
-        return []
-    check_digest(file, model.entry.grid_sha256)
-    try:
-        with Image.open(file, formats=("PNG",)) as picture:
-            copy = Image.fromarray(np.asarray(picture.convert("RGB")))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"the picture {file} is damaged",
-            expected="the PNG that `flatq eval` wrote",
-            got=" ".join(str(error).split()),
-            next_step="restore it from a copy, or evaluate again",
-        ) from error
-    alt = f"float on the left, {model.label} on the right"
-    return [Picture(data_uri(copy), *copy.size, alt, model.label)]

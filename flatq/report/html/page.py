@@ -5,26 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from flatq.errors import DataError
+from flatq.evaluate.ladder import ERRORS
 from flatq.files import replacing
-from flatq.report.html.details import audits, ladders
+from flatq.report.html import headline
 from flatq.report.html.images import changed, samples
-from flatq.report.html.intervals import Bar, interval_plot
-from flatq.report.html.numbers import table
-from flatq.report.html.scatter import Speed, scatters
-from flatq.report.html.settings import again
-from flatq.report.html.shown import Shown, Source, groups, outcome_of, shown
+from flatq.report.html.latency import Speed, scatters
+from flatq.report.html.numbers import measures
+from flatq.report.html.page_models import PageModel, PageSource, groups, outcome_of, page_models
+from flatq.report.html.plots import Interval, interval_plots
+from flatq.report.html.settings import rerun
 from flatq.report.html.template import open_template
-from flatq.report.html.verdicts import head
 from flatq.report.wording import cautions, neighbours, scale
+from flatq.verify.tables import integer_groups
 
 __all__ = ["render_html", "write_html"]
 
+_ERROR_NAMES = {
+    "export": ("Export", "B \N{MINUS SIGN} A"),
+    "quantization": ("Quantization", "C \N{MINUS SIGN} A"),
+    "kernel": ("Kernels", "D \N{MINUS SIGN} C \N{MINUS SIGN} B + A"),
+    "total": ("Total", "D \N{MINUS SIGN} A"),
+}
+_STAGES = {
+    "A": "float model in torch",
+    "B": "its float export on the runtime",
+    "C": "quantized graph in torch",
+    "D": "that graph on the runtime",
+}
 
-def render_html(sources: Sequence[Source], speeds: Sequence[Speed] = ()) -> str:
+
+def render_html(sources: Sequence[PageSource], speeds: Sequence[Speed] = ()) -> str:
     """One HTML file without scripts that loads nothing. The same reports and files give the same text.
 
-    What a report or its folder does not hold is said on the page.
+    The page names what a report or its folder does not hold.
 
     Args:
         sources: at least one; their distances have to compare.
@@ -33,34 +49,48 @@ def render_html(sources: Sequence[Source], speeds: Sequence[Speed] = ()) -> str:
     Raises:
         DataError: reports of other features, references or roundings.
     """
-    models = shown(sources)
+    models = page_models(sources)
     reports = [source.report for source in sources]
     limit = _shared_limit(sources)
     plots, not_timed = scatters(models, speeds, limit)
     first = reports[0]
+    lanes = [_interval(model, limit) for model in models if model.entry.drift is not None]
+    columns, rows = measures(models)
     text = open_template("page.html").render(
-        head=head(models, sources),
-        inception=first.extractor.kind == "inception",
+        outcome=headline.worst_outcome(models),
+        title=headline.title(models),
+        lead=headline.lead(models, sources),
+        tolerance=" ".join(dict.fromkeys(map(headline.tolerance, sources))),
+        notes=list(dict.fromkeys(note for source in sources for note in source.notes)),
+        words=headline.WORDS,
+        outcome_of=outcome_of,
+        models=models,
         extractor=first.extractor,
         scale=scale(first),
         cautions=list(dict.fromkeys(line for report in reports for line in cautions(report))),
         neighbours=neighbours(first),
-        table=table(models) if models else None,
-        drift=interval_plot([_bar(model, limit) for model in models if model.entry.drift is not None], limit),
+        columns=columns,
+        rows=rows,
+        limit=limit,
+        lanes=lanes,
+        drift=_marked(interval_plots(lanes, limit, "drift")),
         samples=[samples(group) for group in groups(models)],
         changed=[changed(model) for model in models],
-        ladders=ladders(models),
-        audits=audits(models),
-        not_audited=[model.label for model in models if model.entry.audit is None],
+        ladders={
+            model.label: _marked(_ladder_plots(model)) for model in models if model.entry.ladder is not None
+        },
+        error_names=_ERROR_NAMES,
+        stages=_STAGES,
+        integer_groups=integer_groups,
         scatters=plots,
         benchmarked=bool(speeds),
         not_timed=not_timed,
-        again=again(sources),
+        again=[rerun(report) for report in reports],
     )
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
 
 
-def write_html(sources: Sequence[Source], path: Path, speeds: Sequence[Speed] = ()) -> Path:
+def write_html(sources: Sequence[PageSource], path: Path, speeds: Sequence[Speed] = ()) -> Path:
     """Writes the page atomically into a folder that is there; gives `path` back.
 
     Raises:
@@ -79,7 +109,11 @@ def write_html(sources: Sequence[Source], path: Path, speeds: Sequence[Speed] = 
     return path
 
 
-def _shared_limit(sources: Sequence[Source]) -> float | None:
+def _marked(plots: list[tuple[str, str]]) -> list[tuple[str, Markup]]:
+    return [(name, Markup(svg)) for name, svg in plots]
+
+
+def _shared_limit(sources: Sequence[PageSource]) -> float | None:
     """The absolute tolerance of the drift over the float model, where all reports share it."""
     limits = {
         source.report.gate.max_drift
@@ -90,15 +124,24 @@ def _shared_limit(sources: Sequence[Source]) -> float | None:
     return limits.pop() if len(limits) == 1 else None
 
 
-def _bar(model: Shown, shared: float | None) -> Bar:
+def _interval(model: PageModel, shared: float | None) -> Interval:
+    """The drift, with the model's own tolerance where it is not the shared one."""
     drift, gate = model.entry.drift, model.source.report.gate
     assert drift is not None
-    own = None
+    limits = []
     if gate is not None and model.source.against == "float model":
         relative = None if gate.max_drift_rel is None else gate.max_drift_rel * drift.fid_float
-        limits = [
-            limit for limit in (relative, gate.max_drift if shared is None else None) if limit is not None
-        ]
-        own = min(limits, default=None)
+        limits = [x for x in (relative, gate.max_drift if shared is None else None) if x is not None]
     middle = drift.raw if drift.corrected is None else drift.corrected
-    return Bar(model.label, middle, drift.low, drift.high, own, outcome_of(model.entry))
+    state = outcome_of(model.entry)
+    return Interval(model.label, middle, drift.low, drift.high, min(limits, default=None), state)
+
+
+def _ladder_plots(model: PageModel) -> list[tuple[str, str]]:
+    lanes = []
+    for name in ERRORS:
+        error = getattr(model.entry.ladder, name)
+        middle = error.raw if error.corrected is None else error.corrected
+        state = "total" if name == "total" else "plain"
+        lanes.append(Interval(_ERROR_NAMES[name][0], middle, error.low, error.high, state=state))
+    return interval_plots(lanes, None, f"ladder {model.label}")

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from flatq.report import wording
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 __all__ = ["open_template"]
 
+_FILTERS = (
+    "bits_in_words",
+    "count",
+    "ends",
+    "hyphens",
+    "identity",
+    "joined",
+    "latency",
+    "number",
+    "numeral",
+    "percent",
+    "signed",
+    "size",
+)
 
-def open_template(name: str, **filters: Callable[[str], str]) -> Template:
-    """A template of `templates/`, with filters of its own; what it prints is escaped."""
+
+def open_template(name: str) -> Template:
+    """A template of `templates/`, with functions of `flatq.report.wording` as filters; what it prints is
+    escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -23,5 +40,5 @@ def open_template(name: str, **filters: Callable[[str], str]) -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= filters
+    environment.filters |= {name: getattr(wording, name) for name in _FILTERS}
     return environment.get_template(name)

@@ -13,13 +13,13 @@ from flatq.errors import DataError
 if TYPE_CHECKING:
     from flatq.report.model import ModelEntry, Report
 
-__all__ = ["Against", "Group", "Shown", "Source", "groups", "outcome_of", "shown"]
+__all__ = ["Against", "Group", "PageModel", "PageSource", "groups", "outcome_of", "page_models"]
 
 Against = Literal["float model", "earlier report"]
 
 
 @dataclass(frozen=True)
-class Source:
+class PageSource:
     """A report and its folder, which holds sidecars and pictures. against: what its verdicts judge the drift
     over. notes: what a reader of the verdicts should know."""
 
@@ -30,26 +30,26 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageModel:
     """A model of the page. label: its own on this page."""
 
     label: str
     entry: ModelEntry
-    source: Source
+    source: PageSource
 
 
 @dataclass(frozen=True)
 class Group:
     """Models that were compared with one float model on the same noise, so that their images pair up."""
 
-    models: list[Shown]
+    models: list[PageModel]
 
     @property
-    def source(self) -> Source:
+    def source(self) -> PageSource:
         return self.models[0].source
 
 
-def shown(sources: Sequence[Source]) -> list[Shown]:
+def page_models(sources: Sequence[PageSource]) -> list[PageModel]:
     """All models in their order. Where a label occurs twice, the name stands beside it; else a number.
 
     Raises:
@@ -66,10 +66,10 @@ def shown(sources: Sequence[Source]) -> list[Shown]:
             )
     pairs = [(source, entry) for source in sources for entry in source.report.models]
     labels = _unlike([(entry.label, entry.name) for _, entry in pairs])
-    return [Shown(label, entry, source) for label, (source, entry) in zip(labels, pairs, strict=True)]
+    return [PageModel(label, entry, source) for label, (source, entry) in zip(labels, pairs, strict=True)]
 
 
-def groups(models: Sequence[Shown]) -> list[Group]:
+def groups(models: Sequence[PageModel]) -> list[Group]:
     """By float model, plan, noise, first index: in the order in which they appear."""
     found: dict[str, Group] = {}
     for model in models:
