@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flatq import __version__
 from flatq.bench.machine import Machine
 from flatq.bench.timing import Latency, Ratio
 from flatq.errors import DataError
 from flatq.files import replacing
+from flatq.version import __version__
 
 __all__ = [
     "BENCH_FILE",

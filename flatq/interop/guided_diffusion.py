@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatq import __version__
 from flatq.checkpoint import Checkpoint, ModelConfig, check_weights, file_digest
 from flatq.interop.guided_flags import GROUPS, Flags, read_flags
 from flatq.process import ProcessConfig
+from flatq.version import __version__
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from command_line import Cli
 
 from flatq.evaluate.inception import open_inception
 from flatq.evaluate.moments import Moments
-from flatq.evaluate.reference import ReferenceSource, load_reference, save_reference
+from flatq.evaluate.statistics_file import ReferenceSource, load_reference, save_reference
 from flatq.report.model import Report, read_report
 from flatq.train import TrainConfig, train
 

@@ -10,7 +10,7 @@ import pytest
 from pages import changed_entry, gated_report, page_of
 from reports import make_report
 
-from flatq.evaluate.judge import Tolerances
+from flatq.evaluate.gate import Tolerances
 from flatq.report.html.axis import log_axis, round_axis
 from flatq.report.html.intervals import Bar, interval_plot
 from flatq.report.html.scatter import Speed

@@ -14,7 +14,7 @@ from flatq.report.wording import ends, identity, number, signed
 from flatq.verify.tables import integer_groups
 
 if TYPE_CHECKING:
-    from flatq.evaluate.contrast import Contrast
+    from flatq.evaluate.drift import Contrast
     from flatq.evaluate.ladder import Ladder
     from flatq.verify import Audit
 
