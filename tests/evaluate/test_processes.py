@@ -130,7 +130,7 @@ def crew(feature_net: Path, tmp_path: Path) -> Crew:
 
 def test_shares_make_one_sample(crew: Crew, tmp_path: Path) -> None:
     shared = crew.grown(26)
-    assert crew.drawn == [12, 8, 6]  # batches 0, 3 and the 2 images of 6; the others
+    assert crew.drawn == [10, 8, 8]  # batches 0, 3 and the 2 images of 6; the others
     own = crew.cache
     crew.cache = Cache(tmp_path / "other", pytest.fail)
     alone = crew.samples(Watched(), Processes())
