@@ -56,6 +56,7 @@ check: venv
 	$(VENV)/bin/ruff format --check .
 	@! find tests -name 'test_*.py' | sed 's|.*/||' | sort | uniq -d | sed 's|$$|: two test files share this name|' | grep .
 	$(VENV)/bin/python studies/claims_table.py --check
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 	rm -rf build *.egg-info $(CHECK)
 	$(PYTHON) -m venv --without-pip $(CHECK)
 	$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
@@ -69,4 +70,4 @@ check: venv
 		--config ../pyproject.toml --no-cache
 
 clean:
-	rm -rf $(VENV) $(CHECK) .venv-tensorrt build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CHECK) .venv-tensorrt build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -5,8 +5,11 @@ It reports what it finds. A toy of this size (8x8 digits, one training run for e
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import flatq
@@ -25,6 +28,7 @@ from flatq.report.html.demo import DemoMethod, write_demo_page
 from flatq.report.html.shown import Source
 from flatq.report.model import Report
 from flatq.report.wording import cautions, scale
+from flatq.runtime.base import default_threads
 from flatq.sampler import SamplePlan
 from flatq.train.config import TrainConfig
 
@@ -72,10 +76,13 @@ class Demo:
 def run_demo(out: Path, progress: Progress, *, steps: int, images: int, threads: int | None = None) -> Demo:
     """Run the demo in a new folder; runs, artifacts, reports and the page `index.html` stay there.
 
+    The methods run side by side in processes of their own: most of quantizing and exporting a network of this
+    size uses one core only.
+
     Args:
         steps: of the training, for each method.
         images: sampled for each model.
-        threads: CPU threads, all cores by default.
+        threads: CPU threads in all, all cores by default.
 
     Raises:
         UsageError: the folder exists.
@@ -87,7 +94,12 @@ def run_demo(out: Path, progress: Progress, *, steps: int, images: int, threads:
             got="something that would be overwritten",
             next_step="remove it, or choose another with -o",
         )
-    methods = [_run_method(method, out / method, steps, images, threads, progress) for method in _METHODS]
+    threads = default_threads() if threads is None else threads
+    workers = min(threads, len(_METHODS))
+    training = {"data": "digits:train", "steps": steps, "threads": threads // workers, **_NETWORK}
+    configs = [TrainConfig.model_validate({"method": method, **training}) for method in _METHODS]
+    tasks = [_Task(config, _CALIBRATION, images, out / config.method) for config in configs]
+    methods = _run_all(tasks, workers, progress)
     results = tuple(result for method in methods for result in method.results)
     sentences = tuple(findings(results, "SAM", "ADM"))
     notes = _notes(methods[0].source.report)
@@ -96,39 +108,73 @@ def run_demo(out: Path, progress: Progress, *, steps: int, images: int, threads:
     return Demo(results, sentences, notes, page)
 
 
-def _run_method(
-    method: str, folder: Path, steps: int, images: int, threads: int | None, progress: Progress
-) -> DemoMethod:
+@dataclass(frozen=True)
+class _Task:
+    """One method of training, from its first step to its report."""
+
+    config: TrainConfig
+    calibration: CalibrationPlan
+    images: int
+    folder: Path
+
+
+def _run_all(tasks: list[_Task], workers: int, progress: Progress) -> list[DemoMethod]:
+    context = multiprocessing.get_context("spawn")
+    messages = context.SimpleQueue()
+    with ProcessPoolExecutor(workers, context, _send_progress_to, (messages,)) as pool:
+        running = [pool.submit(_run_method, task) for task in tasks]
+        waiting = set(running)
+        while waiting:
+            waiting = wait(waiting, timeout=0.2).not_done
+            while not messages.empty():
+                progress(*messages.get())
+        return [done.result() for done in running]
+
+
+_messages: SimpleQueue[tuple[str, int, int]]
+"""Of a worker: progress for the process that shows it."""
+
+
+def _send_progress_to(messages: SimpleQueue[tuple[str, int, int]]) -> None:
+    global _messages
+    _messages = messages
+
+
+def _run_method(task: _Task) -> DemoMethod:
+    method, steps, threads = task.config.method, task.config.steps, task.config.threads
     name = method.upper()
-    config = TrainConfig.model_validate(
-        {"data": "digits:train", "method": method, "steps": steps, "threads": threads, **_NETWORK}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        _messages.put((f"{name}: {stage}", done, total))
+
+    checkpoint = flatq.train(
+        task.config, task.folder, progress=lambda step, _: progress("train", step, steps)
     )
-    checkpoint = flatq.train(config, folder, progress=lambda step, _: progress(f"{name}: train", step, steps))
-    stage, artifacts = f"{name}: quantize and export", []
+    stage, artifacts = "quantize and export", []
     for number, (bits, scheme) in enumerate(_SCHEMES.items()):
         progress(stage, number, len(_SCHEMES))
-        artifact = folder / bits.lower().replace(" ", "-")
-        settings = replace(scheme, calibration=_CALIBRATION, weights="ema", threads=threads)
+        artifact = task.folder / bits.lower().replace(" ", "-")
+        settings = replace(scheme, calibration=task.calibration, weights="ema", threads=threads)
         quantized = flatq.quantize(checkpoint, settings, artifact)
         flatq.export(quantized, ExportSettings(verify=False, threads=threads))
         artifacts.append(artifact)
     progress(stage, len(_SCHEMES), len(_SCHEMES))
-    task = EvaluateSettings(
+    evaluation = EvaluateSettings(
         models=tuple(artifacts),
         baseline=checkpoint.source,
         data="digits",
-        out=folder / "eval",
+        out=task.folder / "eval",
         plan=SamplePlan(steps=20),
-        images=images,
+        images=task.images,
         runtime=RuntimeSettings(threads=threads),
     )
     report = flatq.evaluate(
-        task, progress=lambda what, done, total: progress(f"{name}: evaluate ({what})", done, total)
+        evaluation, progress=lambda what, done, total: progress(f"evaluate ({what})", done, total)
     )
     results = [
         MethodResult(name, "EMA", bits, entry) for bits, entry in zip(_SCHEMES, report.models, strict=True)
     ]
-    return DemoMethod(name, _METHODS[method], _training(checkpoint), Source(report, task.out), results)
+    return DemoMethod(name, _METHODS[method], _training(checkpoint), Source(report, evaluation.out), results)
 
 
 def _training(checkpoint: Checkpoint) -> str:
@@ -150,5 +196,7 @@ def _notes(report: Report) -> tuple[str, ...]:
         "Both methods took the same number of steps, but a step of SAM takes two gradient passes.",
         f"FIDs are in the features of {report.extractor.name}. {scale(report)}",
         *cautions(report),
+        "Milliseconds per step are a by-product of sampling, with both methods at work; flatq bench measures "
+        "speed.",
         "To save time, the layers of the exports were not compared with PyTorch; flatq export does that.",
     )
