@@ -260,9 +260,7 @@ def _weigh(
     raw = float(sum(w * used[name].distance for name, w in weights.items()))
     reason, settles = _why_no_interval(used, reference)
     bias = None
-    interval: dict[str, float | None] = dict.fromkeys(
-        ("corrected", "standard_error", "half_width", "low", "high")
-    )
+    interval: dict[str, Any] = dict.fromkeys(("corrected", "standard_error", "half_width", "low", "high"))
     if reason is None:
         values: F64 = np.zeros(n)
         bias = 0.0
@@ -277,7 +275,7 @@ def _weigh(
     return found | {"n": n, "n_over_rank": n / _rank(used, reference), "reason": reason}, settles
 
 
-def _interval(corrected: float, standard_error: float, confidence: float) -> dict[str, float]:
+def _interval(corrected: float, standard_error: float, confidence: float) -> dict[str, Any]:
     """corrected -+ z SE. Nothing is added for what is not known of the bias: the standard error, which counts
     the noise of the gradient too, is too large rather than too small where that matters
     (`benchmarks/coverage.py`)."""
