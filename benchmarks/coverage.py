@@ -123,7 +123,7 @@ def covered(x: F64, q: F64, reference: Any, n: int, replicates: int, seed: int =
 
 def from_sidecar(sidecar: Path, statistics: Path, ratio: float, replicates: int) -> dict[str, Any]:
     """Coverage on a pool of real pairs."""
-    from flatq.evaluate.reference import load_reference
+    from flatq.evaluate.statistics_file import load_reference
 
     reference = load_reference(statistics).reference
     kept = np.load(sidecar, allow_pickle=False)

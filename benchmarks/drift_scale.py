@@ -47,7 +47,7 @@ def write_features(folder: Path, n: int, dim: int, seed: int = 0) -> None:
 def measure(folder: Path) -> dict[str, Any]:
     """Drift and peak memory of this process; `folder` as `write_features` leaves it."""
     from flatq.evaluate.drift import fid_drift
-    from flatq.evaluate.reference import load_reference
+    from flatq.evaluate.statistics_file import load_reference
 
     reference = load_reference(folder / "reference.npz").reference
     x, q = (np.load(folder / name, mmap_mode="r") for name in ("x.npy", "q.npy"))

@@ -30,7 +30,9 @@ import numpy as np  # noqa: E402
 
 import flatq.assess  # noqa: E402
 import flatq.sampler  # noqa: E402
-from flatq.evaluate import drawing, features, samples  # noqa: E402
+from flatq.evaluate import samples  # noqa: E402
+from flatq.evaluate.cache import Cache  # noqa: E402
+from flatq.evaluate.extractor import Extractor  # noqa: E402
 from flatq.process import Process  # noqa: E402
 
 _IMPORTS_S = time.perf_counter() - _BEGIN
@@ -110,13 +112,13 @@ def first(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         return model
 
     flatq.assess.open_model = open_timed
-    clock.patch("reference", flatq.assess, "open_referee")
+    clock.patch("reference", flatq.assess, "measure_reference")
     clock.patch("noise", flatq.sampler, "normal")
     clock.patch("updates", Process, "predict")
     clock.patch("updates", Process, "posterior_mean")
-    clock.patch("uint8", drawing, "to_uint8")
-    clock.patch("features", features.FeatureNet, "extract")
-    clock.patch("cache", samples.SampleCache, "store")
+    clock.patch("uint8", samples, "to_uint8")
+    clock.patch("features", Extractor, "extract")
+    clock.patch("cache", Cache, "store")
     clock.patch("statistics", flatq.assess, "compare")
     clock.patch("report", flatq.assess, "write_report")
     task = flatq.EvaluateSettings(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from flatq.version import __version__
+
 if TYPE_CHECKING:
     from flatq.api import (
         Exported,
@@ -70,8 +72,6 @@ __all__ = [
     "train",
     "verify",
 ]
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "flatq.api": "Exported Quantized Samples gate load sample",

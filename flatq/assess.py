@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flatq.assessment import EvaluateSettings
 from flatq.checkpoint import file_digest
 from flatq.errors import ArtifactError, DataError, UsageError
-from flatq.evaluate.cache import Note, ReferenceCache, cache_folder
-from flatq.evaluate.compare import Comparison, Referee, compare, open_referee, stored_referee
-from flatq.evaluate.extractor import open_extractor
-from flatq.evaluate.gate import Verdict
-from flatq.evaluate.growing import Growing
-from flatq.evaluate.judge import Influences, Tolerances, judge
+from flatq.evaluate.cache import Cache, Note, cache_folder, open_cache
+from flatq.evaluate.compare import Comparison, FeatureSet, compare
+from flatq.evaluate.extractor import Extractor
+from flatq.evaluate.features import open_extractor
+from flatq.evaluate.gate import Tolerances, Verdict, judge
+from flatq.evaluate.ladder import MiddleStages, check_ladder
 from flatq.evaluate.looks import Looks, plan_looks, until_decided
-from flatq.evaluate.prc import PrecisionRecall
-from flatq.evaluate.reference import load_reference
-from flatq.evaluate.samples import SampleCache
-from flatq.evaluate.team import ExtractorChoice, Team
-from flatq.images import load_images, to_uint8
-from flatq.models import Model, kind_of, open_model, parent_weights
+from flatq.evaluate.moments import F64
+from flatq.evaluate.reference import MeasuredReference, from_statistics, measure_reference
+from flatq.evaluate.samples import SampleSet, Sampling
+from flatq.evaluate.statistics_file import load_reference
+from flatq.images import load_images, to_float
+from flatq.launch import Processes
+from flatq.models import kind_of, open_model, parent_weights
 from flatq.noise import NOISE_VERSION
 from flatq.report.environment import environment
 from flatq.report.grids import save_pair_grid
-from flatq.report.model import (
-    Baseline,
-    Extractor,
-    ModelEntry,
-    Options,
-    ReferenceEntry,
-    Report,
-    write_report,
-)
+from flatq.report.model import Baseline, ExtractorEntry, ModelEntry, Options, ReferenceEntry, Report
 from flatq.report.pictures import kept_rows, pictures_at
-from flatq.rungs import Rungs, check_ladder
+from flatq.report.write import write_report
 from flatq.runtime.base import default_threads
 from flatq.sampler import check_labels
 
@@ -49,19 +45,20 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is sampled, images times steps done, total)."""
 
 _GRID_IMAGES = 32
+_ALONE = Processes()
 
 
 def assess(
     task: EvaluateSettings,
     progress: Progress | None = None,
     note: Note = lambda _: None,
-    team: Team | None = None,
+    processes: Processes = _ALONE,
 ) -> Report:
     """Sample, compare and write `report.json`, `report.md`, `report.html`, the grids and the sidecars.
 
     Args:
         note: told what a user should know of the reference, in a line each.
-        team: other processes that draw a part of the samples.
+        processes: of a launch, all of which call this; the first one compares and writes.
 
     Raises:
         InputError: whatever of the paths, data, features and options does not fit together.
@@ -71,8 +68,7 @@ def assess(
         raise UsageError("too few images", expected="at least 2", got=str(task.images), next_step="raise -n")
     if not task.models:
         raise UsageError("no model to evaluate", expected="at least one artifact", got="none")
-    float_path = task.baseline
-    if float_path is None:
+    if task.baseline is None:
         raise UsageError("no baseline", expected="the float checkpoint", got="none")
     tolerances = Tolerances(task.max_drift, task.max_drift_rel, task.min_samples)
     gated = task.max_drift is not None or task.max_drift_rel is not None
@@ -80,33 +76,42 @@ def assess(
     if task.max_samples is not None:
         tolerances.check()
         looks = plan_looks(task.images, task.max_samples, task.looks, task.confidence)
-    if team is not None:
-        threads = task.runtime.threads or team.threads
+    if processes.count > 1 and task.runtime.threads is None:
+        threads = max(1, default_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         task = replace(task, runtime=replace(task.runtime, threads=threads))
-        team.extractor = ExtractorChoice(task.features, task.inception_weights, task.features_device)
     floats = task.baseline_runtime
     if floats.threads is None:
         floats = replace(floats, threads=task.runtime.threads)
     if task.ladder:
-        check_ladder(float_path, floats, task.models, task.runtime)
-    weights = parent_weights(task.models, float_path, task.weights)
-    baseline = open_model(float_path, floats, weights=weights)
+        check_ladder(task.baseline, floats, task.models, task.runtime)
+    weights = parent_weights(task.models, task.baseline, task.weights)
     with ExitStack() as stack:
-        stack.enter_context(baseline.runtime)
+        baseline = stack.enter_context(open_model(task.baseline, floats, weights=weights))
         check_labels(task.plan, baseline.classes)
         why = "" if task.weights else " (the default)" if weights is None else " (those of the models)"
         note(f"weights of the baseline: {baseline.weights}{why}")
+        cache = _open_cache(task, stack, note)
+        extractor, measure = _prepare_reference(task, baseline.image_shape, cache, progress, note)
         # before anything is sampled, so that a reference that does not fit is found at once
-        referee = _referee(task, baseline.image_shape, progress, note)
-        float_side = _growing(task, baseline, referee, progress, note, team)
-        float_side.grow(looks.planned[0])
-        rungs = _rungs(task, baseline, float_side, referee, progress, note, team) if task.ladder else None
-        if rungs is not None:
-            stack.enter_context(rungs)
+        reference = processes.each(lambda: measure() if processes.main else None)
+        sampling = Sampling(
+            plan=task.plan,
+            first=task.first,
+            batch_size=task.batch_size,
+            rounding=task.rounding,
+            extractor=extractor,
+            cache=cache,
+            processes=processes,
+            progress=progress or (lambda *_: None),
+        )
+        run = _Run(task, looks, tolerances if gated else None, processes, reference)
+        float_set = SampleSet(baseline, sampling)
+        float_set.grow(looks.planned[0])
+        middle = MiddleStages(task.baseline, float_set, sampling, task.runtime, stack)
         entries = []
         for number, path in enumerate(task.models):
-            model = open_model(path, task.runtime, weights=weights if kind_of(path) == "checkpoint" else None)
-            with model.runtime:
+            model_weights = weights if kind_of(path) == "checkpoint" else None
+            with open_model(path, task.runtime, weights=model_weights) as model:
                 if model.classes != baseline.classes:
                     raise ArtifactError(
                         f"{path} does not take the labels of {task.baseline}",
@@ -114,29 +119,39 @@ def assess(
                         got=model.classes.model_dump_json() if model.classes else "no labels",
                         next_step="name the checkpoint it was made from with --baseline",
                     )
-                side = _growing(task, model, referee, progress, note, team)
-                comparison, verdict, taken = _compare(
-                    task, referee, float_side, side, looks, tolerances if gated else None
-                )
-            entry = _entry(task, number, side, float_side, comparison, verdict, taken)
-            if rungs is not None:
-                climbed = rungs.ladder(path, side, len(side.images), referee.reference, looks.each)
-                if climbed is None:
-                    note(f"{path}: no ladder, as a rung samples values that are not finite")
-                entry = entry.model_copy(update={"ladder": climbed})
-            entries.append(entry)
-    features = float_side.features(len(float_side.images))
-    assert features is not None
-    prc = referee.precision_recall(features)
-    report = _report(task, float_side, referee, prc, entries, tolerances if gated else None)
-    write_report(report, task.out)
-    return report
+                quantized = SampleSet(model, sampling)
+                comparison, verdict, taken = run.compare(float_set, quantized)
+            ladder = None
+            if task.ladder:
+                ladder = middle.ladder(path, quantized, reference, looks.each)
+                if ladder is None:
+                    note(f"{path}: no ladder, as a stage samples values that are not finite")
+            if comparison is not None:
+                entry = run.entry(number, quantized, float_set, comparison)
+                update = {"verdict": verdict, "looks": taken, "ladder": ladder}
+                entries.append(entry.model_copy(update=update))
+        report = processes.each(lambda: run.report(float_set, entries) if processes.main else None)
+        return processes.agree(report)  # type: ignore[no-any-return]
 
 
-def _referee(
-    task: EvaluateSettings, shape: tuple[int, int, int], progress: Progress | None, note: Note
-) -> Referee:
-    """The reference: images at hand, or a file of statistics."""
+def _open_cache(task: EvaluateSettings, stack: ExitStack, note: Note) -> Cache:
+    """The cache that is asked for, or one for the time of the evaluation."""
+    wanted = task.cache if isinstance(task.cache, Path) else cache_folder() if task.cache else None
+    cache = None if wanted is None else open_cache(wanted, note)
+    if cache is None:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="flatq-eval-"))
+        cache = Cache(Path(scratch), note)
+    return cache
+
+
+def _prepare_reference(
+    task: EvaluateSettings,
+    shape: tuple[int, int, int],
+    cache: Cache,
+    progress: Progress | None,
+    note: Note,
+) -> tuple[Extractor, Callable[[], MeasuredReference]]:
+    """The extractor, and what measures images at hand or reads a file of statistics."""
     if (task.data is None) == (task.reference is None):
         raise UsageError(
             "the distances need one reference",
@@ -144,240 +159,203 @@ def _referee(
             got="none" if task.data is None else f"both {task.data} and {task.reference}",
         )
     stored = load_reference(task.reference) if task.reference is not None else None
-    net = open_extractor(
+    extractor = open_extractor(
         task.features,
         image_shape=shape,
         inception_weights=task.inception_weights,
         device=task.features_device,
-    )
-    threads = task.runtime.threads or default_threads()
-    if stored is not None:
-        if stored.extractor_digest is None:
-            note(
-                f"{task.reference} names neither its extractor nor its images: "
-                f"that {net.name} made it cannot be checked"
-            )
-        return stored_referee(stored, net, threads=threads)
-    assert task.data is not None
-    images = load_images(task.data, size=shape[1], resize=task.resize, channels=shape[0])
-    if images.shape != shape:
-        raise DataError(
-            f"the images of {task.data} do not have the model's shape",
-            expected=str(list(shape)),
-            got=str(list(images.shape)),
-            next_step="name the data that the model was trained on with --data",
-        )
-
-    def advance(done: int, total: int) -> None:
-        if progress is not None:
-            progress(f"features of {images.name}", done, total)
-
-    kept = _cache(task)
-    cache = None if kept is None else ReferenceCache(kept, note)
-    return open_referee(images, net, threads=threads, cache=cache, progress=advance)
-
-
-def _cache(task: EvaluateSettings) -> Path | None:
-    if isinstance(task.cache, Path):
-        return task.cache
-    return cache_folder() if task.cache else None
-
-
-def _growing(
-    task: EvaluateSettings,
-    model: Model,
-    referee: Referee,
-    progress: Progress | None,
-    note: Note,
-    team: Team | None,
-) -> Growing:
-    kept = _cache(task) or (None if team is None else team.scratch)
-    return Growing(
-        model,
-        referee,
-        task.plan,
-        first=task.first,
-        batch_size=task.batch_size,
-        rounding=task.rounding,
-        cache=SampleCache(kept, note) if kept is not None else None,
-        team=team,
-        progress=progress,
+        threads=task.runtime.threads or default_threads(),
     )
 
-
-def _rungs(
-    task: EvaluateSettings,
-    baseline: Model,
-    float_side: Growing,
-    referee: Referee,
-    progress: Progress | None,
-    note: Note,
-    team: Team | None,
-) -> Rungs:
-    assert task.baseline is not None
-    return Rungs(
-        task.baseline,
-        baseline.weights,
-        float_side,
-        lambda model: _growing(task, model, referee, progress, note, team),
-        task.runtime,
-        scratch=None if team is None else team.scratch,
-    )
-
-
-def _compare(
-    task: EvaluateSettings,
-    referee: Referee,
-    float_side: Growing,
-    side: Growing,
-    looks: Looks,
-    tolerances: Tolerances | None,
-) -> tuple[Comparison, Verdict | None, Looks | None]:
-    """The comparison at the look that decided, or at the last one."""
-    found: Comparison | None = None
-
-    def look(n: int, confidence: float) -> Comparison:
-        float_side.grow(n)
-        if not float_side.finite:
+    def measure() -> MeasuredReference:
+        if stored is not None:
+            if stored.extractor_digest is None:
+                note(
+                    f"{task.reference} names neither its extractor nor its images: "
+                    f"that {extractor.name} made it cannot be checked"
+                )
+            return from_statistics(stored, extractor)
+        assert task.data is not None
+        images = load_images(task.data, size=shape[1], resize=task.resize, channels=shape[0])
+        if images.shape != shape:
             raise DataError(
-                f"the baseline {task.baseline} samples values that are not finite",
-                expected="finite images",
-                got="NaN or infinity",
-                next_step="check the checkpoint with `flatq sample`",
+                f"the images of {task.data} do not have the model's shape",
+                expected=str(list(shape)),
+                got=str(list(images.shape)),
+                next_step="name the data that the model was trained on with --data",
             )
-        side.grow(n)
-        return compare(
-            referee,
-            float_side.images[:n],
-            side.images[:n],
-            indices=np.arange(task.first, task.first + n),
-            confidence=confidence,
-            rounding=task.rounding,
-            features_float=float_side.features(n),
-            side_float=float_side.side(n),
-            features_quantized=side.features(n),
-        )
 
-    def decide_at(n: int, confidence: float) -> Verdict:
-        nonlocal found
-        found = look(n, confidence)
-        assert tolerances is not None
-        kept = found.sidecar
-        influences = Influences(kept.get("influence_float"), kept.get("influence_quantized"))
-        return judge(found.drift, found.kid, tolerances, influences, finite=found.finite)
+        def advance(done: int, total: int) -> None:
+            if progress is not None:
+                progress(f"features of {images.name}", done, total)
 
-    if tolerances is None:
-        return look(looks.planned[0], looks.each), None, None
-    verdict, taken = until_decided(looks, decide_at)
-    assert found is not None
-    return found, verdict, taken if task.max_samples is not None else None
+        return measure_reference(images, extractor, cache=cache, progress=advance)
+
+    return extractor, measure
 
 
-def _entry(
-    task: EvaluateSettings,
-    number: int,
-    sampled: Growing,
-    float_side: Growing,
-    comparison: Comparison,
-    verdict: Verdict | None,
-    looks: Looks | None,
-) -> ModelEntry:
-    model = sampled.model
-    task.out.mkdir(parents=True, exist_ok=True)
-    stem = f"{number:02d}-{model.name}"
-    sidecar = f"{stem}.npz"
-    arrays = dict(comparison.sidecar)
-    grid = None
-    if comparison.finite:
-        rows = kept_rows(arrays["image_distance"], model.image_shape)
-        arrays |= pictures_at(
-            arrays["indices"][rows],
-            to_uint8(float_side.images[rows], task.rounding),
-            to_uint8(sampled.images[rows], task.rounding),
-        )
-        grid = f"{stem}.png"
-        shown = slice(0, _GRID_IMAGES)
-        save_pair_grid(
-            task.out / grid,
-            to_uint8(float_side.images[shown], task.rounding),
-            to_uint8(sampled.images[shown], task.rounding),
-            labels=("float", model.precision),
-        )
-    np.savez(task.out / sidecar, allow_pickle=False, **arrays)
-    return ModelEntry(
-        name=model.name,
-        label=f"{model.weights} {model.precision}",
-        precision=model.precision,
-        digest=model.digest,
-        runtime=sampled.identity,
-        size_bytes=model.size_bytes,
-        latency_ms=sampled.latency_ms,
-        seconds_per_image=sampled.seconds / len(sampled.images),
-        drift=comparison.drift,
-        kid=comparison.kid,
-        finite=comparison.finite,
-        rms_distance_mean=comparison.rms_distance_mean,
-        rms_distance_max=comparison.rms_distance_max,
-        prc=comparison.prc,
-        verdict=verdict,
-        grid=grid,
-        grid_sha256=None if grid is None else file_digest(task.out / grid),
-        sidecar=sidecar,
-        sidecar_sha256=file_digest(task.out / sidecar),
-        audit=model.audit,
-        looks=looks,
-    )
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What all comparisons of an evaluation share. tolerances: None where nothing is judged. reference: in
+    the first process alone, which compares."""
 
+    task: EvaluateSettings
+    looks: Looks
+    tolerances: Tolerances | None
+    processes: Processes
+    reference: MeasuredReference | None
 
-def _report(
-    task: EvaluateSettings,
-    float_side: Growing,
-    referee: Referee,
-    prc: PrecisionRecall | None,
-    entries: Sequence[ModelEntry],
-    tolerances: Tolerances | None,
-) -> Report:
-    n = len(float_side.images)
-    model, net, source = float_side.model, referee.net, referee.source
-    return Report(
-        plan=task.plan.model_dump(),
-        noise_version=NOISE_VERSION,
-        labels=None if model.classes is None else model.classes.describe(task.plan.label),
-        n=n,
-        first_index=task.first,
-        last_index=task.first + n - 1,
-        extractor=Extractor(
-            name=net.name,
-            digest=net.digest,
-            dim=net.dim,
-            kind=net.kind,
-            preprocessing=net.preprocessing,
-            published=net.published,
-        ),
-        reference=ReferenceEntry(
-            name=source.name,
-            digest=source.digest,
-            n=source.n,
-            kind=source.kind,
-            preprocessing=source.preprocessing,
-        ),
-        rounding=task.rounding,
-        baseline=Baseline(
-            name=f"{model.name} ({model.weights})",
-            digest=model.digest,
+    def compare(
+        self, float_set: SampleSet, quantized: SampleSet
+    ) -> tuple[Comparison | None, Verdict | None, Looks | None]:
+        """The comparison at the look that decided, or at the last one; it is the first process's alone."""
+        found: Comparison | None = None
+
+        def measure(n: int, confidence: float) -> Verdict | None:
+            nonlocal found
+            if self.reference is None:
+                return None
+            q = quantized.features(n, self.reference)
+            found = compare(self._features(float_set, n), q, confidence)
+            if self.tolerances is None:
+                return None
+            influences = found.influence_float, found.influence_quantized
+            return judge(found.drift, found.kid, self.tolerances, *influences)
+
+        def look(n: int, confidence: float) -> Any:
+            float_set.grow(n)
+            if not float_set.finite:
+                raise DataError(
+                    f"the baseline {self.task.baseline} samples values that are not finite",
+                    expected="finite images",
+                    got="NaN or infinity",
+                    next_step="check the checkpoint with `flatq sample`",
+                )
+            quantized.grow(n)
+            return self.processes.agree(self.processes.each(lambda: measure(n, confidence)))
+
+        if self.tolerances is None:
+            look(self.looks.planned[0], self.looks.each)
+            return found, None, None
+        verdict, taken = until_decided(self.looks, look)
+        return found, verdict, taken if self.task.max_samples is not None else None
+
+    def entry(
+        self, number: int, quantized: SampleSet, float_set: SampleSet, comparison: Comparison
+    ) -> ModelEntry:
+        """The model's entry, without a verdict; its sidecar and grid are written."""
+        task, model, n = self.task, quantized.model, quantized.n
+        assert self.reference is not None
+        x, q = self._features(float_set, n), quantized.features(n, self.reference)
+        distance = _image_distance(float_set, quantized)
+        task.out.mkdir(parents=True, exist_ok=True)
+        stem = f"{number:02d}-{model.name}"
+        sidecar = f"{stem}.npz"
+        arrays: dict[str, NDArray[Any] | None] = {
+            "indices": np.arange(task.first, task.first + n),
+            "image_distance": distance,
+            "features_float": x.features,
+            "influence_float": comparison.influence_float,
+            "features_quantized": None if q is None else q.features,
+            "influence_quantized": comparison.influence_quantized,
+        }
+        grid = None
+        if q is not None:
+            rows = kept_rows(distance, model.image_shape)
+            pairs = float_set.images(rows)[0], quantized.images(rows)[0]
+            arrays |= pictures_at(rows + task.first, *pairs)
+            grid = f"{stem}.png"
+            shown = np.arange(min(_GRID_IMAGES, n))
+            pairs = float_set.images(shown)[0], quantized.images(shown)[0]
+            save_pair_grid(task.out / grid, *pairs, labels=("float", model.precision))
+        kept = {name: array for name, array in arrays.items() if array is not None}
+        np.savez(task.out / sidecar, allow_pickle=False, **kept)
+        return ModelEntry(
+            name=model.name,
+            label=f"{model.weights} {model.precision}",
             precision=model.precision,
-            runtime=float_side.identity,
+            digest=model.digest,
+            runtime=quantized.identity,
             size_bytes=model.size_bytes,
-            latency_ms=float_side.latency_ms,
-            seconds_per_image=float_side.seconds / n,
-            prc=prc,
-            weights=model.weights,
-        ),
-        gate=tolerances,
-        models=list(entries),
-        environment=environment(),
-        options=_options(task),
-    )
+            latency_ms=quantized.latency_ms,
+            seconds_per_image=quantized.seconds / n,
+            drift=comparison.drift,
+            kid=comparison.kid,
+            finite=q is not None,
+            rms_distance_mean=None if q is None else float(distance.mean()),
+            rms_distance_max=None if q is None else float(distance.max()),
+            prc=None if q is None else q.precision_recall,
+            grid=grid,
+            grid_sha256=None if grid is None else file_digest(task.out / grid),
+            sidecar=sidecar,
+            sidecar_sha256=file_digest(task.out / sidecar),
+            audit=model.audit,
+        )
+
+    def report(self, float_set: SampleSet, entries: Sequence[ModelEntry]) -> Report:
+        """The whole report, which is written."""
+        task, n, model = self.task, float_set.n, float_set.model
+        assert self.reference is not None
+        source, extractor = self.reference.source, self.reference.extractor
+        report = Report(
+            plan=task.plan.model_dump(),
+            noise_version=NOISE_VERSION,
+            labels=None if model.classes is None else model.classes.describe(task.plan.label),
+            n=n,
+            first_index=task.first,
+            last_index=task.first + n - 1,
+            extractor=ExtractorEntry(
+                name=extractor.name,
+                digest=extractor.digest,
+                dim=extractor.dim,
+                kind=extractor.kind,
+                preprocessing=extractor.preprocessing,
+                published=extractor.published,
+            ),
+            reference=ReferenceEntry(
+                name=source.name,
+                digest=source.digest,
+                n=source.n,
+                kind=source.kind,
+                preprocessing=source.preprocessing,
+            ),
+            rounding=task.rounding,
+            baseline=Baseline(
+                name=f"{model.name} ({model.weights})",
+                digest=model.digest,
+                precision=model.precision,
+                runtime=float_set.identity,
+                size_bytes=model.size_bytes,
+                latency_ms=float_set.latency_ms,
+                seconds_per_image=float_set.seconds / n,
+                prc=self._features(float_set, n).precision_recall,
+                weights=model.weights,
+            ),
+            gate=self.tolerances,
+            models=list(entries),
+            environment=environment(),
+            options=_options(task),
+        )
+        write_report(report, task.out)
+        return report
+
+    def _features(self, float_set: SampleSet, n: int) -> FeatureSet:
+        assert self.reference is not None
+        found = float_set.features(n, self.reference)
+        assert found is not None
+        return found
+
+
+def _image_distance(float_set: SampleSet, quantized: SampleSet) -> F64:
+    """Root mean square difference of the two images of each pair, f64 [n], in units of [-1, 1]; NaN where
+    they are not finite."""
+    distance = np.empty(quantized.n, np.float64)
+    for start in range(0, quantized.n, 64):
+        rows = np.arange(start, min(start + 64, quantized.n))
+        x, q = float_set.images(rows)[0], quantized.images(rows)
+        difference = to_float(x).astype(np.float64) - to_float(q[0])
+        distance[rows] = np.where(q[1], np.sqrt(np.mean(difference**2, axis=(1, 2, 3))), np.nan)
+    return distance
 
 
 def _options(task: EvaluateSettings) -> Options:

@@ -33,7 +33,7 @@ class EvaluateSettings:
         runtime: how the models run; the feature network takes its threads too.
         baseline_runtime: how the baseline runs, by default with the threads of `runtime`.
         weights: raw, ema or swa of the baseline; by default those that the models were made from.
-        max_drift, max_drift_rel, min_samples: the gate's, as `flatq.evaluate.judge.Tolerances`; without a
+        max_drift, max_drift_rel, min_samples: the gate's, as `flatq.evaluate.gate.Tolerances`; without a
             tolerance there is no verdict.
         max_samples: go on drawing up to so many images until the gate has decided; None draws `images`.
         looks: at how many sizes the gate looks then, each at its share of 1 - confidence.

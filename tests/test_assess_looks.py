@@ -14,7 +14,7 @@ from toy_runtime import Toy
 from flatq.assess import EvaluateSettings, assess
 from flatq.backends import RuntimeSettings
 from flatq.errors import UsageError
-from flatq.evaluate.drift import fid_drift
+from flatq.evaluate.drift import beyond_relative_tolerance, fid_drift
 from flatq.evaluate.moments import reference_from_features
 from flatq.models import Model, Opening
 from flatq.process import ProcessConfig
@@ -131,7 +131,7 @@ def test_a_pilot_is_a_plan(task: EvaluateSettings) -> None:
     assert "far.pt: 40 images resolve" in text
     assert "to pass with 80% power if there is no drift" in text
     assert report.baseline.seconds_per_image is not None
-    assert "10 samples per direction" in plan_text(report, task.out, None, 0.1)
+    assert "10 samples per feature rank" in plan_text(report, task.out, None, 0.1)
     few = assess(dataclasses.replace(task, images=4))
     assert "4 images give no interval" in plan_text(few, task.out, None, None)
 
@@ -147,7 +147,9 @@ def test_relative_tolerance_at_evaluation(task: EvaluateSettings) -> None:
     data = np.load(str(task.data))["arr_0"]
     weights = np.random.default_rng(1).standard_normal((3 * 16 * 16, 4)).astype(np.float32)
     real = np.moveaxis(data, 3, 1).reshape(len(data), -1).astype(np.float32) @ weights
-    expected = fid_drift(x, q, reference_from_features(real.astype(np.float64)), relative_tolerance=0.2)
+    plain = fid_drift(x, q, reference_from_features(real.astype(np.float64)))
+    influences = kept["influence_float"], kept["influence_quantized"]
+    expected = beyond_relative_tolerance(plain, 0.2, *influences)
     assert expected.low is not None
     assert expected.high is not None
     assert entry.verdict is not None
@@ -232,6 +234,56 @@ def test_damaged_samples_are_drawn_again(
     files[2].write_bytes(files[1].read_bytes())  # of another place
     said: list[str] = []
     assert _but_for_times(assess(task, note=said.append)) == _but_for_times(whole)
-    damaged = [line for line in said if "are damaged and drawn again" in line]
+    damaged = [line for line in said if "is damaged and is made again" in line]
     assert len(damaged) == 2
     assert sum(_drawn(toys).values()) == 40
+
+
+def test_another_feature_network_samples_nothing(
+    task: EvaluateSettings,
+    toys: dict[str, Off],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import onnx
+
+    monkeypatch.setenv("FLATQ_CACHE", str(tmp_path / "cache"))
+    task = dataclasses.replace(task, cache=True)
+    first = assess(task)
+    assert _drawn(toys) == dict.fromkeys(toys, 40)
+    net = onnx.load(str(task.features))
+    net.doc_string = "the same numbers, another digest"
+    onnx.save(net, tmp_path / "other.onnx")
+    other = assess(dataclasses.replace(task, features=str(tmp_path / "other.onnx")))
+    assert _drawn(toys) == dict.fromkeys(toys, 0)
+    assert other.extractor.digest != first.extractor.digest
+    assert [entry.drift for entry in other.models] == [entry.drift for entry in first.models]
+
+
+def test_images_are_kept_as_bytes(
+    task: EvaluateSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLATQ_CACHE", str(tmp_path / "cache"))
+    report = assess(dataclasses.replace(task, cache=True))
+    for file in (tmp_path / "cache" / "samples").glob("*/*.npz"):
+        with np.load(file) as kept:
+            assert kept["images"].dtype == np.uint8
+            assert kept["images"].shape == (20, 3, 16, 16)
+    with np.load(task.out / str(report.models[1].sidecar)) as sidecar:
+        rows = sidecar["kept"] - task.first
+        pairs = sidecar["kept_float"].astype(np.float64) - sidecar["kept_quantized"]
+        expected = np.sqrt(np.mean((pairs / 127.5) ** 2, axis=(1, 2, 3)))
+        assert sidecar["image_distance"][rows] == pytest.approx(expected, rel=1e-5)
+        assert report.models[1].rms_distance_mean == pytest.approx(sidecar["image_distance"].mean())
+
+
+def test_samples_that_are_not_finite(task: EvaluateSettings, toys: dict[str, Off]) -> None:
+    toys["near.pt"].off = np.nan
+    near, far = assess(dataclasses.replace(task, max_drift=1.0)).models
+    assert (near.finite, near.drift, near.kid, near.rms_distance_mean) == (False, None, None, None)
+    assert near.verdict is not None
+    assert (near.verdict.outcome, near.verdict.metric) == ("fail", "samples")
+    assert far.drift is not None
+    with np.load(task.out / str(near.sidecar)) as sidecar:
+        assert np.isnan(sidecar["image_distance"]).all()
+        assert "features_quantized" not in sidecar.files

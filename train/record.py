@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from flatq import __version__
 from flatq.errors import MissingRuntimeError
 from flatq.files import replacing
 from flatq.images import ImageSet
 from flatq.train.config import TrainConfig
+from flatq.version import __version__
 
 __all__ = ["CURVE_EVERY", "Curve", "Scalars", "provenance", "write_json"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flatq.api.exporting import export
 from flatq.api.results import Note, Progress, silent
@@ -12,15 +12,13 @@ from flatq.assessment import EvaluateSettings, GateSettings
 from flatq.backends import target_of
 from flatq.errors import UsageError
 from flatq.export.settings import ExportSettings
+from flatq.launch import Processes
 from flatq.models import checkpoint_beside, deployment_folder, kind_of
 from flatq.report.gating import judge_report
 from flatq.report.html.page import write_html
 from flatq.report.html.page_models import PageSource
 from flatq.report.model import Report, read_report
 from flatq.report.result import GateResult
-
-if TYPE_CHECKING:
-    from flatq.evaluate.team import Team
 
 __all__ = ["evaluate", "gate"]
 
@@ -30,14 +28,15 @@ def evaluate(
     *,
     progress: Progress | None = None,
     note: Note = silent,
-    team: Team | None = None,
+    processes: Processes | None = None,
 ) -> Report:
     """Sample the float and the quantized models on the same noise and write the report of the FID drift.
 
     An artifact that was not exported for the runtime yet is exported first, and verified.
 
     Args:
-        team: further processes that sample a part, from `flatq.evaluate.team.leading`.
+        processes: of a launch, which share the sampling and all call this; from
+            `flatq.processes.evaluating_together`.
 
     Returns:
         The report, with a verdict for each model where the settings have a tolerance.
@@ -57,19 +56,21 @@ def evaluate(
     if settings.data is None and settings.reference is None:
         settings = replace(settings, data="digits")
     target = target_of(settings.runtime)
+    together = processes or Processes()
     for path in settings.models:
         if kind_of(path) != "artifact":
             continue
         calibrated = read_manifest(path).calibration.update
         if calibrated != settings.plan.update:
             note(f"{path} was calibrated with another sampler: {calibrated}, not {settings.plan.update}")
-        if target in ("onnxruntime", "openvino"):
-            folder = deployment_folder(path, target)
-            if not folder.exists():
-                note(f"{path} has no export for {target} yet: writing {folder}")
-                wanted = ExportSettings(target=target, threads=settings.runtime.threads)
-                export(path, wanted, progress=progress, note=note)
-    return assess(settings, progress, note, team)
+        folder = deployment_folder(path, target)
+        missing = together.agree(target in ("onnxruntime", "openvino") and not folder.exists())
+        if missing:
+            note(f"{path} has no export for {target} yet: writing {folder}")
+            wanted = ExportSettings(target=target, threads=settings.runtime.threads)
+            write = partial(export, path, wanted, progress=progress, note=note)
+            together.each(write if together.main else lambda: None)
+    return assess(settings, progress, note, together)
 
 
 def gate(

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flatq import __version__
 from flatq.bench.machine import Machine
 from flatq.bench.timing import Latency, Ratio
 from flatq.errors import DataError, one_line
 from flatq.files import replacing
 from flatq.report.html.latency import Speed
 from flatq.report.html.plots import TimeBar, save_time_bars
+from flatq.version import __version__
 
 __all__ = [
     "BENCH_FILE",

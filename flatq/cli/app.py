@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flatq import __version__
 from flatq.cli import study_command
+from flatq.version import __version__
 
 __all__ = ["app"]
 

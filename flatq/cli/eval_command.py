@@ -140,10 +140,10 @@ def command(
     import flatq
     from flatq.backends import RuntimeSettings
     from flatq.evaluate.ladder import ERRORS
-    from flatq.evaluate.team import leading
+    from flatq.launch import evaluating_together
     from flatq.report.result import gate_result
 
-    with leading() as team:  # every process but the first stays in it
+    with evaluating_together() as processes:
         if not fid:
             raise UsageError(
                 "no metric", expected="--fid", got="none", next_step="flatq eval ARTIFACT --fid ..."
@@ -186,7 +186,9 @@ def command(
             resize=resize,
         )
         with progress_bar() as bar:
-            report = flatq.evaluate(settings, progress=bar, note=note, team=team)
+            report = flatq.evaluate(settings, progress=bar, note=note, processes=processes)
+        if not processes.main:
+            return
         for entry in report.models:
             drift = entry.drift
             fids = f"FID {drift.fid_float:.3f} -> {drift.fid_quantized:.3f}" if drift else ""

@@ -41,11 +41,11 @@ def command(
     threads: Threads = None,
 ) -> None:
     """Write mean and covariance of the features of images, for `flatq eval --reference`."""
-    from flatq.evaluate.cache import ReferenceCache, cache_folder
-    from flatq.evaluate.measure import write_statistics
+    from flatq.evaluate.cache import cache_folder, open_cache
+    from flatq.evaluate.reference import write_statistics
 
     with progress_bar() as bar:
-        stored = write_statistics(
+        measured = write_statistics(
             data,
             out,
             features=features,
@@ -56,12 +56,12 @@ def command(
             limit=limit,
             channels=channels,
             threads=threads,
-            cache=ReferenceCache(cache_folder(), note) if cache else None,
+            cache=open_cache(cache_folder(), note) if cache else None,
             progress=lambda done, total: bar("features", done, total),
         )
-    n, dim = stored.source.n, stored.reference.dim
-    note(f"{n} images of {stored.source.name}, {dim} features of {stored.extractor_name}")
-    if n is not None and n <= dim:
+    n, dim = measured.statistics.n or 0, measured.statistics.dim
+    note(f"{n} images of {measured.source.name}, {dim} features of {measured.extractor.name}")
+    if n <= dim:
         note(
             f"{n} images are not more than the {dim} features: their covariance is singular, "
             "and a distance to it says little; take more images"

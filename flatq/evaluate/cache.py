@@ -1,8 +1,4 @@
-"""The cache folder, and the reference's features and statistics in it, kept by content.
-
-Measuring them is `flatq.evaluate.measure`, files of statistics that a user names `flatq.evaluate.reference`;
-samples are kept by `flatq.evaluate.samples`.
-"""
+"""Arrays kept by content in the cache folder: the reference's features, samples and their features."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flatq import __version__
 from flatq.errors import DataError
-from flatq.evaluate.extractor import Extractor
-from flatq.evaluate.moments import F64, Moments, as_features
-from flatq.evaluate.reference import write_npz
-from flatq.images import ImageSet
+from flatq.files import replacing
 
-__all__ = ["Note", "ReferenceCache", "cache_folder", "cache_key"]
+__all__ = ["Cache", "Note", "cache_folder", "open_cache", "write_npz"]
 
 Note = Callable[[str], None]
 """Called with one line that a user should see."""
-
-_VERSION = 1
 
 
 def cache_folder() -> Path:
@@ -42,72 +32,89 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "flatq"
 
 
-def cache_key(images: ImageSet, extractor: Extractor, threads: int) -> dict[str, Any]:
-    """Whatever changes the features, in plain values; dim and n are in it to check an entry by.
-
-    The machine is not: two machines' features differ by roundings of float32, which is nothing beside the
-    images, and both models of a comparison are measured against the same reference. So an entry may go from
-    machine to machine, as a file of `flatq stats` does.
-    """
-    return {
-        "version": _VERSION,
-        "flatq": __version__,
-        "images": images.digest,
-        "n": len(images.pixels),
-        "extractor": extractor.digest,
-        "dim": extractor.dim,
-        "identity": extractor.identity(threads),
-    }
+def open_cache(folder: Path, note: Note) -> Cache | None:
+    """The cache in a folder, which is made; None, and a note, where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return Cache(folder, note)
+        reason = "no permission"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    note(f"the cache {folder} cannot be written ({reason}): nothing is kept for the next time")
+    return None
 
 
 @dataclass(frozen=True)
-class ReferenceCache:
-    """Features and statistics of images, one file for each pair of images and extractor.
+class Cache:
+    """A file for each entry, named by the digest of its key: plain values that decide the arrays.
 
-    folder: the files lie in reference/ below it. note: told of damaged entries and of a folder that cannot be
-    written; neither is an error.
+    note: told of damaged entries, which are made again.
     """
 
     folder: Path
     note: Note
 
-    def path(self, key: dict[str, Any]) -> Path:
-        text = json.dumps(key, sort_keys=True)
-        return self.folder / "reference" / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.npz"
+    def path(self, kind: str, key: Mapping[str, Any], part: str = "") -> Path:
+        """Parts of one key lie in a folder of their own, as a folder of too many files is slow."""
+        digest = hashlib.sha256(_text(key).encode()).hexdigest()[:40]
+        return self.folder / kind / digest / f"{part}.npz" if part else self.folder / kind / f"{digest}.npz"
 
-    def load(self, key: dict[str, Any], *, features: bool) -> tuple[F64 | None, Moments] | None:
-        """The entry, with its features [n, d] if asked for; None where there is none that can be used."""
-        path = self.path(key)
+    def load(
+        self, kind: str, key: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], part: str = ""
+    ) -> dict[str, NDArray[Any]] | None:
+        """The arrays of these names and shapes (-1: any length); None where there is no usable entry."""
+        path = self.path(kind, key, part)
         if not path.exists():
             return None
         try:
             with path.open("rb") as stream:
                 archive = np.load(stream, allow_pickle=False)
-                if str(archive["key"]) != json.dumps(key, sort_keys=True):
-                    raise ValueError("it belongs to other images or another extractor")
-                moments = Moments(int(archive["n"]), archive["mu"], archive["sigma"])
-                found = as_features(archive["features"]) if features else None
-            expected = (key["n"], key["dim"])
-            if (moments.n, moments.dim) != expected or (found is not None and found.shape != expected):
-                raise ValueError("it has another shape")
-        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, DataError) as error:
-            reason = " ".join(str(error).split())
-            self.note(f"the cached reference {path} is damaged and is measured again ({reason})")
+                if str(archive["key"]) != _text(key, part):
+                    raise ValueError("it belongs to another key")
+                found = {name: archive[name] for name in shapes}
+            for name, shape in shapes.items():
+                array = found[name]
+                if array.ndim != len(shape) or any(
+                    size not in (-1, got) for got, size in zip(array.shape, shape, strict=True)
+                ):
+                    raise ValueError(f"{name} has another shape")
+                if not np.isfinite(array).all():
+                    raise ValueError(f"{name} is not finite")
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            self.note(f"{path} in the cache is damaged and is made again ({' '.join(str(error).split())})")
             return None
-        return found, moments
+        return found
 
-    def store(self, key: dict[str, Any], features: F64, moments: Moments) -> None:
-        """Writes an entry atomically; features in float32 where that loses nothing."""
-        single = features.astype(np.float32)
-        kept: NDArray[Any] = single if np.array_equal(single, features) else features
-        entry: dict[str, ArrayLike] = {
-            "key": np.array(json.dumps(key, sort_keys=True)),
-            "n": np.int64(key["n"]),
-            "mu": moments.mean,
-            "sigma": moments.cov,
-            "features": kept,
-        }
-        try:
-            write_npz(self.path(key), entry)
-        except DataError as error:
-            self.note(f"the reference was not cached: {error.what}: {error.got}")
+    def store(
+        self, kind: str, key: Mapping[str, Any], arrays: Mapping[str, ArrayLike], part: str = ""
+    ) -> None:
+        """Writes an entry atomically.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        write_npz(self.path(kind, key, part), {"key": np.array(_text(key, part)), **arrays})
+
+
+def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, ArrayLike]) -> None:
+    """Writes arrays to exactly this path, under a temporary name first.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+    except OSError as error:
+        raise DataError(
+            f"cannot write {target}",
+            expected="a file name in a folder that can be written",
+            got=error.strerror or str(error),
+        ) from error
+
+
+def _text(key: Mapping[str, Any], part: str = "") -> str:
+    return json.dumps(dict(key) | ({"part": part} if part else {}), sort_keys=True, default=str)

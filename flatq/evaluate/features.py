@@ -1,106 +1,80 @@
 """Feature networks: ONNX files that turn uint8 images into vectors, run on ONNX Runtime's CPU.
 
-The bundled one, `digits48`, is made by `benchmarks/train_digits_features.py`. What every extractor offers
-is in `flatq.evaluate.extractor`; moments and distances in `flatq.evaluate.moments` and
-`flatq.evaluate.frechet`.
+The bundled one, `digits48`, is made by `benchmarks/train_digits_features.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.errors import DataError
-from flatq.evaluate.extractor import INCEPTION, Progress, check_finite, check_pixels
+from flatq.errors import DataError, UsageError
+from flatq.evaluate.extractor import Extractor
+from flatq.evaluate.moments import Rows
 from flatq.runtime.onnxruntime import import_onnxruntime
 
-__all__ = ["BUNDLED", "FeatureNet", "open_features"]
+__all__ = ["BUNDLED", "INCEPTION", "NETS", "open_extractor", "open_features"]
 
 BUNDLED = "digits48"
-
-_NETS = Path(__file__).with_name("nets")
+INCEPTION = "inception"
+"""The word that selects the Inception network instead of an ONNX file."""
+NETS = Path(__file__).with_name("nets")
 _BUNDLED_SHAPE = (1, 8, 8)
 _CONTRACT = "one input uint8 [N, C, H, W], N dynamic; an output `features` (or a single output) float [N, d]"
 
 
-@dataclass(frozen=True)
-class FeatureNet:
-    """A feature network that `open_features` has checked.
+def open_extractor(
+    spec: str | Path | None,
+    *,
+    image_shape: tuple[int, int, int],
+    inception_weights: Path | None = None,
+    device: str = "cpu",
+    threads: int = 1,
+) -> Extractor:
+    """Opens an extractor for images of (C, H, W).
 
-    name: "digits48" or the file's stem. digest: sha256 of the file, hex. dim: d. image_shape: (C, H, W).
+    Args:
+        spec: "inception" (as a `str`), or what `open_features` takes: an ONNX file, "digits48" or None.
+        inception_weights: with "inception" only: a state dict in a file, as `open_inception` takes it.
+        device: with "inception" only: "cpu", "cuda" or another torch device; ONNX networks run on the CPU.
+        threads: number of CPU threads.
+
+    Raises:
+        UsageError: weights or a device for an ONNX network.
+        InputError, MissingRuntimeError: as `open_features` and `open_inception`.
     """
+    if spec == INCEPTION:
+        from flatq.evaluate.inception import open_inception
 
-    name: str
-    digest: str
-    dim: int
-    path: Path
-    image_shape: tuple[int, int, int]
-
-    @property
-    def kind(self) -> Literal["onnx"]:
-        return "onnx"
-
-    @property
-    def preprocessing(self) -> str:
-        return "uint8 as it is, any scaling inside the network"
-
-    @property
-    def published(self) -> None:
-        return None
-
-    def identity(self, threads: int) -> dict[str, Any]:
-        version = str(import_onnxruntime().__version__)
-        return {"backend": "onnxruntime", "version": version, "device": "cpu", "threads": threads}
-
-    def extract(
-        self,
-        pixels: NDArray[np.uint8],
-        *,
-        batch_size: int = 256,
-        threads: int = 1,
-        progress: Progress | None = None,
-    ) -> NDArray[np.float64]:
-        """Features of uint8 [n, C, H, W] as float64 [n, d].
-
-        Raises:
-            DataError: another dtype or shape, batch_size or threads below 1, a file that is no longer the one
-                that was opened, features that are NaN or infinite.
-            MissingRuntimeError: onnxruntime is not installed.
-        """
-        check_pixels(pixels, self.name, self.image_shape, batch_size, threads)
-        data = _read(self.path)
-        digest = hashlib.sha256(data).hexdigest()
-        if digest != self.digest:
-            raise DataError(
-                f"{self.path} has changed since it was opened",
-                expected=f"sha256 {self.digest}",
-                got=f"sha256 {digest}",
-                next_step="start again, so that all features come from one network",
-            )
-        session = _session(data, self.path, threads)
-        features = np.empty((len(pixels), self.dim), np.float64)
-        for start in range(0, len(pixels), batch_size):
-            batch = np.ascontiguousarray(pixels[start : start + batch_size])
-            features[start : start + len(batch)] = _run(session, batch, self.path, self.dim)
-            if progress is not None:
-                progress(start + len(batch), len(pixels))
-        check_finite(features, self.name)
-        return features
+        return open_inception(
+            image_shape=image_shape, weights=inception_weights, device=device, threads=threads
+        )
+    if inception_weights is not None or device != "cpu":
+        raise UsageError(
+            "weights and a device are options of the Inception network",
+            expected="--features inception beside --inception-weights or --features-device",
+            got=f"--features {spec}" if spec is not None else "no --features",
+            next_step="add --features inception, or leave the option out",
+        )
+    return open_features(spec, image_shape=image_shape, threads=threads)
 
 
-def open_features(spec: str | Path | None, *, image_shape: tuple[int, int, int]) -> FeatureNet:
-    """Opens a feature network and checks it on two black images.
+def open_features(
+    spec: str | Path | None, *, image_shape: tuple[int, int, int], threads: int = 1
+) -> Extractor:
+    """Opens an ONNX feature network and checks it on two black images.
 
     Args:
         spec: an ONNX file; "digits48" (as a `str`) or None for the bundled network for images of 1 x 8 x 8.
             The file holds its weights and has one input uint8 [N, C, H, W], any scaling inside, and an
             output `features` (or a single output) [N, d].
         image_shape: (C, H, W) of the images to come.
+        threads: number of CPU threads.
 
     Raises:
         DataError: no network for this shape, a missing file, a file that ONNX Runtime cannot load, or one
@@ -116,19 +90,11 @@ def open_features(spec: str | Path | None, *, image_shape: tuple[int, int, int])
                 got=shown,
                 next_step="give a network of your own, --features net.onnx, or take --features inception",
             )
-        path = _NETS / f"{BUNDLED}.onnx"
+        path = NETS / f"{BUNDLED}.onnx"
     else:
         path = Path(spec)
-    data = _read(path)
-    session = _session(data, path, 1)
-    _check_input(session, path, image_shape)
-    dim = _run(session, np.zeros((2, *image_shape), np.uint8), path, None).shape[1]
-    return FeatureNet(path.stem, hashlib.sha256(data).hexdigest(), dim, path, image_shape)
-
-
-def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"the feature network {path} cannot be read",
@@ -136,6 +102,22 @@ def _read(path: Path) -> bytes:
             got=error.strerror or str(error),
             next_step="check the path",
         ) from error
+    session = _session(data, path, threads)
+    _check_input(session, path, image_shape)
+    output = _output(session, path)
+    dim = _run(session, output, path, None, np.zeros((2, *image_shape), np.uint8)).shape[1]
+    version = str(import_onnxruntime().__version__)
+    return Extractor(
+        kind="onnx",
+        name=path.stem,
+        digest=hashlib.sha256(data).hexdigest(),
+        dim=dim,
+        image_shape=image_shape,
+        preprocessing="uint8 as it is, any scaling inside the network",
+        identity={"backend": "onnxruntime", "version": version, "device": "cpu", "threads": threads},
+        run=partial(_run, session, output, path, dim),
+        batch_size=256,
+    )
 
 
 def _session(data: bytes, path: Path, threads: int) -> Any:
@@ -172,8 +154,7 @@ def _check_input(session: Any, path: Path, image_shape: tuple[int, int, int]) ->
     )
 
 
-def _run(session: Any, batch: NDArray[np.uint8], path: Path, dim: int | None) -> NDArray[np.floating[Any]]:
-    """[len(batch), d] in the network's own precision; d must be `dim` where that is given."""
+def _output(session: Any, path: Path) -> str:
     outputs = [value.name for value in session.get_outputs()]
     if "features" not in outputs and len(outputs) != 1:
         raise DataError(
@@ -182,9 +163,13 @@ def _run(session: Any, batch: NDArray[np.uint8], path: Path, dim: int | None) ->
             got="the outputs " + ", ".join(outputs),
             next_step="name the output `features`",
         )
-    name = "features" if "features" in outputs else outputs[0]
+    return "features" if "features" in outputs else str(outputs[0])
+
+
+def _run(session: Any, output: str, path: Path, dim: int | None, batch: NDArray[np.uint8]) -> Rows:
+    """[len(batch), d] in the network's own precision; d must be `dim` where that is given."""
     try:
-        result = session.run([name], {session.get_inputs()[0].name: batch})[0]
+        result = session.run([output], {session.get_inputs()[0].name: batch})[0]
     except Exception as error:  # see _session
         raise DataError(
             f"the feature network {path} fails on uint8 {list(batch.shape)}",
@@ -201,7 +186,7 @@ def _run(session: Any, batch: NDArray[np.uint8], path: Path, dim: int | None) ->
         or not np.issubdtype(array.dtype, np.floating)
     ):
         raise DataError(
-            f"the output {name} of the feature network {path} is not one vector for each image",
+            f"the output {output} of the feature network {path} is not one vector for each image",
             expected=f"float [{len(batch)}, {dim or 'd'}]",
             got=type(result).__name__ if array is None else f"{array.dtype} {list(array.shape)}",
             next_step="pool and flatten inside the network",

@@ -26,7 +26,6 @@ from flatq.evaluate.moments import (
     Rows,
     as_rows,
     blocks_of,
-    cluster_index,
     moments_of,
     rank_threshold,
 )
@@ -35,7 +34,6 @@ __all__ = [
     "FrechetSide",
     "frechet_distance",
     "frechet_side",
-    "influence",
     "population_root_sum",
 ]
 
@@ -44,17 +42,15 @@ __all__ = [
 class FrechetSide:
     """One side of a drift.
 
-    distance: the plug-in FID. rank: r. n_effective: n, or less where clusters make samples alike (see
-    `frechet_side`). influence: f64 [n] with mean zero, or None where the gradient does not exist (n <= d,
-    or r below the reference's rank). bias: what to subtract from `distance`,
-    b_rmt + b2 - b2_gauss, or None where in addition r >= n_effective - 1.
+    distance: the plug-in FID. rank: r. influence: f64 [n] with mean zero, or None where the gradient does
+    not exist (n <= d, or r below the reference's rank). bias: what to subtract from `distance`,
+    b_rmt + b2 - b2_gauss, or None where in addition r >= n - 1.
     """
 
     n: int
     dim: int
     distance: float
     rank: int
-    n_effective: float
     influence: F64 | None = None
     bias: float | None = None
     b2: float | None = None
@@ -116,50 +112,28 @@ def frechet_distance(features_or_moments: ArrayLike | Moments, reference: Refere
     return _bures(moments, reference).distance
 
 
-def influence(features: ArrayLike, reference: Reference) -> F64:
-    """Influence of each sample on the FID, f64 [n], mean zero.
-
-    IF(x) = 2 x.(mu - mu_r) + |x|^2 - sum_i y_i^2 / s_i with x centred: the gradient I - T of the Bures
-    term, T the optimal transport map, without forming T.
-
-    Raises:
-        DataError: bad features, or no gradient (n <= d, or r below the reference's rank).
-    """
-    side = frechet_side(features, reference)
-    if side.influence is None:
-        raise DataError(
-            "The influence values of the Frechet distance do not exist for these features.",
-            expected=f"n > d = {side.dim} and rank >= {reference.rank}",
-            got=f"n = {side.n} and rank {side.rank}",
-            next_step="take more samples, or use the KID drift",
-        )
-    return side.influence
-
-
-def frechet_side(features: ArrayLike, reference: Reference, clusters: ArrayLike | None = None) -> FrechetSide:
+def frechet_side(features: ArrayLike, reference: Reference) -> FrechetSide:
     """Distance, influence and bias of features [n, d] against the reference.
 
-    The bias is b_rmt + b2 - b2_gauss with
+    The influence of a sample x, centred, is 2 x.(mu - mu_r) + |x|^2 - sum_i y_i^2 / s_i: the gradient I - T
+    of the Bures term, T the optimal transport map, without forming T. The bias is b_rmt + b2 - b2_gauss with
       b2       = [tr S + 1/2 sum_ij Var(y_i y_j) / (s_i s_j (s_i + s_j))] / n   (infinitesimal jackknife),
       b2_gauss = [tr S + 1/2 sum_ij (1 + [i=j]) s_i s_j / (s_i + s_j)] / n      (b2 for gaussian y),
       b_rmt    = tr S / n + 2 (t_hat - sum s), t_hat from `population_root_sum`.
-    With clusters (labels [n] of samples that share noise or a prompt) the terms of b2 are summed within
-    each cluster before they are squared, and b_rmt and b2_gauss take n_effective = n b2 / b2_clustered
-    in place of n.
 
     Raises:
-        DataError: bad features or labels, or another dimension than the reference's.
+        DataError: bad features, or another dimension than the reference's.
     """
     x = as_rows(features)
     n, d = x.shape
     moments = moments_of(x)
     if n <= d:
         distance, r = _few(x, moments, reference)
-        return FrechetSide(n=n, dim=d, distance=distance, rank=r, n_effective=float(n))
+        return FrechetSide(n=n, dim=d, distance=distance, rank=r)
     bures = _bures(moments, reference)
     s, r = bures.s, len(bures.s)
     if r < reference.rank:
-        return FrechetSide(n=n, dim=d, distance=bures.distance, rank=r, n_effective=float(n))
+        return FrechetSide(n=n, dim=d, distance=bures.distance, rank=r)
 
     trace = float(np.trace(moments.cov))
     shift = 2.0 * (moments.mean - reference.mean)
@@ -177,50 +151,22 @@ def frechet_side(features: ArrayLike, reference: Reference, clusters: ArrayLike 
     weight = 0.5 / (s[:, None] * s[None, :] * pair_sum)
     second = float((weight * (fourth / n)).sum() - (np.diag(weight) * variance**2).sum())
     b2 = (trace + second) / n
-    n_effective = float(n)
-    if clusters is not None:
-        b2_clustered = _clustered_b2(x, moments.mean, bures.to_y, variance, weight, clusters)
-        n_effective = n * min(1.0, b2 / b2_clustered)
-        b2 = b2_clustered
-    if r >= n_effective - 1:
-        return FrechetSide(
-            n=n, dim=d, distance=bures.distance, rank=r, n_effective=n_effective, influence=inf, b2=b2
-        )
+    if r >= n - 1:
+        return FrechetSide(n=n, dim=d, distance=bures.distance, rank=r, influence=inf, b2=b2)
     product = s[:, None] * s[None, :] / pair_sum
-    b2_gauss = (trace + 0.5 * float(product.sum() + np.trace(product))) / n_effective
-    b_rmt = trace / n_effective + 2.0 * (population_root_sum(s**2, n_effective) - float(s.sum()))
+    b2_gauss = (trace + 0.5 * float(product.sum() + np.trace(product))) / n
+    b_rmt = trace / n + 2.0 * (population_root_sum(s**2, n) - float(s.sum()))
     return FrechetSide(
         n=n,
         dim=d,
         distance=bures.distance,
         rank=r,
-        n_effective=n_effective,
         influence=inf,
         bias=b_rmt + b2 - b2_gauss,
         b2=b2,
         b_rmt=b_rmt,
         b2_gauss=b2_gauss,
     )
-
-
-def _clustered_b2(x: Rows, mean: F64, to_y: F64, variance: F64, weight: F64, clusters: ArrayLike) -> float:
-    """b2 where the samples of a cluster are not independent of each other."""
-    n = len(x)
-    index, count = cluster_index(clusters, n)
-    order = np.argsort(index, kind="stable")
-    bounds = np.searchsorted(index[order], np.arange(count + 1))
-    mean_term = 0.0
-    second = 0.0
-    for g in range(count):
-        rows = order[bounds[g] : bounds[g + 1]]
-        centred = x[rows] - mean
-        total = centred.sum(axis=0)
-        mean_term += float(total @ total)
-        y = centred @ to_y
-        z = y.T @ y
-        z[np.diag_indices_from(z)] -= len(rows) * variance
-        second += float((weight * z**2).sum())
-    return (mean_term * count / max(count - 1, 1) + second) / n**2
 
 
 def population_root_sum(eigenvalues: ArrayLike, n: float, points: int = 200) -> float:

@@ -1,42 +1,25 @@
-"""From a drift to a verdict: pass, fail or inconclusive, and how many samples would settle it.
-
-Only decides. Measuring lives in `flatq.evaluate.drift` and `flatq.evaluate.kid`; exit codes and what
-inconclusive maps to in the command line.
-"""
+"""From a drift to a verdict: pass, fail or inconclusive, and how many samples would settle it."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 from flatq.errors import DataError, UsageError
-from flatq.evaluate.contrast import FULL_RATIO
 from flatq.evaluate.difference import DriftDifference
-from flatq.evaluate.drift import Drift
+from flatq.evaluate.drift import Drift, beyond_relative_tolerance
 from flatq.evaluate.kid import KidDrift
-from flatq.evaluate.moments import normal_quantile
+from flatq.evaluate.moments import F64
+from flatq.evaluate.sample_size import POWER, full_samples, samples_needed, z_with_power
 
-__all__ = [
-    "COLLAPSE_LIMIT",
-    "COLLAPSE_VARIANCE",
-    "POWER",
-    "Verdict",
-    "decide",
-    "decide_difference",
-    "full_samples",
-    "samples_for_half_width",
-    "samples_to_pass",
-]
+__all__ = ["COLLAPSE_VARIANCE", "Tolerances", "Verdict", "decide", "decide_difference", "judge", "worst"]
 
 COLLAPSE_LIMIT = 0.5
 """KID drift, in units of the KID of a model that repeats one of the float model's images."""
 COLLAPSE_VARIANCE = 0.05
 """Share of the float samples' total feature variance under which the quantized samples count as one image."""
-POWER = 0.8
-"""Probability of a decision at the number of samples that an inconclusive verdict names."""
-
+_ORDER = ("fail", "inconclusive", "pass")
 _NOT_FINITE = "The quantized model gave samples that are not finite."
 
 
@@ -53,16 +36,81 @@ class Verdict:
     samples_to_settle: int | None = None
 
 
+@dataclass(frozen=True)
+class Tolerances:
+    """max_drift: in FID. max_drift_rel: as a fraction of the float model's FID; where both are given, both
+    have to pass. min_samples: fewer are inconclusive."""
+
+    max_drift: float | None = None
+    max_drift_rel: float | None = None
+    min_samples: int | None = None
+
+    def check(self) -> None:
+        """Raises:
+        UsageError: no tolerance at all.
+        """
+        if self.max_drift is None and self.max_drift_rel is None:
+            raise UsageError(
+                "the gate has no tolerance",
+                expected="--max-drift, --max-drift-rel or both",
+                got="neither",
+            )
+
+
+def judge(
+    drift: Drift | None,
+    kid: KidDrift | None,
+    tolerances: Tolerances,
+    influence_float: F64 | None = None,
+    influence_quantized: F64 | None = None,
+) -> Verdict:
+    """The verdict of `decide` for each tolerance; of two, the worse.
+
+    Args:
+        drift: without a relative tolerance; None where the samples are not finite.
+        influence_float, influence_quantized: f64 [n] of each image on either FID, needed for a relative
+            tolerance where the drift has an interval.
+
+    Raises:
+        UsageError: no tolerance.
+        DataError: as `decide` and `beyond_relative_tolerance`.
+    """
+    tolerances.check()
+    verdicts = []
+    if tolerances.max_drift is not None:
+        verdicts.append(decide(drift, kid, tolerances.max_drift, min_samples=tolerances.min_samples))
+    if tolerances.max_drift_rel is not None:
+        relative = drift
+        if drift is not None:
+            relative = beyond_relative_tolerance(
+                drift, tolerances.max_drift_rel, influence_float, influence_quantized
+            )
+        verdicts.append(decide(relative, kid, None, min_samples=tolerances.min_samples))
+    return worst(verdicts)
+
+
+def worst(verdicts: list[Verdict]) -> Verdict:
+    """One verdict of several on the same model: the worst outcome, with the reasons of all that have it."""
+    outcome = min((verdict.outcome for verdict in verdicts), key=_ORDER.index)
+    counted = [verdict for verdict in verdicts if verdict.outcome == outcome]
+    numbers = [verdict.samples_to_settle for verdict in counted]
+    settled = [n for n in numbers if n is not None]
+    return Verdict(
+        outcome,
+        " ".join(dict.fromkeys(verdict.reason for verdict in counted)),
+        counted[0].metric,
+        max(settled) if len(settled) == len(numbers) else None,
+    )
+
+
 def decide(
     drift: Drift | None,
     kid: KidDrift | None,
     max_drift: float | None,
     *,
-    finite: bool,
     min_samples: int | None = None,
-    collapse_limit: float = COLLAPSE_LIMIT,
 ) -> Verdict:
-    """The verdict on a drift against the tolerance max_drift (in FID).
+    """The verdict on a drift (None where the samples are not finite) against max_drift, in FID.
 
     In this order: samples that are not finite fail; a collapse fails at any n; fewer than min_samples are
     inconclusive; identical features pass; no FID interval is inconclusive; upper end <= tolerance passes;
@@ -70,7 +118,7 @@ def decide(
 
     A collapse is either of (needs kid; both relative to the float samples, so to the features' scale):
       - the lower end of the KID drift (where kid.against is "float", of the KID from the float samples) is
-        above collapse_limit x spread_float, spread_float being the KID, seen from the float samples, of a
+        above half of spread_float, spread_float being the KID, seen from the float samples, of a
         model that repeats one of the float model's images;
       - kid.variance_share < 0.05: the quantized samples hardly differ from one another. (A model that gives
         one grey image near the float samples' mean is not far away in KID: this catches it.)
@@ -78,21 +126,13 @@ def decide(
     Where drift has a relative tolerance, that is the tolerance, and max_drift must be None.
 
     Raises:
-        UsageError: no drift though the samples are finite, or none or two tolerances.
-        DataError: a limit that is negative or not finite, or drift and kid of different samples.
+        UsageError: none or two tolerances.
+        DataError: a tolerance that is negative or not finite.
     """
-    if not finite:
-        return Verdict("fail", _NOT_FINITE, "samples")
     if drift is None:
-        raise UsageError("There is no FID drift to decide on, though the samples are finite.")
+        return Verdict("fail", _NOT_FINITE, "samples")
     tolerance, label = _tolerance(drift, max_drift)
-    if not 0.0 < collapse_limit < math.inf:
-        raise DataError("The collapse limit is out of range.", expected="> 0", got=f"{collapse_limit}")
-    if kid is not None and kid.relative_tolerance is not None:
-        raise DataError("A collapse is judged by the KID drift without a relative tolerance.")
-    if kid is not None and kid.n != drift.n:
-        raise DataError("FID and KID drift are of different samples.", got=f"n = {drift.n} and {kid.n}")
-    collapse = _collapse(kid, collapse_limit)
+    collapse = _collapse(kid)
     if collapse is not None:
         return Verdict("fail", collapse, "kid")
     if min_samples is not None and drift.n < min_samples:
@@ -128,9 +168,7 @@ def decide_difference(
     kid: KidDrift | None,
     max_drift: float,
     *,
-    finite: bool,
     min_samples: int | None = None,
-    collapse_limit: float = COLLAPSE_LIMIT,
 ) -> Verdict:
     """The verdict on how much a drift grew over that of an earlier report, in the order of `decide`.
 
@@ -140,15 +178,12 @@ def decide_difference(
         max_drift: the tolerated growth, in FID.
 
     Raises:
-        UsageError: no difference though the samples are finite.
         DataError: a tolerance that is negative or not finite.
     """
-    if not finite:
-        return Verdict("fail", _NOT_FINITE, "samples")
     if difference is None:
-        raise UsageError("There is no difference to decide on, though the samples are finite.")
+        return Verdict("fail", _NOT_FINITE, "samples")
     _check_tolerance(max_drift)
-    collapse = _collapse(kid, collapse_limit)
+    collapse = _collapse(kid)
     if collapse is not None:
         return Verdict("fail", collapse, "kid")
     if min_samples is not None and min(difference.n) < min_samples:
@@ -176,7 +211,7 @@ def decide_difference(
     gap = abs(max_drift - difference.corrected)
     n = None
     if gap > 1e-3 * (difference.half_width or 0.0):
-        needed = (_z_with_power(difference.confidence) * (difference.standard_error or 0.0) / gap) ** 2
+        needed = (z_with_power(difference.confidence) * (difference.standard_error or 0.0) / gap) ** 2
         n = max(math.ceil(max(old, new) * needed), max(old, new) + 1)
     more = _more(n, "samples of both", f"growth is {difference.corrected:+.4g}")
     return Verdict(
@@ -188,67 +223,13 @@ def decide_difference(
     )
 
 
-def samples_for_half_width(drift: Drift, half_width: float) -> int:
-    """n for an interval of corrected -+ half_width at drift.confidence, from drift as the pilot.
-
-    n = (z s / h)^2 with s = SE sqrt(n), and n >= 10 rank, where the bias is known well.
-
-    Raises:
-        DataError: half_width <= 0 or not finite, or a pilot without an interval.
-    """
-    if not 0.0 < half_width < math.inf:
-        raise DataError("The half-width is out of range.", expected="> 0", got=f"{half_width}")
-    return _samples(drift, normal_quantile(drift.confidence) / half_width)
-
-
-def samples_to_pass(drift: Drift, max_drift: float, expected_drift: float, power: float = POWER) -> int:
-    """n to pass max_drift with the given power where the true drift is expected_drift.
-
-    n = ((z_confidence + z_power) s / (max_drift - expected_drift))^2: (2.8 s / ...)^2 at 95 % and 80 %.
-
-    Raises:
-        DataError: expected_drift >= max_drift, power outside (0, 1), or a pilot without an interval.
-    """
-    gap = max_drift - expected_drift
-    if not 0.0 < gap < math.inf:
-        raise DataError(
-            "A drift that is not under the tolerance cannot be shown to be.",
-            expected=f"expected_drift < {max_drift}",
-            got=f"{expected_drift}",
-        )
-    if not 0.0 < power < 1.0:
-        raise DataError("The power is out of range.", expected="0 < power < 1", got=f"{power}")
-    return _samples(drift, _z_with_power(drift.confidence, power) / gap)
-
-
-def _z_with_power(confidence: float, power: float = POWER) -> float:
-    """Standard errors between truth and tolerance at which the interval excludes the tolerance that often."""
-    return normal_quantile(confidence) + NormalDist().inv_cdf(power)
-
-
-def _samples(drift: Drift, z_over_gap: float) -> int:
-    if drift.standard_error is None:
-        raise DataError(
-            "Planning needs a pilot whose drift has an interval.",
-            got=drift.reason,
-            next_step=f"take a pilot of at least {full_samples(drift)} samples",
-        )
-    n = z_over_gap**2 * drift.standard_error**2 * drift.n
-    return max(math.ceil(n), full_samples(drift), 2)
-
-
-def full_samples(drift: Drift) -> int:
-    """n at 10 samples per direction, in the pilot's proportion of independent samples."""
-    return max(math.ceil(FULL_RATIO * drift.n / drift.n_over_rank), drift.dim + 1)
-
-
 def _settle(drift: Drift, tolerance: float) -> int | None:
     if drift.corrected is None:
         return full_samples(drift) if drift.settles else None
     gap = abs(tolerance - drift.corrected)
     if gap <= 1e-3 * (drift.half_width or 0.0):  # a million times as many samples: no plan
         return None
-    return max(_samples(drift, _z_with_power(drift.confidence) / gap), drift.n + 1)
+    return max(samples_needed(drift, z_with_power(drift.confidence) / gap), drift.n + 1)
 
 
 def _more(n: int | None, samples: str, truth: str) -> str:
@@ -277,7 +258,7 @@ def _check_tolerance(max_drift: float) -> None:
         raise DataError("The tolerated drift is out of range.", expected=">= 0", got=f"{max_drift}")
 
 
-def _collapse(kid: KidDrift | None, limit: float) -> str | None:
+def _collapse(kid: KidDrift | None) -> str | None:
     if kid is None or kid.identical or kid.spread_float <= 0.0:
         return None
     if kid.variance_share < COLLAPSE_VARIANCE:
@@ -285,10 +266,10 @@ def _collapse(kid: KidDrift | None, limit: float) -> str | None:
             f"The quantized model collapsed: its {kid.n} samples keep {_percent(kid.variance_share)} of the "
             f"float samples' variance, under {_percent(COLLAPSE_VARIANCE)}."
         )
-    if kid.low > limit * kid.spread_float:
+    if kid.low > COLLAPSE_LIMIT * kid.spread_float:
         return (
             f"The quantized model collapsed: the lower end of its {_kid_name(kid)}, {kid.low:.4g}, is above "
-            f"{limit:g} times the KID of a model that repeats one image, {kid.spread_float:.4g} "
+            f"{COLLAPSE_LIMIT:g} times the KID of a model that repeats one image, {kid.spread_float:.4g} "
             f"(n = {kid.n})."
         )
     return None

@@ -1,8 +1,7 @@
 """The Inception network of the standard FID, through torch-fidelity.
 
 Opens, checks and runs it; its weights come from a file of the user's, from torch's cache or from a download,
-and are never random. Other extractors live in `flatq.evaluate.features`, distances in
-`flatq.evaluate.frechet`.
+and are never random.
 
 Source: Heusel et al. 2017 (arXiv 1706.08500) for the features; torch-fidelity's port of the TensorFlow 1
 graph of 2015-12-05, whose bilinear resize differs from torch's own.
@@ -14,22 +13,23 @@ import hashlib
 import io
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flatq.archive import check_archive, is_archive
 from flatq.errors import DataError, MissingRuntimeError, UsageError
-from flatq.evaluate.extractor import Progress, check_finite, check_pixels
+from flatq.evaluate.extractor import Extractor
+from flatq.evaluate.moments import Rows
 from flatq.runtime.torch import torch_threads
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DIM", "PUBLISHED_SHA256", "InceptionNet", "open_inception", "state_digest"]
+__all__ = ["DIM", "PUBLISHED_SHA256", "open_inception", "state_digest"]
 
 DIM = 2048
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -43,90 +43,18 @@ _PIP = 'pip install "flatq[fid]"'
 _OWN_FILE = "fetch the file where there is a network, and name it with --inception-weights FILE"
 
 
-@dataclass(frozen=True, eq=False)
-class InceptionNet:
-    """torch-fidelity's 2048 pooled features, on one device.
-
-    digest: sha256 over the weights' names, dtypes, shapes and bytes (`state_digest`). published: whether they
-    came from the published file. image_shape: (C, H, W), C 1 or 3, any size. device: a torch device.
-    """
-
-    digest: str
-    published: bool
-    image_shape: tuple[int, int, int]
-    device: str
-    module: torch.nn.Module
-
-    @property
-    def kind(self) -> Literal["inception"]:
-        return "inception"
-
-    @property
-    def name(self) -> str:
-        return _NAME
-
-    @property
-    def dim(self) -> int:
-        return DIM
-
-    @property
-    def preprocessing(self) -> str:
-        grey = "grey repeated to RGB, " if self.image_shape[0] == 1 else ""
-        return f"uint8, {grey}bilinear to 299 x 299 as TensorFlow 1 does, (x - 128) / 128"
-
-    def identity(self, threads: int) -> dict[str, Any]:
-        import torch
-        from torch_fidelity.version import __version__ as fidelity_version
-
-        device = self.device
-        if torch.device(device).type == "cuda":
-            device = f"{device}, {torch.cuda.get_device_name(torch.device(device))}"
-        version = f"{torch.__version__}, torch-fidelity {fidelity_version}"
-        return {"backend": "torch", "version": version, "device": device, "threads": threads}
-
-    def extract(
-        self,
-        pixels: NDArray[np.uint8],
-        *,
-        batch_size: int = 32,
-        threads: int = 1,
-        progress: Progress | None = None,
-    ) -> NDArray[np.float64]:
-        """Features of uint8 [n, C, H, W] as float64 [n, 2048], computed in float32 without TF32.
-
-        Raises:
-            DataError: another dtype or shape, batch_size or threads below 1, features that are NaN or
-                infinite.
-        """
-        import torch
-
-        check_pixels(pixels, self.name, self.image_shape, batch_size, threads)
-        features = np.empty((len(pixels), DIM), np.float64)
-        device = torch.device(self.device)
-        with (
-            torch_threads(threads),
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-        ):
-            for start in range(0, len(pixels), batch_size):
-                batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch_size]))
-                rgb = batch.to(device).expand(-1, 3, -1, -1)
-                features[start : start + len(batch)] = self.module(rgb)[0].cpu().numpy()
-                if progress is not None:
-                    progress(start + len(batch), len(pixels))
-        check_finite(features, self.name)
-        return features
-
-
 def open_inception(
-    *, image_shape: tuple[int, int, int], weights: Path | None = None, device: str = "cpu"
-) -> InceptionNet:
-    """Opens the network for images of (C, H, W).
+    *, image_shape: tuple[int, int, int], weights: Path | None = None, device: str = "cpu", threads: int = 1
+) -> Extractor:
+    """Opens torch-fidelity's 2048 pooled features for images of (C, H, W), C 1 or 3, any size.
+
+    They are computed in float32 without TF32. The digest is the weights' `state_digest`.
 
     Args:
         weights: a file of torch-fidelity's state dict, read with weights_only. Without it torch's cache
             (`torch.hub.get_dir()`/checkpoints) is looked in, then the published file is downloaded there.
         device: "cpu", "cuda" or "cuda:N".
+        threads: number of CPU threads.
 
     Raises:
         DataError: images that are neither grey nor RGB, a file that cannot be read or holds something else
@@ -162,8 +90,42 @@ def open_inception(
             next_step="delete the file, so that it is downloaded again; or name it with --inception-weights",
         )
     module = _build(network, _read_state(data, file), file)
-    digest = state_digest(module.state_dict())
-    return InceptionNet(digest, published, image_shape, device, module.to(device))
+    grey = "grey repeated to RGB, " if image_shape[0] == 1 else ""
+    return Extractor(
+        kind="inception",
+        name=_NAME,
+        digest=state_digest(module.state_dict()),
+        dim=DIM,
+        image_shape=image_shape,
+        preprocessing=f"uint8, {grey}bilinear to 299 x 299 as TensorFlow 1 does, (x - 128) / 128",
+        identity=_identity(device, threads),
+        run=partial(_run, module.to(device), device, threads),
+        batch_size=32,
+        published=published,
+    )
+
+
+def _identity(device: str, threads: int) -> dict[str, Any]:
+    import torch
+    from torch_fidelity.version import __version__ as fidelity_version
+
+    if torch.device(device).type == "cuda":
+        device = f"{device}, {torch.cuda.get_device_name(torch.device(device))}"
+    version = f"{torch.__version__}, torch-fidelity {fidelity_version}"
+    return {"backend": "torch", "version": version, "device": device, "threads": threads}
+
+
+def _run(module: torch.nn.Module, device: str, threads: int, batch: NDArray[np.uint8]) -> Rows:
+    import torch
+
+    with (
+        torch_threads(threads),
+        torch.inference_mode(),
+        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+    ):
+        rgb = torch.from_numpy(batch).to(device).expand(-1, 3, -1, -1)
+        features: Rows = module(rgb)[0].cpu().numpy()
+        return features
 
 
 def state_digest(state: Mapping[str, torch.Tensor]) -> str:

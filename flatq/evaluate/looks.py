@@ -13,7 +13,7 @@ from itertools import pairwise
 from flatq.errors import UsageError
 from flatq.evaluate.gate import Verdict
 
-__all__ = ["Looks", "look_confidence", "plan_looks", "until_decided"]
+__all__ = ["Looks", "plan_looks", "until_decided"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,7 @@ class Looks:
     @property
     def each(self) -> float:
         """The confidence of each look's interval."""
-        return look_confidence(self.confidence, len(self.planned))
-
-
-def look_confidence(confidence: float, looks: int) -> float:
-    """1 - (1 - confidence) / looks."""
-    return 1.0 - (1.0 - confidence) / looks
+        return 1.0 - (1.0 - self.confidence) / len(self.planned)
 
 
 def plan_looks(first: int, last: int, count: int, confidence: float) -> Looks:

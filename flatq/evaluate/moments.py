@@ -24,15 +24,12 @@ from flatq.errors import DataError
 __all__ = [
     "F64",
     "Moments",
-    "MomentsStream",
     "Reference",
     "Rows",
-    "as_features",
     "as_rows",
     "blocks_of",
+    "check_confidence",
     "check_pairs",
-    "check_relative_tolerance",
-    "cluster_index",
     "moments_of",
     "normal_quantile",
     "rank_threshold",
@@ -89,17 +86,8 @@ def rank_threshold(dim: int) -> float:
     return 10.0 * float(np.finfo(np.float64).eps) * dim
 
 
-def as_features(features: ArrayLike, *, name: str = "features", min_samples: int = 2) -> F64:
-    """Features as a finite f64 array [n, d] with n >= min_samples.
-
-    Raises:
-        DataError: as `as_rows`.
-    """
-    return np.asarray(as_rows(features, name=name, min_samples=min_samples), dtype=np.float64)
-
-
-def as_rows(features: ArrayLike, *, name: str = "features", min_samples: int = 2) -> Rows:
-    """Features [n, d] with n >= min_samples, checked to be finite; floats stay as they lie, without a copy.
+def as_rows(features: ArrayLike, *, name: str = "features") -> Rows:
+    """Features [n, d] with n >= 2, checked to be finite; floats stay as they lie, without a copy.
 
     Raises:
         DataError: not two-dimensional, too few rows, no columns, not numbers, or not finite.
@@ -110,10 +98,10 @@ def as_rows(features: ArrayLike, *, name: str = "features", min_samples: int = 2
             array = np.asarray(array, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise DataError(f"The {name} are not numbers.", expected="an array [n, d] of floats") from error
-    if array.ndim != 2 or array.shape[0] < min_samples or array.shape[1] < 1:
+    if array.ndim != 2 or array.shape[0] < 2 or array.shape[1] < 1:
         raise DataError(
             f"The {name} have the wrong shape.",
-            expected=f"[n, d] with n >= {min_samples} and d >= 1",
+            expected="[n, d] with n >= 2 and d >= 1",
             got=str(list(array.shape)),
         )
     bad = [
@@ -145,93 +133,28 @@ def same_rows(x: Rows, q: Rows) -> bool:
     )
 
 
-class MomentsStream:
-    """Mean and covariance of rows that come block by block, in float64.
-
-    Each block is centred by its own mean and merged by the pairwise update of Chan, Golub, LeVeque 1983, so
-    that a mean far from zero costs no digits. Holds two arrays [d, d], whatever n.
-    """
-
-    def __init__(self) -> None:
-        self._n = 0
-        self._mean: F64 | None = None
-        self._scatter: F64 | None = None
-
-    def add(self, block: ArrayLike) -> None:
-        """Rows [k, d], k >= 1.
-
-        Raises:
-            DataError: as `as_features`, or another d than before.
-        """
-        rows = as_features(block, min_samples=1)
-        mean = rows.mean(axis=0)
-        centred = rows - mean
-        self._merge(len(rows), mean, centred.T @ centred)
-
-    def merge(self, other: MomentsStream) -> None:
-        """What another stream has seen, as if its rows had come here.
-
-        Raises:
-            DataError: another d.
-        """
-        if other._mean is not None and other._scatter is not None:
-            self._merge(other._n, other._mean, other._scatter)
-
-    def moments(self) -> Moments:
-        """Of all rows so far.
-
-        Raises:
-            DataError: fewer than 2.
-        """
-        if self._mean is None or self._scatter is None or self._n < 2:
-            raise DataError(
-                "Too few features for a covariance.", expected="at least 2 rows", got=str(self._n)
-            )
-        return Moments(n=self._n, mean=self._mean.copy(), cov=self._scatter / (self._n - 1))
-
-    def _merge(self, n: int, mean: F64, scatter: F64) -> None:
-        if self._mean is None or self._scatter is None:
-            self._n, self._mean, self._scatter = n, mean.copy(), scatter.copy()
-            return
-        if mean.shape != self._mean.shape:
-            raise DataError(
-                "The features of one stream have different dimensions.",
-                expected=str(len(self._mean)),
-                got=str(len(mean)),
-            )
-        total = self._n + n
-        delta = mean - self._mean
-        self._scatter += scatter
-        self._scatter += np.outer(delta, delta) * (self._n * n / total)
-        self._mean += delta * (n / total)
-        self._n = total
-
-
 def moments_of(features: ArrayLike) -> Moments:
     """Mean and unbiased covariance of features [n, d], n >= 2, in float64, block by block.
+
+    Each block is centred by its own mean and merged by the pairwise update of Chan, Golub, LeVeque 1983, so
+    that a mean far from zero costs no digits.
 
     Raises:
         DataError: as `as_rows`.
     """
-    stream = MomentsStream()
-    for _, block in blocks_of(as_rows(features)):
-        stream.add(block)
-    return stream.moments()
-
-
-def cluster_index(clusters: ArrayLike, n: int) -> tuple[NDArray[np.intp], int]:
-    """Cluster labels [n] of any dtype as indices 0 .. G - 1, and G.
-
-    Raises:
-        DataError: another shape than [n].
-    """
-    labels = np.asarray(clusters)
-    if labels.shape != (n,):
-        raise DataError(
-            "The cluster labels have the wrong shape.", expected=f"[{n}]", got=str(list(labels.shape))
-        )
-    names, index = np.unique(labels, return_inverse=True)
-    return index, len(names)
+    rows = as_rows(features)
+    count, dim = 0, rows.shape[1]
+    mean, scatter = np.zeros(dim), np.zeros((dim, dim))
+    for _, block in blocks_of(rows):
+        own = block.mean(axis=0)
+        centred = block - own
+        total = count + len(block)
+        delta = own - mean
+        scatter += centred.T @ centred
+        scatter += np.outer(delta, delta) * (count * len(block) / total)
+        mean += delta * (len(block) / total)
+        count = total
+    return Moments(n=count, mean=mean, cov=scatter / (count - 1))
 
 
 def check_pairs(x: Rows, q: Rows, confidence: float) -> None:
@@ -244,19 +167,15 @@ def check_pairs(x: Rows, q: Rows, confidence: float) -> None:
             expected=f"{list(x.shape)} on both sides, row i from the same noise",
             got=str(list(q.shape)),
         )
+    check_confidence(confidence)
+
+
+def check_confidence(confidence: float) -> None:
+    """Raises:
+    DataError: the confidence lies outside (0, 1).
+    """
     if not 0.0 < confidence < 1.0:
         raise DataError("The confidence is out of range.", expected="0 < confidence < 1", got=f"{confidence}")
-
-
-def check_relative_tolerance(tolerance: float | None) -> float:
-    """The tolerance, 0 where there is none.
-
-    Raises:
-        DataError: negative or not finite.
-    """
-    if tolerance is not None and not 0.0 <= tolerance < math.inf:
-        raise DataError("The relative tolerance is out of range.", expected=">= 0", got=f"{tolerance}")
-    return tolerance or 0.0
 
 
 def normal_quantile(confidence: float) -> float:
@@ -264,34 +183,19 @@ def normal_quantile(confidence: float) -> float:
     return NormalDist().inv_cdf((1.0 + confidence) / 2.0)
 
 
-def standard_error_of_mean(values: F64, clusters: ArrayLike | None = None) -> float:
-    """Standard error of the mean of values [n]; with labels [n], summed within each cluster first.
-
-    Raises:
-        DataError: fewer than 2 clusters, or labels of another shape.
-    """
-    n = len(values)
-    sums, count = values - values.mean(), n
-    if clusters is not None:
-        index, count = cluster_index(clusters, n)
-        if count < 2:
-            raise DataError("All samples are in one cluster.", expected="at least 2 clusters", got=str(count))
-        sums = np.bincount(index, weights=sums, minlength=count)
-    return float(np.sqrt(count / (count - 1) * (sums @ sums)) / n)
+def standard_error_of_mean(values: F64) -> float:
+    """Standard error of the mean of values [n], n >= 2."""
+    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def reference_from_moments(moments: Moments) -> Reference:
     """Reference with R^(1/2) from the symmetric eigenproblem of R; rounding below zero is cut to zero.
 
     Raises:
-        DataError: not numbers, shapes do not fit, not finite, not symmetric, not positive semidefinite, or
+        DataError: shapes do not fit, not finite, not symmetric, not positive semidefinite, or
             zero.
     """
-    try:
-        mean = np.array(moments.mean, dtype=np.float64)
-        cov = np.array(moments.cov, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError("The reference statistics are not numbers.", got=str(error)) from error
+    mean, cov = np.array(moments.mean, dtype=np.float64), np.array(moments.cov, dtype=np.float64)
     if mean.ndim != 1 or mean.size < 1 or cov.shape != (mean.size, mean.size):
         raise DataError(
             "The reference statistics have the wrong shape.",
@@ -325,6 +229,6 @@ def reference_from_features(features: ArrayLike) -> Reference:
     """Reference statistics of features [n, d], n >= 2.
 
     Raises:
-        DataError: as `as_features` and `reference_from_moments`.
+        DataError: as `as_rows` and `reference_from_moments`.
     """
     return reference_from_moments(moments_of(features))

@@ -1,240 +1,187 @@
-"""Files of reference statistics: flatq's own, which name their extractor and data, and those of others.
-
-Reads and writes; the statistics themselves are `flatq.evaluate.moments`, measuring them and keeping what was
-measured is `flatq.evaluate.cache`.
-"""
+"""The reference that all models of an evaluation are measured against, measured once."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import Any
 
 from flatq.errors import DataError
+from flatq.evaluate.cache import Cache
 from flatq.evaluate.extractor import Extractor
-from flatq.evaluate.moments import Moments, Reference, reference_from_moments
-from flatq.files import replacing
-from flatq.images import ImageSet
-
-__all__ = [
-    "REFERENCE_FORMAT",
-    "REFERENCE_VERSION",
-    "ReferenceSource",
-    "StoredReference",
-    "load_reference",
-    "save_reference",
-    "source_of",
-    "write_npz",
-]
-
-REFERENCE_FORMAT = "flatq-reference"
-REFERENCE_VERSION = 1
-
-_KEYS = (
-    "version",
-    "mu",
-    "sigma",
-    "n",
-    "extractor_name",
-    "extractor_digest",
-    "data_name",
-    "data_digest",
-    "image_shape",
-    "preprocessing",
+from flatq.evaluate.features import open_extractor
+from flatq.evaluate.moments import Moments, Reference, Rows, moments_of, reference_from_moments
+from flatq.evaluate.precision_recall import (
+    MAX_POINTS,
+    NEIGHBOURS,
+    Manifold,
+    PrecisionRecall,
+    fixed_choice,
+    manifold_of,
+    precision_recall,
 )
+from flatq.evaluate.statistics_file import ReferenceSource, StoredReference, save_reference
+from flatq.images import ImageSet, Resize, load_images
+from flatq.runtime.base import default_threads
+from flatq.version import __version__
 
+__all__ = ["MeasuredReference", "from_statistics", "measure_reference", "reference_key", "write_statistics"]
 
-@dataclass(frozen=True)
-class ReferenceSource:
-    """Where reference statistics come from.
-
-    kind: "images" that were at hand; "statistics" that flatq made; "foreign-statistics" that name neither
-    their extractor nor their images. name, digest: of the images; of the file where they are foreign. n: of
-    images, None where it is unknown. image_shape: (C, H, W), None where unknown. preprocessing: of the
-    images, as `ImageSet.preprocessing`; None where it is unknown.
-    """
-
-    kind: Literal["images", "statistics", "foreign-statistics"]
-    name: str
-    digest: str
-    n: int | None
-    image_shape: tuple[int, int, int] | None
-    preprocessing: str | None = None
+_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
-class StoredReference:
-    """A file of statistics. extractor_name and extractor_digest: None where it is foreign."""
+class MeasuredReference:
+    """Statistics of the reference in the features of an extractor.
 
-    reference: Reference
+    source: where they come from. features: [m, d] of at most 10,000 reference images (`fixed_choice`); None
+    where there are only statistics.
+    """
+
+    extractor: Extractor
+    statistics: Reference
     source: ReferenceSource
-    extractor_name: str | None
-    extractor_digest: str | None
+    features: Rows | None = None
+
+    @cached_property
+    def manifold(self) -> Manifold | None:
+        """For precision and recall; None without images, or with too few."""
+        if self.features is None or len(self.features) <= NEIGHBOURS:
+            return None
+        return manifold_of(self.features)
+
+    def precision_recall(self, features: Rows) -> PrecisionRecall | None:
+        """Of samples' features [n, d]; None without the reference's manifold, or for too few samples."""
+        if self.manifold is None or len(features) <= NEIGHBOURS:
+            return None
+        return precision_recall(manifold_of(features), self.manifold)
 
 
-def source_of(images: ImageSet) -> ReferenceSource:
-    """Images at hand, as a source."""
-    return ReferenceSource(
-        "images", images.name, images.digest, len(images.pixels), images.shape, images.preprocessing
-    )
-
-
-def save_reference(
-    path: str | os.PathLike[str],
-    reference: Reference | Moments,
-    source: ReferenceSource,
+def measure_reference(
+    images: ImageSet,
     extractor: Extractor,
-) -> None:
-    """Writes an npz (mu [d], sigma [d, d], n and where they come from), under a temporary name first.
+    *,
+    cache: Cache | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> MeasuredReference:
+    """Features and statistics of images, from the cache where it has them.
+
+    With a cache the numbers are those of a run with the same images, extractor, backend, version, device and
+    threads, bit for bit.
+
+    Args:
+        progress: called with (images done, total).
 
     Raises:
-        DataError: the file cannot be written, or it is unknown what images the statistics are of.
+        DataError: images that do not fit the extractor, or too few or too alike for statistics.
     """
-    if reference.n is None or source.image_shape is None or source.preprocessing is None:
+    n, dim = len(images.pixels), extractor.dim
+    if n < 2:
         raise DataError(
-            "Statistics of unknown images are not written again.",
-            expected="statistics that were measured on images",
-            next_step="keep the file that they came from",
+            f"{images.name} holds too few images for reference statistics",
+            expected="at least 2, and for a Frechet distance many more than feature dimensions",
+            got=str(n),
+            next_step="name a larger image set, or raise --limit",
         )
-    write_npz(
-        path,
-        {
-            "format": np.array(REFERENCE_FORMAT),
-            "version": np.int64(REFERENCE_VERSION),
-            "mu": np.asarray(reference.mean, dtype=np.float64),
-            "sigma": np.asarray(reference.cov, dtype=np.float64),
-            "n": np.int64(reference.n),
-            "extractor_name": np.array(extractor.name),
-            "extractor_digest": np.array(extractor.digest),
-            "data_name": np.array(source.name),
-            "data_digest": np.array(source.digest),
-            "image_shape": np.array(source.image_shape, dtype=np.int64),
-            "preprocessing": np.array(source.preprocessing),
-        },
+    source = ReferenceSource("images", images.name, images.digest, n, images.shape, images.preprocessing)
+    key = reference_key(images, extractor)
+    shapes = {"mu": (dim,), "sigma": (dim, dim), "features": (min(n, MAX_POINTS), dim)}
+    found = None if cache is None else cache.load("reference", key, shapes)
+    if found is not None:
+        statistics = reference_from_moments(Moments(n, found["mu"], found["sigma"]))
+        return MeasuredReference(extractor, statistics, source, found["features"])
+    features = extractor.extract(images.pixels, progress)
+    moments, features = moments_of(features), fixed_choice(features)
+    statistics = reference_from_moments(moments)
+    if cache is not None:
+        cache.store("reference", key, {"mu": moments.mean, "sigma": moments.cov, "features": features})
+    return MeasuredReference(extractor, statistics, source, features)
+
+
+def reference_key(images: ImageSet, extractor: Extractor) -> dict[str, Any]:
+    """Whatever changes the features, in plain values.
+
+    The machine is not: two machines' features differ by roundings of float32, which is nothing beside the
+    images, and both models of a comparison are measured against the same reference. So an entry may go from
+    machine to machine, as a file of `flatq stats` does.
+    """
+    return {
+        "version": _VERSION,
+        "flatq": __version__,
+        "images": images.digest,
+        "n": len(images.pixels),
+        "extractor": extractor.digest,
+        "identity": extractor.identity,
+    }
+
+
+def from_statistics(stored: StoredReference, extractor: Extractor) -> MeasuredReference:
+    """A reference that has only statistics, checked against the extractor as far as they say what made them.
+
+    Raises:
+        DataError: statistics of another extractor, of other dimensions, or of images of another shape.
+    """
+    name = stored.source.name
+    if stored.reference.dim != extractor.dim:
+        raise DataError(
+            f"the statistics of {name} do not fit the extractor {extractor.name}",
+            expected=f"{extractor.dim} dimensions",
+            got=f"{stored.reference.dim} dimensions",
+            next_step="name the extractor that they were made with: --features",
+        )
+    if stored.extractor_digest not in (None, extractor.digest):
+        raise DataError(
+            f"the statistics of {name} were made with another extractor",
+            expected=f"{extractor.name}, sha256 {extractor.digest[:16]}...",
+            got=f"{stored.extractor_name}, sha256 {str(stored.extractor_digest)[:16]}...",
+            next_step="name the extractor that they were made with, or make them again with `flatq stats`",
+        )
+    shape = stored.source.image_shape
+    if shape is not None and shape != extractor.image_shape:
+        raise DataError(
+            f"the statistics of {name} are of images of another shape",
+            expected=str(list(extractor.image_shape)),
+            got=str(list(shape)),
+            next_step="make them of images of the model's shape: flatq stats DATA --size N",
+        )
+    return MeasuredReference(extractor, stored.reference, stored.source)
+
+
+def write_statistics(
+    data: str,
+    out: Path,
+    *,
+    features: str | None = None,
+    inception_weights: Path | None = None,
+    device: str = "cpu",
+    size: int | None = None,
+    resize: Resize | None = None,
+    limit: int | None = None,
+    channels: int | None = None,
+    threads: int | None = None,
+    cache: Cache | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> MeasuredReference:
+    """Measures images and writes their statistics to `out`.
+
+    Args:
+        data, size, resize, limit, channels: as `flatq.images.load_images`.
+        features, inception_weights, device: as `open_extractor`.
+        threads: of the CPU; all cores by default.
+
+    Raises:
+        InputError, MissingRuntimeError: as those and `measure_reference`; `out` cannot be written.
+    """
+    images = load_images(data, size=size, resize=resize, limit=limit, channels=channels)
+    extractor = open_extractor(
+        features,
+        image_shape=images.shape,
+        inception_weights=inception_weights,
+        device=device,
+        threads=threads or default_threads(),
     )
-
-
-def load_reference(path: str | os.PathLike[str]) -> StoredReference:
-    """Reads what `save_reference` wrote, or the `mu` and `sigma` of a foreign npz. Never unpickles.
-
-    Foreign are pytorch-fid's files and guided-diffusion's batches; of the latter `arr_0`, `mu_s` and
-    `sigma_s` are left alone (the images may be fewer than the statistics were made of, so that n stays
-    unknown).
-
-    Raises:
-        DataError: no such file, no npz, keys missing, another version, or unusable statistics.
-    """
-    file = Path(path)
-    try:
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            stream.seek(0)
-            archive = np.load(stream, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(
-                    f"{file} holds a bare array.",
-                    expected="an npz with mu and sigma",
-                    next_step="make statistics with `flatq stats DATA -o ref.npz`",
-                )
-            keys = list(archive.files)
-            own = "format" in keys and str(archive["format"]) == REFERENCE_FORMAT
-            missing = [key for key in (_KEYS if own else ("mu", "sigma")) if key not in keys]
-            if not missing:
-                wanted = _KEYS if own else ("mu", "sigma")
-                content = {key: archive[key] for key in wanted}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"Cannot read the reference statistics {file}.",
-            expected="an npz with mu and sigma, nothing pickled",
-            got=str(error),
-            next_step="make them with `flatq stats DATA -o ref.npz`",
-        ) from error
-    if missing:
-        raise DataError(
-            f"{file} holds no reference statistics.",
-            expected="the keys mu and sigma, or a file of `flatq stats`",
-            got=f"{', '.join(sorted(keys)) or 'no keys'} (missing: {', '.join(missing)})",
-            next_step="name images with --data, or make statistics: flatq stats DATA -o ref.npz",
-        )
-    for key in ("mu", "sigma"):
-        if content[key].dtype.kind not in "fiu":
-            raise DataError(f"{file}: {key} is no array of real numbers.", got=str(content[key].dtype))
-    try:
-        return _own(file, content) if own else _foreign(file, content, digest)
-    except DataError as error:
-        raise DataError(
-            f"{file}: {error.what}", expected=error.expected, got=error.got, next_step=error.next_step
-        ) from error
-
-
-def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, ArrayLike]) -> None:
-    """Writes arrays to exactly this path, under a temporary name first.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-    except OSError as error:
-        raise DataError(
-            f"cannot write {target}",
-            expected="a file name in a folder that can be written",
-            got=error.strerror or str(error),
-        ) from error
-
-
-def _own(file: Path, content: Mapping[str, NDArray[Any]]) -> StoredReference:
-    version = _whole(content, "version")
-    if version != REFERENCE_VERSION:
-        raise DataError(
-            "the reference statistics have another format version.",
-            expected=str(REFERENCE_VERSION),
-            got=str(version),
-            next_step="make them again with `flatq stats DATA -o ref.npz`",
-        )
-    words = {}
-    for key in _KEYS:
-        if key.startswith(("extractor_", "data_")) or key == "preprocessing":
-            if content[key].dtype.kind != "U" or content[key].ndim != 0:
-                raise DataError(f"{key} is no text.", got=f"{content[key].dtype} {list(content[key].shape)}")
-            words[key] = str(content[key])
-    n, shape = _whole(content, "n"), content["image_shape"]
-    if n < 2 or shape.shape != (3,) or shape.dtype.kind not in "iu" or int(shape.min()) < 1:
-        raise DataError(
-            "the number or the shape of the images is not possible.",
-            expected="n >= 2 and an image shape [C, H, W]",
-            got=f"n = {n}, image shape {shape.tolist()}",
-        )
-    reference = reference_from_moments(Moments(n, content["mu"], content["sigma"]))
-    c, h, w = (int(size) for size in shape)
-    source = ReferenceSource(
-        "statistics",
-        words["data_name"],
-        words["data_digest"],
-        n,
-        (c, h, w),
-        words["preprocessing"],
-    )
-    return StoredReference(reference, source, words["extractor_name"], words["extractor_digest"])
-
-
-def _foreign(file: Path, content: Mapping[str, NDArray[Any]], digest: str) -> StoredReference:
-    reference = reference_from_moments(Moments(None, content["mu"], content["sigma"]))
-    source = ReferenceSource("foreign-statistics", file.name, digest, None, None)
-    return StoredReference(reference, source, None, None)
-
-
-def _whole(content: Mapping[str, NDArray[Any]], key: str) -> int:
-    if content[key].ndim != 0 or content[key].dtype.kind not in "iu":
-        raise DataError(f"{key} is no whole number.", got=f"{content[key].dtype} {list(content[key].shape)}")
-    return int(content[key])
+    measured = measure_reference(images, extractor, cache=cache, progress=progress)
+    save_reference(out, measured.statistics, measured.source, extractor)
+    return measured

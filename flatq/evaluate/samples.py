@@ -1,68 +1,296 @@
-"""Samples and their features in the cache folder, kept by content, a file for each batch.
+"""A model's samples: drawn batch by batch, kept on disk as uint8, with their features in memory.
 
-So another gate, another reference or more images never sample what is there, and an evaluation that was
-interrupted goes on where it stopped. The reference's features are `flatq.evaluate.cache`'s.
+A sample depends on its index alone, so a set may grow, a batch that is kept is never drawn again, and another
+gate, metric or feature network samples nothing again. Memory does not grow with the size of an image.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import zipfile
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq import __version__
 from flatq.errors import DataError
-from flatq.evaluate.cache import Note
+from flatq.evaluate.cache import Cache
+from flatq.evaluate.compare import FeatureSet
 from flatq.evaluate.extractor import Extractor
-from flatq.evaluate.moments import F64
-from flatq.evaluate.reference import write_npz
+from flatq.evaluate.moments import F64, Rows
+from flatq.evaluate.reference import MeasuredReference
+from flatq.images import to_uint8
+from flatq.launch import Processes
 from flatq.models import Model
 from flatq.noise import NOISE_VERSION
+from flatq.runtime.base import UNCONDITIONED, Condition, Runtime
 from flatq.runtime.cpu import instruction_set
-from flatq.sampler import SamplePlan
+from flatq.sampler import SamplePlan, check_batch_size, sample
+from flatq.version import __version__
 
-__all__ = ["Batch", "SampleCache", "sample_key"]
+__all__ = ["SampleSet", "Sampling", "sample_key"]
 
-_VERSION = 1
+_VERSION = 2
 _RESOLVED = {"path", "runtime", "weights"}
 """Fields of an `Opening` that the key holds as they turned out: the model's digest, its runtime's identity
 with every default filled in, and its weights."""
 
+Span = tuple[int, int]
+U8 = NDArray[np.uint8]
+
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """images float32 [k, C, H, W]; features f64 [k, d], None where an image is not finite. seconds: wall time
-    of both. calls: of each evaluation of the network, where the batch was a full one."""
+class Sampling:
+    """How an evaluation draws images, keeps them and turns them into features.
 
-    images: NDArray[np.float32]
-    features: F64 | None
-    seconds: float
+    Attributes:
+        plan: the steps and the noise of an image.
+        first: index of the first image.
+        batch_size: images at a time; kernels may sum in another order for another one.
+        rounding: of samples to uint8, as `to_uint8`.
+        extractor: the feature network.
+        cache: where samples and features lie.
+        processes: that draw batches round-robin.
+        progress: called with (name of the model, images times steps done, total).
+    """
+
+    plan: SamplePlan
+    first: int
+    batch_size: int
+    rounding: Literal["round", "truncate"]
+    extractor: Extractor
+    cache: Cache
+    processes: Processes = field(default_factory=Processes)
+    progress: Callable[[str, int, int], None] = lambda *_: None
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """images uint8 [k, C, H, W]; finite bool [k], false where an image was not finite, which is black then;
+    features [k, d], None where one of the images was not. seconds: wall time of sampling, and of extracting.
+    calls: seconds of each evaluation of the network, where the batch was a full one."""
+
+    images: U8
+    finite: NDArray[np.bool_]
     calls: F64
+    features: Rows | None
+    seconds: tuple[float, float]
 
 
-def sample_key(
-    model: Model,
-    plan: SamplePlan,
-    extractor: Extractor,
-    *,
-    first: int,
-    batch_size: int,
-    rounding: str,
-    threads: int,
-) -> dict[str, Any]:
-    """Whatever changes images or features, in plain values.
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What a set keeps in memory of a batch."""
+
+    stop: int
+    finite: bool
+    calls: F64
+    seconds: float
+
+
+class SampleSet:
+    """The first n samples of one model, n growing; the model's runtime has to be open to grow.
+
+    At n images they are those of any other growth to n: only a last batch that is not full is drawn again.
+    With several processes all of them grow it together, and the first one holds it.
+
+    Attributes:
+        n: number of images so far.
+        finite: whether all of them are finite.
+        identity: of the runtime.
+    """
+
+    def __init__(self, model: Model, sampling: Sampling) -> None:
+        """Raises:
+        UsageError: a batch size below 1.
+        DataError: a process would draw other samples than the first one.
+        """
+        check_batch_size(sampling.batch_size)
+        self.model, self.identity = model, model.runtime.identity
+        self.n, self.finite = 0, True
+        self._sampling = sampling
+        self._key = sample_key(model, sampling)
+        extractor = sampling.extractor
+        self._feature_key = {**self._key, "extractor": extractor.digest, "extracted": extractor.identity}
+        self._features: Rows = np.empty((0, extractor.dim), np.float32)
+        self._batches: list[_Kept] = []
+        self._side: FeatureSet | None = None
+        sampling.processes.each(self._check_key)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of sampling and extracting, as it was when each batch was drawn."""
+        return sum(batch.seconds for batch in self._batches)
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Median of one evaluation of a full batch; None where there was none."""
+        calls = [call for batch in self._batches for call in batch.calls]
+        return statistics.median(calls) * 1e3 if calls else None
+
+    def grow(self, n: int) -> None:
+        """Draw what is missing to n images, and extract features of the finite ones.
+
+        Raises:
+            DataError: the cache cannot be written, or features as `Extractor.extract`.
+            FlatqError: that of the process that failed first in the order of the ranks.
+        """
+        if n <= self.n:
+            return
+        size, processes = self._sampling.batch_size, self._sampling.processes
+        have = self.n // size * size
+        spans = [(begin, min(begin + size, n)) for begin in range(have, n, size)]
+        found: dict[Span, tuple[_Kept, Rows | None]] = {}
+        done = 0
+
+        def keep(span: Span, batch: _Batch) -> None:
+            nonlocal done
+            kept = _Kept(span[1], bool(batch.finite.all()), batch.calls, sum(batch.seconds))
+            found[span] = kept, batch.features
+            done += span[1] - span[0]
+            steps = self._sampling.plan.evaluations
+            self._sampling.progress(self.model.name, done * steps, (n - have) * steps)
+
+        def look_up() -> list[Span]:
+            missing = []
+            for span in spans if processes.main else ():
+                batch = self._load(span)
+                if batch is None:
+                    missing.append(span)
+                else:
+                    keep(span, batch)
+            return missing
+
+        missing = processes.agree(processes.each(look_up))
+        for start in range(0, len(missing), processes.count):
+            turn = missing[start : start + processes.count]
+            for span, batch in zip(turn, self._draw_together(turn, min(size, n)), strict=True):
+                keep(span, batch)
+        self._batches = self._batches[: have // size] + [found[span][0] for span in spans if span in found]
+        self.n = n
+        self.finite = processes.agree(all(batch.finite for batch in self._batches))
+        if self.finite and processes.main:
+            new = [features for _, features in (found[span] for span in spans) if features is not None]
+            self._features = np.concatenate([self._features[:have], *new])
+
+    def images(self, rows: NDArray[np.integer[Any]]) -> tuple[U8, NDArray[np.bool_]]:
+        """The images of these rows, uint8 [k, C, H, W], and which of them are finite."""
+        pixels = np.empty((len(rows), *self.model.image_shape), np.uint8)
+        finite = np.empty(len(rows), np.bool_)
+        batches = rows // self._sampling.batch_size
+        for number in np.unique(batches):
+            begin, at = int(number) * self._sampling.batch_size, batches == number
+            arrays = self._arrays((begin, self._batches[number].stop))
+            if arrays is None:
+                raise DataError(
+                    f"samples of {self.model.name} have gone from the cache {self._sampling.cache.folder}",
+                    next_step="evaluate again, and leave the cache alone meanwhile",
+                )
+            pixels[at], finite[at] = arrays["images"][rows[at] - begin], arrays["finite"][rows[at] - begin]
+        return pixels, finite
+
+    def features(self, n: int, reference: MeasuredReference) -> FeatureSet | None:
+        """Of the first n images; None where not all images are finite. That of the last n is kept."""
+        if not self.finite:
+            return None
+        if self._side is None or len(self._side.features) != n:
+            self._side = FeatureSet(self._features[:n], reference)
+        return self._side
+
+    def _check_key(self) -> None:
+        processes = self._sampling.processes
+        own = {name: str(value) for name, value in self._feature_key.items()}
+        first = processes.agree(own)
+        differ = sorted(name for name, value in own.items() if first[name] != value)
+        if differ:
+            raise DataError(
+                f"process {processes.rank} would draw other samples of {self.model.name} than the first one",
+                expected="the same " + ", ".join(f"{name} {first[name]}" for name in differ),
+                got=", ".join(f"{name} {own[name]}" for name in differ),
+                next_step="run all processes on the same files, versions and kind of machine",
+            )
+
+    def _draw_together(self, turn: list[Span], full: int) -> list[_Batch]:
+        """A batch of each process, drawn by it and kept by the first one."""
+        processes = self._sampling.processes
+        own = processes.each(
+            lambda: self._draw(turn[processes.rank], full) if processes.rank < len(turn) else None
+        )
+        batches: list[_Batch] = processes.gather_objects(own)[: len(turn)]
+
+        def store() -> None:
+            for span, batch in zip(turn, batches, strict=True) if processes.main else ():
+                self._store(span, batch)
+
+        processes.each(store)
+        return batches
+
+    def _draw(self, span: Span, full: int) -> _Batch:
+        """The images first + begin to first + stop - 1; the network's calls are timed if it holds `full`."""
+        how, model = self._sampling, self.model
+        start = time.perf_counter()
+        timed = _Timed(model.runtime, full)
+        samples = sample(
+            timed,
+            model.process,
+            how.plan,
+            range(how.first + span[0], how.first + span[1]),
+            model.image_shape,
+            classes=model.classes,
+            batch_size=how.batch_size,
+        )
+        finite = np.isfinite(samples).all(axis=(1, 2, 3))
+        samples[~finite] = -1.0
+        images = to_uint8(samples, how.rounding)
+        seconds = time.perf_counter() - start
+        features, extracting = self._extract(images) if finite.all() else (None, 0.0)
+        return _Batch(images, finite, np.array(timed.seconds, np.float64), features, (seconds, extracting))
+
+    def _extract(self, images: U8) -> tuple[Rows, float]:
+        start = time.perf_counter()
+        return self._sampling.extractor.extract(images), time.perf_counter() - start
+
+    def _load(self, span: Span) -> _Batch | None:
+        """From the cache; features that it lacks are extracted."""
+        arrays = self._arrays(span)
+        if arrays is None:
+            return None
+        images, finite = arrays["images"], arrays["finite"]
+        features, extracting = None, 0.0
+        if finite.all():
+            shapes = {"features": (len(images), self._sampling.extractor.dim), "seconds": ()}
+            kept = self._sampling.cache.load("features", self._feature_key, shapes, _part(span))
+            if kept is not None:
+                features, extracting = kept["features"], float(kept["seconds"])
+            else:
+                features, extracting = self._extract(images)
+                self._store_features(span, features, extracting)
+        return _Batch(images, finite, arrays["calls"], features, (float(arrays["seconds"]), extracting))
+
+    def _arrays(self, span: Span) -> dict[str, NDArray[Any]] | None:
+        k = span[1] - span[0]
+        shapes = {"images": (k, *self.model.image_shape), "finite": (k,), "seconds": (), "calls": (-1,)}
+        return self._sampling.cache.load("samples", self._key, shapes, _part(span))
+
+    def _store(self, span: Span, batch: _Batch) -> None:
+        arrays = {"images": batch.images, "finite": batch.finite, "calls": batch.calls}
+        kept = {**arrays, "seconds": np.float64(batch.seconds[0])}
+        self._sampling.cache.store("samples", self._key, kept, _part(span))
+        if batch.features is not None:
+            self._store_features(span, batch.features, batch.seconds[1])
+
+    def _store_features(self, span: Span, features: Rows, seconds: float) -> None:
+        arrays = {"features": features, "seconds": np.float64(seconds)}
+        self._sampling.cache.store("features", self._feature_key, arrays, _part(span))
+
+
+def sample_key(model: Model, sampling: Sampling) -> dict[str, Any]:
+    """Whatever changes a model's samples, in plain values.
 
     The batch size is among it, as kernels may sum in another order, and `first`, which the batches start at.
     Of the opening every field is, but for those that `_RESOLVED` names.
-
-    Args:
-        threads: of the extractor; the runtime's are in its identity.
     """
     return {
         "version": _VERSION,
@@ -78,73 +306,41 @@ def sample_key(
         "process": model.process.model_dump(mode="json"),
         "classes": None if model.classes is None else model.classes.model_dump(mode="json"),
         "shape": list(model.image_shape),
-        "plan": plan.model_dump(mode="json"),
-        "first": first,
-        "batch_size": batch_size,
-        "rounding": rounding,
-        "extractor": extractor.digest,
-        "extractor_identity": extractor.identity(threads),
+        "plan": sampling.plan.model_dump(mode="json"),
+        "first": sampling.first,
+        "batch_size": sampling.batch_size,
+        "rounding": sampling.rounding,
     }
 
 
-@dataclass(frozen=True)
-class SampleCache:
-    """folder: the files lie in samples/ below it. note: told of damaged files and of a folder that cannot be
-    written; neither is an error."""
-
-    folder: Path
-    note: Note
-
-    def path(self, key: dict[str, Any], begin: int, stop: int) -> Path:
-        digest = hashlib.sha256(_text(key).encode()).hexdigest()[:40]
-        return self.folder / "samples" / digest / f"{begin}-{stop}.npz"
-
-    def load(self, key: dict[str, Any], begin: int, stop: int, dim: int) -> Batch | None:
-        """The images first + begin to first + stop - 1; None where there are none that can be used."""
-        path = self.path(key, begin, stop)
-        if not path.exists():
-            return None
-        try:
-            with path.open("rb") as stream:
-                archive = np.load(stream, allow_pickle=False)
-                if str(archive["key"]) != _text(key) or int(archive["begin"]) != begin:
-                    raise ValueError("it belongs to other samples")
-                images = archive["images"]
-                features = archive["features"].astype(np.float64) if "features" in archive.files else None
-                seconds, calls = float(archive["seconds"]), archive["calls"]
-            wanted = (stop - begin, *key["shape"])
-            if images.shape != wanted or images.dtype != np.float32 or calls.ndim != 1:
-                raise ValueError("it has another shape")
-            if (features is not None) != bool(np.isfinite(images).all()):
-                raise ValueError("its features do not go with its images")
-            if features is not None and (
-                features.shape != (stop - begin, dim) or not np.isfinite(features).all()
-            ):
-                raise ValueError("its features have another shape, or are not finite")
-        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            self.note(
-                f"the cached samples {path} are damaged and drawn again ({' '.join(str(error).split())})"
-            )
-            return None
-        return Batch(images, features, seconds, calls)
-
-    def store(self, key: dict[str, Any], begin: int, batch: Batch) -> None:
-        """Writes a batch atomically; features in float32 where that loses nothing."""
-        entry: dict[str, Any] = {
-            "key": np.array(_text(key)),
-            "begin": np.int64(begin),
-            "images": batch.images,
-            "seconds": np.float64(batch.seconds),
-            "calls": batch.calls,
-        }
-        if batch.features is not None:
-            single = batch.features.astype(np.float32)
-            entry["features"] = single if np.array_equal(single, batch.features) else batch.features
-        try:
-            write_npz(self.path(key, begin, begin + len(batch.images)), entry)
-        except DataError as error:
-            self.note(f"samples were not cached: {error.what}: {error.got}")
+def _part(span: Span) -> str:
+    return f"{span[0]}-{span[1]}"
 
 
-def _text(key: dict[str, Any]) -> str:
-    return json.dumps(key, sort_keys=True, default=str)
+class _Timed:
+    """A runtime that notes how long each call of a full batch takes."""
+
+    def __init__(self, runtime: Runtime, batch_size: int) -> None:
+        self._runtime, self._batch_size = runtime, batch_size
+        self.seconds: list[float] = []
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self._runtime.identity
+
+    def __call__(
+        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
+    ) -> NDArray[np.float32]:
+        start = time.perf_counter()
+        output = self._runtime(x, t, cond)
+        if len(x) == self._batch_size:
+            self.seconds.append(time.perf_counter() - start)
+        return output
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing: who opened the runtime closes it."""

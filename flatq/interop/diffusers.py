@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatq import __version__
 from flatq.checkpoint import Checkpoint, file_digest
 from flatq.errors import CheckpointError, UsageError
 from flatq.files import check_free_folder, replacing
@@ -20,6 +19,7 @@ from flatq.interop.diffusers_source import Source, locate, read_json, scheduler_
 from flatq.interop.diffusers_unet import UnetConfig, read_unet_config, read_unet_weights, same_network
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
+from flatq.version import __version__
 
 if TYPE_CHECKING:
     import torch

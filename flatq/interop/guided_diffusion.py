@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatq import __version__
 from flatq.checkpoint import Checkpoint, check_weights, file_digest
 from flatq.interop.guided_flags import GROUPS, Flags, read_flags
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
+from flatq.version import __version__
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flatq.assessment import GateSettings
 from flatq.errors import UsageError
-from flatq.evaluate.judge import Tolerances
+from flatq.evaluate.gate import Tolerances
 from flatq.report.model import Report, read_report
 from flatq.report.regate import growth, regate, with_confidence, with_verdicts
 from flatq.report.result import GateResult, gate_result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from flatq.evaluate.contrast import Contrast
+from flatq.evaluate.drift import Contrast
 from flatq.evaluate.ladder import ERRORS
 from flatq.report.wording import (
     NONE,

@@ -1,8 +1,4 @@
-"""What report.json holds, and reading and writing a report's folder.
-
-The pages are made in `flatq.report.markdown` and `flatq.report.html`, pictures in `flatq.report.grids`; a
-stored report is decided on again in `flatq.report.regate`. The numbers come from `flatq.evaluate`.
-"""
+"""What report.json holds, and reading it. The numbers come from `flatq.evaluate`."""
 
 from __future__ import annotations
 
@@ -13,34 +9,28 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flatq import __version__
 from flatq.errors import DataError
 from flatq.evaluate.drift import Drift
 from flatq.evaluate.extractor import Kind
-from flatq.evaluate.gate import Verdict
-from flatq.evaluate.judge import Tolerances
+from flatq.evaluate.gate import Tolerances, Verdict
 from flatq.evaluate.kid import KidDrift
 from flatq.evaluate.ladder import Ladder
 from flatq.evaluate.looks import Looks
-from flatq.evaluate.prc import PrecisionRecall
-from flatq.files import replacing
-from flatq.report.html.page import render_html
-from flatq.report.html.page_models import PageSource
-from flatq.report.markdown import render_markdown
+from flatq.evaluate.precision_recall import PrecisionRecall
 from flatq.verify import Audit
+from flatq.version import __version__
 
 __all__ = [
     "REPORT_FORMAT",
     "REPORT_VERSION",
     "Baseline",
     "Environment",
-    "Extractor",
+    "ExtractorEntry",
     "ModelEntry",
     "Options",
     "ReferenceEntry",
     "Report",
     "read_report",
-    "write_report",
 ]
 
 REPORT_FORMAT = "flatq-report"
@@ -51,7 +41,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
-class Extractor(_Part):
+class ExtractorEntry(_Part):
     """The feature extractor: its name, sha256 and number of features.
 
     kind, preprocessing, published: as in `flatq.evaluate.extractor.Extractor`.
@@ -66,7 +56,7 @@ class Extractor(_Part):
 
 
 class ReferenceEntry(_Part):
-    """The reference: as in `flatq.evaluate.reference.ReferenceSource`.
+    """The reference: as in `flatq.evaluate.statistics_file.ReferenceSource`.
 
     n: None where the number of images is unknown.
     """
@@ -97,12 +87,13 @@ class ModelEntry(_Part):
     """A quantized model beside the baseline.
 
     name: of the file or folder. label: for tables. latency_ms: median of one network evaluation at the
-    sampling batch. seconds_per_image: wall time of sampling and of extracting features. drift, kid, prc
-    (precision and recall), finite and the distances: as in `flatq.evaluate.compare.Comparison`. grid,
-    sidecar: paths relative to the report's folder. grid_sha256, sidecar_sha256: of those files; None in
-    reports that are older than these fields, whose files are not checked. audit: the kernels that ran it.
-    looks: where the gate looked at a growing sample, which also sets the interval's confidence. ladder: where
-    it was asked for.
+    sampling batch. seconds_per_image: wall time of sampling and of extracting features. drift, kid: as in
+    `flatq.evaluate.compare.Comparison`. prc: precision and recall. rms_distance_mean and rms_distance_max: of
+    the root mean square difference between the two images of a pair, as uint8, in units of [-1, 1]; None
+    where the samples are not finite. grid, sidecar: paths relative to the report's folder. grid_sha256,
+    sidecar_sha256: of those files; None in reports that are older than these fields, whose files are not
+    checked. audit: the kernels that ran it. looks: where the gate looked at a growing sample, which also sets
+    the interval's confidence. ladder: where it was asked for.
     """
 
     name: str
@@ -170,7 +161,7 @@ class Report(_Part):
     n: int = Field(gt=0)
     first_index: int = Field(ge=0)
     last_index: int = Field(ge=0)
-    extractor: Extractor
+    extractor: ExtractorEntry
     reference: ReferenceEntry
     rounding: Literal["round", "truncate"]
     baseline: Baseline
@@ -225,34 +216,3 @@ def read_report(path: str | os.PathLike[str]) -> Report:
             got=f"{where}: {first['msg']}",
             next_step="run the evaluation again",
         ) from error
-
-
-def write_report(report: Report, folder: str | os.PathLike[str]) -> Path:
-    """Writes report.md, report.html and report.json into `folder` (made where absent), each atomically.
-
-    The HTML page holds what the sidecars in the folder hold, so these have to be there before.
-
-    Returns:
-        The path of report.json.
-
-    Raises:
-        DataError: the folder cannot be written.
-    """
-    target = Path(folder)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        _write(target / "report.md", render_markdown(report))
-        _write(target / "report.html", render_html([PageSource(report, target)]))
-        _write(target / "report.json", report.model_dump_json(indent=2) + "\n")
-    except OSError as error:
-        raise DataError(
-            f"cannot write the report into {target}",
-            expected="a folder that can be written",
-            got=error.strerror or str(error),
-        ) from error
-    return target / "report.json"
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -1,11 +1,11 @@
-"""The plan that a pilot's report gives, as text. The numbers are `flatq.evaluate.plan`'s."""
+"""The plan that a pilot's report gives, as text. The numbers are `flatq.evaluate.sample_size`'s."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from flatq.evaluate.plan import Plan, plan_from_pilot
-from flatq.evaluate.restate import beyond_relative_tolerance
+from flatq.evaluate.drift import beyond_relative_tolerance
+from flatq.evaluate.sample_size import Plan, plan_from_pilot
 from flatq.report.model import ModelEntry, Report
 from flatq.report.sidecar import read_sidecar
 
@@ -18,7 +18,7 @@ def plans_of(
     """A plan for each model; None where its samples are not finite. At most one of the tolerances.
 
     Raises:
-        DataError: as `plan_from_pilot`, `beyond_relative_tolerance` and `read_sidecar`.
+        DataError: as `beyond_relative_tolerance` and `read_sidecar`.
     """
     return [_plan(report, entry, folder, max_drift, max_drift_rel) for entry in report.models]
 
@@ -56,12 +56,8 @@ def _plan(
         return None
     if max_drift_rel is not None:
         kept = read_sidecar(entry, folder)
-        drift = beyond_relative_tolerance(
-            drift,
-            max_drift_rel,
-            None if kept is None else kept.influence_float,
-            None if kept is None else kept.influence_quantized,
-        )
+        influences = (None, None) if kept is None else (kept.influence_float, kept.influence_quantized)
+        drift = beyond_relative_tolerance(drift, max_drift_rel, *influences)
     seconds = None
     if entry.seconds_per_image is not None and report.baseline.seconds_per_image is not None:
         seconds = entry.seconds_per_image + report.baseline.seconds_per_image

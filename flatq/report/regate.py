@@ -1,6 +1,6 @@
 """Deciding again on a stored report: with other tolerances, at another confidence, or against an earlier one.
 
-Nothing is sampled here; `flatq.evaluate.judge` and `flatq.evaluate.gate` decide.
+Nothing is sampled here; `flatq.evaluate.gate` decides.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from pathlib import Path
 
 from flatq.errors import DataError, UsageError
 from flatq.evaluate.difference import DriftDifference, drift_difference
-from flatq.evaluate.gate import Verdict, decide_difference
-from flatq.evaluate.judge import Tolerances, judge
-from flatq.evaluate.looks import look_confidence
-from flatq.evaluate.restate import at_confidence
+from flatq.evaluate.drift import at_confidence
+from flatq.evaluate.gate import Tolerances, Verdict, decide_difference, judge
 from flatq.report.model import ModelEntry, Report
 from flatq.report.sidecar import measured, read_sidecar
 
@@ -35,8 +33,8 @@ def regate(report: Report, tolerances: Tolerances, folder: Path | None = None) -
         sidecar = None
         if tolerances.max_drift_rel is not None and folder is not None:
             sidecar = read_sidecar(entry, folder)
-        influences = None if sidecar is None else sidecar.influences
-        verdicts.append(judge(entry.drift, entry.kid, tolerances, influences, finite=entry.finite))
+        influences = () if sidecar is None else (sidecar.influence_float, sidecar.influence_quantized)
+        verdicts.append(judge(entry.drift, entry.kid, tolerances, *influences))
     return verdicts
 
 
@@ -50,7 +48,7 @@ def with_confidence(report: Report, confidence: float) -> Report:
     models = []
     for entry in report.models:
         looks = None if entry.looks is None else replace(entry.looks, confidence=confidence)
-        each = confidence if looks is None else look_confidence(confidence, len(looks.planned))
+        each = confidence if looks is None else looks.each
         drift = None if entry.drift is None else at_confidence(entry.drift, each)
         models.append(entry.model_copy(update={"drift": drift, "looks": looks}))
     return report.model_copy(update={"models": models})
@@ -112,9 +110,7 @@ def growth(
                 )
             difference = drift_difference(old, new, unpaired=unpaired)
         differences.append(difference)
-        verdicts.append(
-            decide_difference(difference, entry.kid, max_drift, finite=entry.finite, min_samples=min_samples)
-        )
+        verdicts.append(decide_difference(difference, entry.kid, max_drift, min_samples=min_samples))
     return Growth(differences, verdicts, notes)
 
 

@@ -12,14 +12,13 @@ from xml.etree import ElementTree
 
 from pydantic import BaseModel, ConfigDict
 
-from flatq import __version__
 from flatq.assessment import OnInconclusive
 from flatq.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_OK
 from flatq.evaluate.difference import DriftDifference
 from flatq.evaluate.drift import Drift
-from flatq.evaluate.gate import Verdict
-from flatq.evaluate.judge import Tolerances
+from flatq.evaluate.gate import Tolerances, Verdict
 from flatq.report.model import Report
+from flatq.version import __version__
 
 __all__ = ["GateResult", "GatedModel", "gate_result", "junit", "summary"]
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from flatq.checkpoint import file_digest
 from flatq.errors import DataError
-from flatq.evaluate.difference import Measured
-from flatq.evaluate.judge import Influences
+from flatq.evaluate.difference import MeasuredDrift
 from flatq.evaluate.moments import F64, standard_error_of_mean
 
 if TYPE_CHECKING:
@@ -33,11 +32,6 @@ class Sidecar:
     indices: NDArray[np.int64]
     influence_float: F64 | None
     influence_quantized: F64 | None
-    clusters: NDArray[Any] | None
-
-    @property
-    def influences(self) -> Influences:
-        return Influences(self.influence_float, self.influence_quantized, self.clusters)
 
 
 def read_sidecar(entry: ModelEntry, folder: Path) -> Sidecar | None:
@@ -51,12 +45,10 @@ def read_sidecar(entry: ModelEntry, folder: Path) -> Sidecar | None:
         return None
     file = folder / entry.sidecar
     check_digest(file, entry.sidecar_sha256)
-    kept = read_arrays(file, ("indices", "influence_float", "influence_quantized", "clusters"))
+    kept = read_arrays(file, ("indices", "influence_float", "influence_quantized"))
     if "indices" not in kept:
         raise _unreadable(file, "no indices")
-    sidecar = Sidecar(
-        kept["indices"], kept.get("influence_float"), kept.get("influence_quantized"), kept.get("clusters")
-    )
+    sidecar = Sidecar(kept["indices"], kept.get("influence_float"), kept.get("influence_quantized"))
     if not _fits(entry, sidecar):
         raise DataError(
             f"the sidecar {file} is not of the report's samples",
@@ -111,16 +103,16 @@ def _unreadable(file: Path, why: str) -> DataError:
     )
 
 
-def measured(entry: ModelEntry, sidecar: Sidecar | None) -> Measured | None:
+def measured(entry: ModelEntry, sidecar: Sidecar | None) -> MeasuredDrift | None:
     """For `flatq.evaluate.difference`; None where there is no drift."""
     if entry.drift is None:
         return None
-    if sidecar is None or sidecar.clusters is not None:
-        return Measured(entry.drift)
+    if sidecar is None:
+        return MeasuredDrift(entry.drift)
     values = None
     if sidecar.influence_float is not None and sidecar.influence_quantized is not None:
         values = sidecar.influence_quantized - sidecar.influence_float
-    return Measured(entry.drift, sidecar.indices, values)
+    return MeasuredDrift(entry.drift, sidecar.indices, values)
 
 
 def _fits(entry: ModelEntry, sidecar: Sidecar) -> bool:
@@ -137,5 +129,5 @@ def _fits(entry: ModelEntry, sidecar: Sidecar) -> bool:
         return True
     if sidecar.influence_float is None or sidecar.influence_quantized is None:
         return False
-    se = standard_error_of_mean(sidecar.influence_quantized - sidecar.influence_float, sidecar.clusters)
+    se = standard_error_of_mean(sidecar.influence_quantized - sidecar.influence_float)
     return bool(np.isclose(se, drift.standard_error, rtol=1e-6, atol=0.0))

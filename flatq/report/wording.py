@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flatq.evaluate.prc import PrecisionRecall
+    from flatq.evaluate.precision_recall import PrecisionRecall
     from flatq.report.model import Report
 
 __all__ = [

@@ -13,15 +13,8 @@ import pytest
 
 from flatq.evaluate.drift import fid_drift
 from flatq.evaluate.moments import reference_from_features
-from flatq.report.model import (
-    Baseline,
-    Environment,
-    Extractor,
-    ModelEntry,
-    ReferenceEntry,
-    Report,
-    write_report,
-)
+from flatq.report.model import Baseline, Environment, ExtractorEntry, ModelEntry, ReferenceEntry, Report
+from flatq.report.write import write_report
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +26,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reference = reference_from_features(rng.normal(size=(500, 4)))
     runtime = {"runtime": "onnxruntime"}
     entry = ModelEntry(
-        name="w4", label="ema w4", precision="w4", digest="ab", runtime=runtime, size_bytes=1, finite=True,
+        name="w4", label="ema w4", precision="w4", digest="ab", runtime=runtime, size_bytes=1,
         drift=fid_drift(x, x + 0.7 + 0.1 * rng.normal(size=x.shape), reference), kid=None,
         rms_distance_mean=None, rms_distance_max=None,
     )  # fmt: skip
     report = Report(
         plan={"steps": 2, "sampler": "ddim", "seed": 0}, n=200, first_index=0, last_index=199,
-        extractor=Extractor(name="net", digest="cd", dim=4),
+        extractor=ExtractorEntry(name="net", digest="cd", dim=4),
         reference=ReferenceEntry(name="images", digest="ef", n=500), rounding="round",
         baseline=Baseline(name="float", digest="01", precision="fp32", runtime=runtime, size_bytes=4),
         models=[entry], environment=Environment(python="3.11", platform="Linux", versions={}, cpu="CPU"),

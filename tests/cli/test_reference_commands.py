@@ -13,7 +13,7 @@ from command_line import Cli
 
 from flatq.evaluate.inception import open_inception
 from flatq.evaluate.moments import Moments
-from flatq.evaluate.reference import ReferenceSource, load_reference, save_reference
+from flatq.evaluate.statistics_file import ReferenceSource, load_reference, save_reference
 from flatq.report.model import Report, read_report
 from flatq.train import TrainConfig, train
 
@@ -89,7 +89,7 @@ def test_the_cache_is_used_unless_it_is_not_wanted(
     assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "ref.npz").read_bytes()
     entry.write_bytes(b"damaged")
     assert _evaluate(cli, models, tmp_path / "b") == 0
-    assert "damaged and is measured again" in cli.err
+    assert "damaged and is made again" in cli.err
     assert _drift(read_report(tmp_path / "b")) == _drift(read_report(tmp_path / "a"))
 
 

@@ -8,11 +8,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from flatq.evaluate.extractor import open_extractor
+from flatq.evaluate.features import open_extractor
 from flatq.evaluate.frechet import frechet_distance
-from flatq.evaluate.kid import kid, kid_subsets
+from flatq.evaluate.kid import kid_drift
 from flatq.evaluate.moments import reference_from_features
-from flatq.evaluate.prc import manifold_of, precision_recall
+from flatq.evaluate.precision_recall import manifold_of, precision_recall
 
 torch = pytest.importorskip("torch")
 
@@ -44,30 +44,18 @@ def test_fid(span: int) -> None:
     assert frechet_distance(x, reference_from_features(r)) == pytest.approx(theirs, rel=1e-6)
 
 
-def test_kid() -> None:
+def test_kid_drift() -> None:
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     x, r = _features(n=300, m=300)
-    both = torch.from_numpy(x), torch.from_numpy(r)
-    one = kid_features_to_metric(*both, kid_subsets=1, kid_subset_size=300, verbose=False)
-    assert kid(x, r) == pytest.approx(one["kernel_inception_distance_mean"], rel=1e-6)
-    x, r = _features(n=1100, m=1300)
-    both = torch.from_numpy(x), torch.from_numpy(r)
-    theirs = kid_features_to_metric(*both, kid_subsets=5, kid_subset_size=1000, verbose=False)
-    mean, deviation = kid_subsets(x, r, subsets=5)
-    assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
-    assert deviation == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-6)
-
-
-def test_the_defaults_of_the_published_kid() -> None:
-    from inspect import signature
-
-    from torch_fidelity.defaults import DEFAULTS
-
-    ours = {name: p.default for name, p in signature(kid_subsets).parameters.items()}
-    assert ours["subsets"] == DEFAULTS["kid_subsets"]
-    assert ours["subset_size"] == DEFAULTS["kid_subset_size"]
-    assert ours["seed"] == DEFAULTS["rng_seed"]
+    q = 1.1 * x + 0.1
+    theirs = [
+        kid_features_to_metric(
+            torch.from_numpy(side), torch.from_numpy(r), kid_subsets=1, kid_subset_size=300, verbose=False
+        )["kernel_inception_distance_mean"]
+        for side in (x, q)
+    ]
+    assert kid_drift(x, q, r).drift == pytest.approx(theirs[1] - theirs[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("save_cpu_ram", [False, True])
@@ -97,8 +85,13 @@ def test_inception_features(inception_weights: Path, torch_fidelity: ModuleType)
     pixels[1] //= 8
     with torch.no_grad():
         (expected,) = theirs(torch.from_numpy(pixels))
-    net = open_extractor("inception", image_shape=(3, 20, 20), inception_weights=inception_weights)
-    got = net.extract(pixels, threads=torch.get_num_threads())
+    net = open_extractor(
+        "inception",
+        image_shape=(3, 20, 20),
+        inception_weights=inception_weights,
+        threads=torch.get_num_threads(),
+    )
+    got = net.extract(pixels)
     assert got.shape == (2, 2048)
     assert got.std(axis=0).mean() > 0.01
     # the same operators in the same order; 1e-6 of their scale leaves room for another thread count

@@ -1,37 +1,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from flatq.errors import DataError
-from flatq.evaluate.cache import ReferenceCache, cache_folder, cache_key
-from flatq.evaluate.extractor import Progress
-from flatq.evaluate.measure import measure_reference, write_statistics
-from flatq.evaluate.reference import load_reference
+from flatq.evaluate.cache import Cache, cache_folder, open_cache
+from flatq.evaluate.extractor import Extractor
+from flatq.evaluate.reference import measure_reference, reference_key, write_statistics
+from flatq.evaluate.statistics_file import load_reference
 from flatq.images import ImageSet, load_images
 
 
 class _Net:
-    """Features that are sums of pixels, times a third or not; counts how often it is asked."""
+    """An extractor whose features are sums of pixels, times a third or not; counts how often it is asked."""
 
-    kind: Literal["onnx"] = "onnx"
-    name, digest, dim, image_shape = "sums", "cd" * 32, 8, (1, 8, 8)
-    preprocessing, published = "none", None
+    def __init__(self, factor: float = 1.0, version: str = "1", threads: int = 1) -> None:
+        self.asked, self._factor = 0, np.float32(factor) if factor == 1.0 else factor
+        identity = {"backend": "sums", "version": version, "device": "cpu", "threads": threads}
+        self.extractor = Extractor("onnx", "sums", "cd" * 32, 8, (1, 8, 8), "none", identity, self._run, 99)
 
-    def __init__(self, factor: float = 1.0, version: str = "1") -> None:
-        self.asked, self._factor, self._version = 0, factor, version
-
-    def identity(self, threads: int) -> dict[str, Any]:
-        return {"backend": "sums", "version": self._version, "device": "cpu", "threads": threads}
-
-    def extract(
-        self, pixels: np.ndarray, *, threads: int = 1, progress: Progress | None = None
-    ) -> np.ndarray:
+    def _run(self, pixels: np.ndarray) -> np.ndarray:
         self.asked += 1
-        features: np.ndarray = pixels[:, 0].sum(axis=1, dtype=np.float64) * self._factor
+        features: np.ndarray = pixels[:, 0].sum(axis=1, dtype=np.float32) * self._factor
         return features
 
 
@@ -48,92 +40,96 @@ def notes() -> list[str]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, notes: list[str]) -> ReferenceCache:
-    return ReferenceCache(tmp_path / "cache", notes.append)
+def cache(tmp_path: Path, notes: list[str]) -> Cache:
+    return Cache(tmp_path / "cache", notes.append)
 
 
-@pytest.mark.parametrize(("factor", "stored"), [(1.0, np.float32), (1 / 3, np.float64)])
+@pytest.mark.parametrize("factor", [1.0, 1 / 3])
 def test_the_second_time_is_the_first_to_the_bit(
-    images: ImageSet, cache: ReferenceCache, notes: list[str], factor: float, stored: type
+    images: ImageSet, cache: Cache, notes: list[str], factor: float
 ) -> None:
     net = _Net(factor)
-    features, reference = measure_reference(images, net, cache=cache)
-    again, same = measure_reference(images, net, cache=cache)
+    first = measure_reference(images, net.extractor, cache=cache)
+    again = measure_reference(images, net.extractor, cache=cache)
     assert net.asked == 1
-    assert features is not None
-    assert again is not None
-    assert again.dtype == np.float64
+    assert first.features is not None
+    assert again.features is not None
+    assert again.features.dtype == first.features.dtype
     for a, b in (
-        (features, again),
-        (reference.mean, same.mean),
-        (reference.cov, same.cov),
-        (reference.root, same.root),
+        (first.features, again.features),
+        (first.statistics.mean, again.statistics.mean),
+        (first.statistics.cov, again.statistics.cov),
+        (first.statistics.root, again.statistics.root),
     ):
         assert np.array_equal(a, b)
-    assert (same.n, same.rank) == (reference.n, reference.rank)
-    bare, other = measure_reference(images, net, cache=cache, features=False)
-    assert bare is None
-    assert np.array_equal(other.root, reference.root)
-    assert net.asked == 1
-    (file,) = (cache.folder / "reference").iterdir()
-    with np.load(file) as archive:
-        assert archive["features"].dtype == stored  # float32 where that loses nothing
-    measure_reference(images, net)
+    assert (again.statistics.n, again.statistics.rank) == (first.statistics.n, first.statistics.rank)
+    assert again.source == first.source
+    measure_reference(images, net.extractor)
     assert net.asked == 2  # without a cache
     assert not notes
 
 
+def test_statistics_are_of_all_images_though_few_features_are_kept(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measure_reference(images, _Net().extractor)
+    monkeypatch.setattr("flatq.evaluate.precision_recall.MAX_POINTS", 10)
+    few = measure_reference(images, _Net().extractor)
+    assert few.features is not None
+    assert few.features.shape == (10, 8)
+    assert np.array_equal(few.statistics.cov, whole.statistics.cov)
+
+
 def test_whatever_moves_the_features_has_an_entry_of_its_own(
-    images: ImageSet, cache: ReferenceCache, tmp_path: Path
+    images: ImageSet, cache: Cache, tmp_path: Path
 ) -> None:
     other = load_images(tmp_path / "set.npz", limit=29)
-    for pictures, net, threads in (
-        (images, _Net(), 1),
-        (other, _Net(), 1),
-        (images, _Net(version="2"), 1),
-        (images, _Net(), 2),
+    for pictures, net in (
+        (images, _Net()),
+        (other, _Net()),
+        (images, _Net(version="2")),
+        (images, _Net(threads=2)),
     ):
-        measure_reference(pictures, net, threads=threads, cache=cache)
+        measure_reference(pictures, net.extractor, cache=cache)
         assert net.asked == 1
     assert len(list((cache.folder / "reference").iterdir())) == 4
 
 
 @pytest.mark.parametrize("damage", ["cut", "bytes", "empty", "other"])
 def test_a_damaged_entry_is_measured_again_and_said(
-    images: ImageSet, cache: ReferenceCache, notes: list[str], damage: str
+    images: ImageSet, cache: Cache, notes: list[str], damage: str
 ) -> None:
     net = _Net()
-    features, _ = measure_reference(images, net, cache=cache)
+    features = measure_reference(images, net.extractor, cache=cache).features
     assert features is not None
-    path = cache.path(cache_key(images, net, 1))
+    path = cache.path("reference", reference_key(images, net.extractor))
     data = path.read_bytes()
     if damage == "cut":
         path.write_bytes(data[: len(data) // 2])
     elif damage == "bytes":
-        at = data.index(features.astype(np.float32).tobytes())
+        at = data.index(features.tobytes())
         path.write_bytes(data[:at] + b"\xff" * 8 + data[at + 8 :])
     elif damage == "empty":
         path.write_bytes(b"")
     else:
         with np.load(path) as archive:
             np.savez(path, **(dict(archive) | {"key": np.array("{}")}))
-    again, _ = measure_reference(images, net, cache=cache)
+    again = measure_reference(images, net.extractor, cache=cache).features
     assert again is not None
     assert np.array_equal(again, features)
     assert net.asked == 2
     assert len(notes) == 1
     assert "damaged" in notes[0]
-    measure_reference(images, net, cache=cache)
+    measure_reference(images, net.extractor, cache=cache)
     assert net.asked == 2  # it was mended
     assert len(list(path.parent.iterdir())) == 1
 
 
-def test_a_cache_that_cannot_be_written_is_said(images: ImageSet, notes: list[str], tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_said(notes: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    features, _ = measure_reference(images, _Net(), cache=ReferenceCache(tmp_path / "file", notes.append))
-    assert features is not None
+    assert open_cache(tmp_path / "file", notes.append) is None
     assert len(notes) == 1
-    assert "not cached" in notes[0]
+    assert "cannot be written" in notes[0]
 
 
 def test_where_the_folder_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -156,7 +152,7 @@ def test_statistics_into_a_file(tmp_path: Path) -> None:
     )
     assert seen[-1] == (300, 300)
     read = load_reference(tmp_path / "ref.npz")
-    assert np.array_equal(read.reference.root, written.reference.root)
+    assert np.array_equal(read.reference.root, written.statistics.root)
     assert (read.extractor_name, read.source.n, read.source.image_shape) == ("digits48", 300, (1, 8, 8))
     assert read.source.digest == load_images("digits", limit=300).digest
     with pytest.raises(DataError, match="too few images"):

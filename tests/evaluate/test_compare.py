@@ -1,18 +1,22 @@
+"""One model against its float model, from features of digits with noise."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
 from flatq.errors import DataError
-from flatq.evaluate.compare import Referee, compare, open_referee, stored_referee
+from flatq.evaluate import compare as compare_module
+from flatq.evaluate.compare import Comparison, FeatureSet, compare
 from flatq.evaluate.drift import fid_drift
 from flatq.evaluate.features import open_features
-from flatq.evaluate.frechet import frechet_side
 from flatq.evaluate.gate import decide
+from flatq.evaluate.kid import kid_drift
 from flatq.evaluate.moments import Moments, reference_from_moments
-from flatq.evaluate.prc import manifold_of, precision_recall
-from flatq.evaluate.reference import ReferenceSource, StoredReference
-from flatq.images import ImageSet, load_images, to_float
+from flatq.evaluate.precision_recall import manifold_of, precision_recall
+from flatq.evaluate.reference import MeasuredReference, from_statistics, measure_reference
+from flatq.evaluate.statistics_file import ReferenceSource, StoredReference
+from flatq.images import ImageSet, load_images, to_float, to_uint8
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("sklearn")
@@ -26,8 +30,8 @@ def images() -> ImageSet:
 
 
 @pytest.fixture(scope="module")
-def referee(images: ImageSet) -> Referee:
-    return open_referee(images, open_features(None, image_shape=images.shape))
+def reference(images: ImageSet) -> MeasuredReference:
+    return measure_reference(images, open_features(None, image_shape=images.shape))
 
 
 @pytest.fixture(scope="module")
@@ -44,140 +48,133 @@ def _perturbed(samples: np.ndarray, noise: float) -> np.ndarray:
     return q
 
 
-def test_identical_is_zero(referee: Referee, samples: np.ndarray) -> None:
-    result = compare(referee, samples, samples.copy(), indices=range(N))
-    assert result.finite
+def _side(reference: MeasuredReference, samples: np.ndarray) -> FeatureSet:
+    return FeatureSet(reference.extractor.extract(to_uint8(samples)), reference)
+
+
+def _compare(reference: MeasuredReference, x: np.ndarray, q: np.ndarray) -> Comparison:
+    return compare(_side(reference, x), _side(reference, q))
+
+
+def test_identical_is_zero(reference: MeasuredReference, samples: np.ndarray) -> None:
+    result = _compare(reference, samples, samples.copy())
     assert result.drift is not None
     assert result.drift.identical
     assert result.drift.n == N
-    assert result.rms_distance_max == 0.0
-    assert np.array_equal(result.sidecar["features_float"], result.sidecar["features_quantized"])
+    assert result.influence_float is result.influence_quantized is not None
 
 
-def test_noise_moves_it(referee: Referee, samples: np.ndarray) -> None:
-    result = compare(referee, samples, _perturbed(samples, 0.3), indices=range(100, 100 + N))
+def test_noise_moves_it(reference: MeasuredReference, samples: np.ndarray) -> None:
+    x, q = _side(reference, samples), _side(reference, _perturbed(samples, 0.3))
+    result = compare(x, q)
     assert result.drift is not None
     assert result.kid is not None
     assert result.drift.corrected is not None
     assert result.drift.standard_error is not None
     assert result.drift.corrected > 5 * result.drift.standard_error
     assert result.kid.low > 0
-    assert result.rms_distance_mean == pytest.approx(0.3, rel=0.02)
-    sidecar = result.sidecar
-    assert set(sidecar) == {
-        "indices",
-        "image_distance",
-        "features_float",
-        "features_quantized",
-        "influence_float",
-        "influence_quantized",
-    }
-    assert sidecar["indices"][0] == 100
-    influence = sidecar["influence_quantized"] - sidecar["influence_float"]
-    se = influence.std(ddof=1) / np.sqrt(N)
-    assert se == pytest.approx(result.drift.standard_error, rel=1e-9)  # the sidecar explains the interval
-    assert result.rms_distance_max == sidecar["image_distance"].max()
+    assert result.influence_float is not None
+    assert result.influence_quantized is not None
+    se = (result.influence_quantized - result.influence_float).std(ddof=1) / np.sqrt(N)
+    assert se == pytest.approx(result.drift.standard_error, rel=1e-9)  # the influences explain the interval
+    assert result.drift == fid_drift(x.features, q.features, reference.statistics)
+    assert result.kid == kid_drift(x.features, q.features, reference.features)
 
 
-def test_shared_float_features_change_nothing(referee: Referee, samples: np.ndarray) -> None:
-    q = _perturbed(samples, 0.1)
-    features = referee.extract(samples)
-    side = frechet_side(features, referee.reference)
-    shared = compare(referee, samples, q, indices=range(N), features_float=features, side_float=side)
-    assert shared.drift == compare(referee, samples, q, indices=range(N)).drift
-    assert shared.drift == fid_drift(features, referee.extract(q), referee.reference)
+def test_the_kid_is_of_the_first_pairs(
+    reference: MeasuredReference, samples: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_module, "KID_PAIRS", 100)
+    q = _perturbed(samples, 0.3)
+    result = _compare(reference, samples, q)
+    assert result.kid == _compare(reference, samples[:100], q[:100]).kid
+    assert result.drift is not None
+    assert result.drift.n == N
+    assert decide(result.drift, result.kid, 1e9).outcome == "pass"
 
 
-def test_collapse_has_no_influence_and_fails(referee: Referee, samples: np.ndarray) -> None:
-    result = compare(referee, samples, np.zeros_like(samples), indices=range(N))
-    assert "influence_quantized" not in result.sidecar
-    assert decide(result.drift, result.kid, 1e9, finite=result.finite).outcome == "fail"
+def test_collapse_has_no_influence_and_fails(reference: MeasuredReference, samples: np.ndarray) -> None:
+    result = _compare(reference, samples, np.zeros_like(samples))
+    assert result.influence_quantized is None
+    assert decide(result.drift, result.kid, 1e9).outcome == "fail"
 
 
-def test_not_finite(referee: Referee, samples: np.ndarray) -> None:
-    q = samples.copy()
-    q[3, 0, 0, 0] = np.nan
-    result = compare(referee, samples, q, indices=range(N))
-    assert (result.finite, result.drift, result.kid, result.rms_distance_mean) == (False, None, None, None)
-    assert np.flatnonzero(~np.isfinite(result.sidecar["image_distance"])).tolist() == [3]
-    assert "features_quantized" not in result.sidecar
-    with pytest.raises(DataError, match="float model"):
-        compare(referee, q, samples, indices=range(N))
+def test_not_finite(reference: MeasuredReference, samples: np.ndarray) -> None:
+    result = compare(_side(reference, samples), None)
+    assert (result.drift, result.kid, result.influence_quantized) == (None, None, None)
+    assert result.influence_float is not None
 
 
 @pytest.fixture(scope="module")
-def moments_only(referee: Referee) -> Referee:
+def moments_only(reference: MeasuredReference) -> MeasuredReference:
     source = ReferenceSource("statistics", "digits", "ab" * 32, 1797, (1, 8, 8))
-    stored = StoredReference(referee.reference, source, referee.net.name, referee.net.digest)
-    return stored_referee(stored, referee.net)
+    net = reference.extractor
+    return from_statistics(StoredReference(reference.statistics, source, net.name, net.digest), net)
 
 
 def test_statistics_alone_give_the_same_drift_and_another_kid(
-    referee: Referee, moments_only: Referee, samples: np.ndarray
+    reference: MeasuredReference, moments_only: MeasuredReference, samples: np.ndarray
 ) -> None:
     q = _perturbed(samples, 0.3)
-    full, bare = (compare(r, samples, q, indices=range(N)) for r in (referee, moments_only))
+    full, bare = (_compare(r, samples, q) for r in (reference, moments_only))
     assert bare.drift == full.drift
+    assert full.kid is not None
+    assert bare.kid is not None
     assert (full.kid.against, bare.kid.against) == ("reference", "float")
     assert bare.kid.spread_float == pytest.approx(full.kid.spread_float)
-    assert full.prc is not None
-    assert bare.prc is None
-    assert decide(bare.drift, bare.kid, 1e9, finite=True).outcome == "pass"
+    assert _side(reference, q).precision_recall is not None
+    assert _side(moments_only, q).precision_recall is None
+    assert decide(bare.drift, bare.kid, 1e9).outcome == "pass"
 
 
 @pytest.mark.parametrize("image", ["black", "white", "mean", "first"])
 def test_a_model_that_repeats_one_image_fails_without_reference_features(
-    image: str, moments_only: Referee, samples: np.ndarray
+    image: str, moments_only: MeasuredReference, samples: np.ndarray
 ) -> None:
     fill = {"black": -1.0, "white": 1.0, "mean": samples.mean(axis=0), "first": samples[0]}[image]
     q = np.broadcast_to(np.asarray(fill, np.float32), samples.shape).copy()
     for n in (20, N):
-        result = compare(moments_only, samples[:n], q[:n], indices=range(n))
-        verdict = decide(result.drift, result.kid, 1e9, finite=result.finite)
+        result = _compare(moments_only, samples[:n], q[:n])
+        verdict = decide(result.drift, result.kid, 1e9)
         assert (verdict.outcome, verdict.metric) == ("fail", "kid")
     # alike, but not one image: the distance from the float samples tells, and says what it is
     rng = np.random.default_rng(2)
     noise = rng.uniform(-1, 1, samples.shape).astype(np.float32)
-    result = compare(moments_only, samples, noise, indices=range(N))
-    verdict = decide(result.drift, result.kid, 1e9, finite=result.finite)
+    result = _compare(moments_only, samples, noise)
+    verdict = decide(result.drift, result.kid, 1e9)
     assert verdict.outcome == "fail"
     assert "KID from the float samples" in verdict.reason
 
 
-def test_precision_and_recall_of_a_comparison(referee: Referee, samples: np.ndarray) -> None:
-    result = compare(referee, samples, _perturbed(samples, 0.1), indices=range(N))
-    features = result.sidecar["features_quantized"]
-    assert referee.features is not None
-    assert result.prc == precision_recall(manifold_of(features), manifold_of(referee.features))
-    three = slice(0, 3)  # as many as neighbours: none
-    assert compare(referee, samples[three], -samples[three], indices=range(3)).prc is None
+def test_precision_and_recall(reference: MeasuredReference, samples: np.ndarray) -> None:
+    side = _side(reference, _perturbed(samples, 0.1))
+    assert reference.features is not None
+    assert side.precision_recall == precision_recall(
+        manifold_of(side.features), manifold_of(reference.features)
+    )
+    assert _side(reference, samples[:3]).precision_recall is None  # as many as neighbours
 
 
-def test_statistics_must_fit_the_extractor(referee: Referee) -> None:
+def test_statistics_must_fit_the_extractor(reference: MeasuredReference) -> None:
     def stored(**changes: object) -> StoredReference:
         source = ReferenceSource("statistics", "digits", "ab" * 32, 1797, (1, 8, 8))
         fields = {
-            "reference": referee.reference,
+            "reference": reference.statistics,
             "source": source,
             "extractor_name": "digits48",
-            "extractor_digest": referee.net.digest,
+            "extractor_digest": reference.extractor.digest,
         }
         return StoredReference(**(fields | changes))
 
-    assert stored_referee(stored(), referee.net).features is None
-    assert stored_referee(stored(extractor_digest=None), referee.net).reference is referee.reference
+    assert from_statistics(stored(), reference.extractor).features is None
+    assert (
+        from_statistics(stored(extractor_digest=None), reference.extractor).statistics is reference.statistics
+    )
     small = reference_from_moments(Moments(9, np.zeros(5), np.eye(5)))
     with pytest.raises(DataError, match=r"48 dimensions[\s\S]*5 dimensions"):
-        stored_referee(stored(reference=small), referee.net)
+        from_statistics(stored(reference=small), reference.extractor)
     with pytest.raises(DataError, match="another extractor"):
-        stored_referee(stored(extractor_digest="0" * 64), referee.net)
+        from_statistics(stored(extractor_digest="0" * 64), reference.extractor)
     other = ReferenceSource("statistics", "big", "ab" * 32, 1797, (1, 16, 16))
     with pytest.raises(DataError, match="another shape"):
-        stored_referee(stored(source=other), referee.net)
-
-
-def test_pairs_must_fit(referee: Referee, samples: np.ndarray) -> None:
-    with pytest.raises(DataError, match="pair up"):
-        compare(referee, samples, samples[:-1], indices=range(N))
-    with pytest.raises(DataError, match="pair up"):
-        compare(referee, samples, samples, indices=range(N - 1))
+        from_statistics(stored(source=other), reference.extractor)

@@ -103,44 +103,19 @@ def test_coverage_relu() -> None:
     assert np.mean(hits) >= 0.90
 
 
-def test_coverage_with_shared_prompts() -> None:
-    """Four samples a prompt: with their labels the interval covers, without it does not."""
-    gaussian = Gaussian(3, 0.3, 0.5)
-    truth = gaussian.fid_q - gaussian.fid_x
-    labels, hits, blind = np.repeat(np.arange(100), 4), [], []
-    for _ in range(150):
-        x, q = (np.repeat(side, 4, axis=0) for side in gaussian.pairs(100))
-        own_x, own_q = gaussian.pairs(400)  # variance 0.8 from the prompt, 0.2 from the sample
-        a, b = np.sqrt(0.8), np.sqrt(0.2)
-        mean_q = gaussian.mean + gaussian.shift
-        x = gaussian.mean + a * (x - gaussian.mean) + b * (own_x - gaussian.mean)
-        q = mean_q + a * (q - mean_q) + b * (own_q - mean_q)
-        hits.append(_covers(fid_drift(x, q, gaussian.reference, clusters=labels), truth))
-        blind.append(_covers(fid_drift(x, q, gaussian.reference), truth))
-    assert np.mean(hits) >= 0.88  # 150 replicates: 4 standard errors below 95 %
-    assert np.mean(blind) < 0.80
-
-
-def test_relative_tolerance_covers_its_own_contrast() -> None:
-    gaussian = Gaussian(4, 0.4)
-    truth = gaussian.fid_q - 1.5 * gaussian.fid_x
-    drifts = [fid_drift(*gaussian.pairs(100), gaussian.reference, relative_tolerance=0.5) for _ in range(300)]
-    assert np.mean([_covers(drift, truth) for drift in drifts]) >= 0.90
-    assert drifts[0].raw == pytest.approx(drifts[0].fid_quantized - 1.5 * drifts[0].fid_float, rel=1e-12)
-
-
 @pytest.mark.parametrize("n", [2, 10, 500])
-@pytest.mark.parametrize("relative_tolerance", [None, 0.1])
-def test_identical_is_exactly_zero(n: int, relative_tolerance: float | None) -> None:
+def test_identical_is_exactly_zero(n: int) -> None:
     gaussian = Gaussian()
     x, _ = gaussian.pairs(n)
-    drift = fid_drift(x, x.copy(), gaussian.reference, relative_tolerance=relative_tolerance)
+    drift = fid_drift(x, x.copy(), gaussian.reference)
     assert drift.identical
     assert drift.reason is None
     assert (drift.raw, drift.corrected, drift.low, drift.high) == (0.0, 0.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize(("n", "reason"), [(10, "not more than the 16"), (39, "under 2.5 of 16")])
+@pytest.mark.parametrize(
+    ("n", "reason"), [(10, "not more than the 16"), (19, "fewer than 20"), (39, "under 2.5 of 16")]
+)
 def test_too_few(n: int, reason: str) -> None:
     gaussian = Gaussian()
     drift = fid_drift(*gaussian.pairs(n), gaussian.reference)
@@ -183,13 +158,6 @@ def test_the_half_width_is_the_quantiles(n: int) -> None:
     assert drift.half_width == pytest.approx(1.644854 * drift.standard_error, rel=1e-6)
 
 
-def test_few_clusters_have_no_interval() -> None:
-    gaussian = Gaussian()
-    x, q = gaussian.pairs(400)
-    drift = fid_drift(x, q, gaussian.reference, clusters=np.arange(400) % 10)
-    assert "10 clusters" in str(drift.reason)
-
-
 def test_bad_input() -> None:
     gaussian = Gaussian()
     x, q = gaussian.pairs(100)
@@ -200,9 +168,5 @@ def test_bad_input() -> None:
         fid_drift(x[:, :-1], q[:, :-1], reference)
     with pytest.raises(DataError, match="confidence"):
         fid_drift(x, q, reference, confidence=1.0)
-    with pytest.raises(DataError, match="relative tolerance"):
-        fid_drift(x, q, reference, relative_tolerance=-0.1)
-    with pytest.raises(DataError, match="cluster labels"):
-        fid_drift(x, q, reference, clusters=[0, 1])
     with pytest.raises(DataError, match="not finite"):
         fid_drift(x, np.where(q > 2, np.inf, q), reference)

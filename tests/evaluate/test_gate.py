@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from flatq.errors import DataError, UsageError
-from flatq.evaluate.drift import Drift, KidDrift, fid_drift, kid_drift
-from flatq.evaluate.gate import Verdict, decide, samples_for_half_width, samples_to_pass
+from flatq.evaluate.drift import Drift, fid_drift
+from flatq.evaluate.gate import Verdict, decide
+from flatq.evaluate.kid import KidDrift, kid_drift
 from flatq.evaluate.moments import reference_from_features
+from flatq.evaluate.sample_size import samples_needed, z_with_power
 
 DRIFT = Drift(
     fid_float=10.0,
@@ -47,21 +49,21 @@ NO_INTERVAL = replace(
 
 
 def test_pass_fail_inconclusive() -> None:
-    passed = decide(DRIFT, None, 0.5, finite=True)
+    passed = decide(DRIFT, None, 0.5)
     assert passed == Verdict("pass", passed.reason, "fid")
     assert "+0.3, 95 % in [+0.104, +0.496], n = 1000" in passed.reason
-    assert decide(DRIFT, None, 0.1, finite=True).outcome == "fail"
-    open_ = decide(DRIFT, None, 0.4, finite=True)
+    assert decide(DRIFT, None, 0.1).outcome == "fail"
+    open_ = decide(DRIFT, None, 0.4)
     assert open_.outcome == "inconclusive"
     assert open_.samples_to_settle == 7849  # ((1.96 + 0.8416) * 0.1 sqrt(1000) / 0.1)^2
     assert "7849 samples" in open_.reason
-    at_the_tolerance = decide(DRIFT, None, 0.3, finite=True)
+    at_the_tolerance = decide(DRIFT, None, 0.3)
     assert (at_the_tolerance.outcome, at_the_tolerance.samples_to_settle) == ("inconclusive", None)
 
 
 @pytest.mark.parametrize("tolerance", [0.4, 0.2, 0.45, 0.11])
 def test_the_samples_named_settle_it_four_times_of_five(tolerance: float) -> None:
-    named = decide(DRIFT, None, tolerance, finite=True).samples_to_settle
+    named = decide(DRIFT, None, tolerance).samples_to_settle
     assert named is not None
     se = 0.1 * np.sqrt(1000 / named)
     half = NormalDist().inv_cdf(0.975) * se
@@ -72,56 +74,51 @@ def test_the_samples_named_settle_it_four_times_of_five(tolerance: float) -> Non
             DRIFT, corrected=value, standard_error=se, half_width=half, low=value - half, high=value + half,
             n=named,
         )  # fmt: skip
-        settled += decide(again, None, tolerance, finite=True).outcome == expected
+        settled += decide(again, None, tolerance).outcome == expected
     assert settled / 4000 == pytest.approx(0.8, abs=0.025)  # 4 standard errors
 
 
 def test_upper_end_on_the_tolerance_passes() -> None:
-    assert decide(DRIFT, None, 0.496, finite=True).outcome == "pass"
-    assert decide(DRIFT, None, 0.104, finite=True).outcome == "inconclusive"
+    assert decide(DRIFT, None, 0.496).outcome == "pass"
+    assert decide(DRIFT, None, 0.104).outcome == "inconclusive"
 
 
 def test_no_interval_names_kid_and_the_n() -> None:
     kid = KidDrift(0.02, 0.01, 0.0196, 0.0004, 0.0396, 0.95, 64, 500, 48, 1.0, 0.9, False)
-    verdict = decide(NO_INTERVAL, kid, 0.5, finite=True)
+    verdict = decide(NO_INTERVAL, kid, 0.5)
     assert (verdict.outcome, verdict.metric, verdict.samples_to_settle) == ("inconclusive", "fid", 480)
     assert "1.33 per direction" in verdict.reason
     assert "KID drift is +0.02" in verdict.reason
-    assert decide(replace(NO_INTERVAL, settles=False), kid, 0.5, finite=True).samples_to_settle is None
+    assert decide(replace(NO_INTERVAL, settles=False), kid, 0.5).samples_to_settle is None
 
 
 def test_min_samples() -> None:
-    verdict = decide(DRIFT, None, 0.5, finite=True, min_samples=2000)
+    verdict = decide(DRIFT, None, 0.5, min_samples=2000)
     assert (verdict.outcome, verdict.samples_to_settle) == ("inconclusive", 2000)
-    assert decide(DRIFT, None, 0.5, finite=True, min_samples=1000).outcome == "pass"
+    assert decide(DRIFT, None, 0.5, min_samples=1000).outcome == "pass"
 
 
 def test_samples_that_are_not_finite_fail() -> None:
-    for drift in (None, DRIFT, replace(DRIFT, identical=True)):
-        verdict = decide(drift, None, 0.5, finite=False, min_samples=10**6)
-        assert (verdict.outcome, verdict.metric) == ("fail", "samples")
+    verdict = decide(None, None, 0.5, min_samples=10**6)
+    assert (verdict.outcome, verdict.metric) == ("fail", "samples")
 
 
 def test_relative_tolerance() -> None:
     relative = replace(DRIFT, relative_tolerance=0.05)
-    assert decide(relative, None, None, finite=True).outcome == "fail"
+    assert decide(relative, None, None).outcome == "fail"
     below = replace(relative, corrected=-0.3, low=-0.496, high=-0.104)
-    assert decide(below, None, None, finite=True).outcome == "pass"
-    assert "5 % of the float model's FID" in decide(below, None, None, finite=True).reason
+    assert decide(below, None, None).outcome == "pass"
+    assert "5 % of the float model's FID" in decide(below, None, None).reason
 
 
 def test_usage() -> None:
-    with pytest.raises(UsageError, match="no FID drift"):
-        decide(None, None, 0.5, finite=True)
     with pytest.raises(UsageError, match="one tolerance"):
-        decide(DRIFT, None, None, finite=True)
+        decide(DRIFT, None, None)
     with pytest.raises(UsageError, match="one tolerance"):
-        decide(replace(DRIFT, relative_tolerance=0.1), None, 0.5, finite=True)
+        decide(replace(DRIFT, relative_tolerance=0.1), None, 0.5)
     for bad in (-0.1, float("nan"), float("inf")):
         with pytest.raises(DataError, match="tolerated drift"):
-            decide(DRIFT, None, bad, finite=True)
-    with pytest.raises(DataError, match="different samples"):
-        decide(DRIFT, KidDrift(0, 0, 0, 0, 0, 0.95, 64, 9, 48, 1, 1, False), 0.5, finite=True)
+            decide(DRIFT, None, bad)
 
 
 class Planted:
@@ -155,7 +152,7 @@ class Planted:
 
     def verdict(self) -> Verdict:
         drift = fid_drift(self.x, self.q, reference_from_features(self.r))
-        return decide(drift, kid_drift(self.x, self.q, self.r), 1e-6, finite=True)
+        return decide(drift, kid_drift(self.x, self.q, self.r), 1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0, 20.0])
@@ -184,16 +181,6 @@ def test_identical_passes(n: int) -> None:
 
 def test_planning() -> None:
     s = 0.1 * np.sqrt(1000)
-    assert samples_for_half_width(DRIFT, 0.1) == int(np.ceil((1.959964 * s / 0.1) ** 2))
-    assert samples_for_half_width(DRIFT, 10.0) == 480  # never under 10 samples a direction
-    z = 1.959964 + NormalDist().inv_cdf(0.8)
-    assert samples_to_pass(DRIFT, 0.5, 0.4) == int(np.ceil((z * s / 0.1) ** 2))
-    for wrong in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(DataError, match="half-width"):
-            samples_for_half_width(DRIFT, wrong)
-    with pytest.raises(DataError, match="not under the tolerance"):
-        samples_to_pass(DRIFT, 0.5, 0.5)
-    with pytest.raises(DataError, match="pilot"):
-        samples_for_half_width(NO_INTERVAL, 0.1)
-    with pytest.raises(DataError, match="power"):
-        samples_to_pass(DRIFT, 0.5, 0.4, power=80)
+    assert samples_needed(DRIFT, 1.959964 / 0.1) == int(np.ceil((1.959964 * s / 0.1) ** 2))
+    assert samples_needed(DRIFT, 1.959964 / 10.0) == 480  # never under 10 samples per feature rank
+    assert z_with_power(0.95) == pytest.approx(1.959964 + 0.841621, abs=1e-6)

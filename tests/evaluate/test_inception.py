@@ -11,8 +11,9 @@ import pytest
 
 from flatq.errors import DataError, MissingRuntimeError, UsageError
 from flatq.evaluate import inception
-from flatq.evaluate.extractor import open_extractor
-from flatq.evaluate.inception import InceptionNet, open_inception, state_digest
+from flatq.evaluate.extractor import Extractor
+from flatq.evaluate.features import open_extractor
+from flatq.evaluate.inception import open_inception, state_digest
 
 torch = pytest.importorskip("torch")
 
@@ -20,7 +21,7 @@ SHAPE = (3, 16, 16)
 
 
 @pytest.fixture(scope="module")
-def net(inception_weights: Path) -> InceptionNet:
+def net(inception_weights: Path) -> Extractor:
     return open_inception(image_shape=SHAPE, weights=inception_weights)
 
 
@@ -36,12 +37,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
 
 
-def test_what_it_says_of_itself(net: InceptionNet) -> None:
+def test_what_it_says_of_itself(net: Extractor) -> None:
     assert (net.kind, net.dim, net.image_shape, net.published) == ("inception", 2048, SHAPE, False)
     assert "299 x 299" in net.preprocessing
     assert "grey" not in net.preprocessing
-    assert net.identity(2)["threads"] == 2
-    assert "torch-fidelity" in net.identity(2)["version"]
+    assert net.identity["threads"] == 1
+    assert "torch-fidelity" in net.identity["version"]
 
 
 def test_no_random_number_is_drawn(inception_weights: Path) -> None:
@@ -50,7 +51,7 @@ def test_no_random_number_is_drawn(inception_weights: Path) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_digest_is_of_the_content(net: InceptionNet, inception_weights: Path, tmp_path: Path) -> None:
+def test_the_digest_is_of_the_content(net: Extractor, inception_weights: Path, tmp_path: Path) -> None:
     state = torch.load(inception_weights, weights_only=True)
     expected = hashlib.sha256()
     for name in sorted(state):
@@ -65,7 +66,7 @@ def test_the_digest_is_of_the_content(net: InceptionNet, inception_weights: Path
     assert state_digest(state) != net.digest
 
 
-def test_grey_is_repeated(net: InceptionNet, inception_weights: Path) -> None:
+def test_grey_is_repeated(net: Extractor, inception_weights: Path) -> None:
     grey = open_extractor("inception", image_shape=(1, 16, 16), inception_weights=inception_weights)
     assert "grey repeated to RGB" in grey.preprocessing
     pixels = np.random.default_rng(0).integers(0, 256, (1, 1, 16, 16), dtype=np.uint8)
@@ -76,12 +77,10 @@ def test_grey_is_repeated(net: InceptionNet, inception_weights: Path) -> None:
     assert torch.get_num_threads() > 0
 
 
-def test_wrong_images(net: InceptionNet, inception_weights: Path) -> None:
+def test_wrong_images(net: Extractor, inception_weights: Path) -> None:
     for pixels in (np.zeros((2, 1, 16, 16), np.uint8), np.zeros((2, *SHAPE), np.float32)):
         with pytest.raises(DataError, match="do not fit"):
             net.extract(pixels)
-    with pytest.raises(DataError, match="must be positive"):
-        net.extract(np.zeros((1, *SHAPE), np.uint8), batch_size=0)
     with pytest.raises(DataError, match="grey or RGB"):
         open_inception(image_shape=(4, 16, 16), weights=inception_weights)
 
@@ -127,7 +126,7 @@ def test_offline_and_not_cached(hub: Path) -> None:
 
 
 def test_the_cached_file_must_be_the_published_one(
-    hub: Path, inception_weights: Path, net: InceptionNet, monkeypatch: pytest.MonkeyPatch
+    hub: Path, inception_weights: Path, net: Extractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.parent.mkdir(parents=True)
     hub.write_bytes(inception_weights.read_bytes())
@@ -162,12 +161,12 @@ def test_devices(inception_weights: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu(net: InceptionNet, inception_weights: Path) -> None:
+def test_on_a_gpu(net: Extractor, inception_weights: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     pixels = np.random.default_rng(0).integers(0, 256, (2, *SHAPE), dtype=np.uint8)
     there = open_inception(image_shape=SHAPE, weights=inception_weights, device="cuda")
-    assert "cuda" in there.identity(1)["device"]
+    assert "cuda" in there.identity["device"]
     expected = net.extract(pixels)
     # float32 without TF32: 94 convolutions in another order of sums
     np.testing.assert_allclose(there.extract(pixels), expected, rtol=0, atol=1e-4 * expected.max())

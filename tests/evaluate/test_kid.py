@@ -5,7 +5,7 @@ import pytest
 
 from flatq.errors import DataError
 from flatq.evaluate import kid as kid_module
-from flatq.evaluate.kid import kid, kid_drift, kid_from_float, kid_subsets
+from flatq.evaluate.kid import kid_drift, kid_terms
 
 
 def _three(seed: int = 0, n: int = 12, m: int = 17, d: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -25,13 +25,13 @@ def _direct_kid(x: np.ndarray, r: np.ndarray) -> float:
     return within_x + within_r - 2 * sum(_k(a, b) for a in x for b in r) / (n * m)
 
 
-@pytest.mark.parametrize("entries", [4_000_000, 40, 1])
-def test_against_the_direct_formula(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kid_module, "_BLOCK_ENTRIES", entries)
+@pytest.mark.parametrize("block", [2048, 5, 1])
+def test_against_the_direct_formula(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kid_module, "_BLOCK", block)
     x, q, r = _three()
     n = len(x)
-    assert kid(x, r) == pytest.approx(_direct_kid(x, r), rel=1e-12)
     got = kid_drift(x, q, r)
+    assert got == kid_drift(kid_terms(x, r), q, r)
     assert got.drift == pytest.approx(_direct_kid(q, r) - _direct_kid(x, r), rel=1e-10)
     h = [[_k(q[i], q[j]) - _k(x[i], x[j]) for j in range(n)] for i in range(n)]
     g = [[_k(q[i], c) - _k(x[i], c) for c in r] for i in range(n)]
@@ -52,9 +52,9 @@ def _direct_within(x: np.ndarray) -> float:
     return sum(_k(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
 
 
-@pytest.mark.parametrize("entries", [4_000_000, 40])
-def test_from_float_against_the_direct_formula(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kid_module, "_BLOCK_ENTRIES", entries)
+@pytest.mark.parametrize("block", [2048, 5])
+def test_from_float_against_the_direct_formula(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kid_module, "_BLOCK", block)
     x, q, r = _three()
     n = len(x)
 
@@ -62,7 +62,8 @@ def test_from_float_against_the_direct_formula(entries: int, monkeypatch: pytest
         return _k(x[i], x[j]) + _k(q[i], q[j]) - _k(x[i], q[j]) - _k(q[i], x[j])
 
     rows = [2 * np.mean([h(i, j) for j in range(n) if j != i]) for i in range(n)]
-    got = kid_from_float(x, q)
+    got = kid_drift(x, q, None)
+    assert got == kid_drift(kid_terms(x, None), q, None)
     assert got.drift == pytest.approx(np.mean(rows) / 2, rel=1e-10)
     assert got.standard_error == pytest.approx(np.std(rows, ddof=1) / np.sqrt(n), rel=1e-10)
     assert (got.against, got.n_reference) == ("float", n)
@@ -75,52 +76,16 @@ def test_from_float_against_the_direct_formula(entries: int, monkeypatch: pytest
 def test_from_float_is_the_spread_for_a_repeated_image() -> None:
     """What spread_float is defined as: the KID, from the float samples, of repeating one of their images."""
     x = _three(n=40)[0]
-    each = [kid_from_float(x, np.repeat(x[i : i + 1], 40, axis=0)).drift for i in range(40)]
+    each = [kid_drift(x, np.repeat(x[i : i + 1], 40, axis=0), None).drift for i in range(40)]
     # the sample i itself is left out in its own row only: an error of order 1 / n
-    assert np.mean(each) == pytest.approx(kid_from_float(x, x).spread_float, rel=0.1)
-
-
-def test_from_float_with_clusters_of_copies() -> None:
-    x, q, _ = _three(n=50)
-    once, labels = kid_from_float(x, q), np.repeat(np.arange(50), 2)
-    twice = kid_from_float(np.repeat(x, 2, axis=0), np.repeat(q, 2, axis=0), clusters=labels)
-    assert twice.drift == pytest.approx(once.drift, rel=1e-9)
-    assert twice.standard_error == pytest.approx(once.standard_error, rel=1e-9)
-    with pytest.raises(DataError, match="one cluster"):
-        kid_from_float(x, q, clusters=np.zeros(50))
-
-
-def test_subsets() -> None:
-    x, _, r = _three(n=30, m=40)
-    assert kid_subsets(x, r[:30], subsets=1, subset_size=30) == (
-        pytest.approx(_direct_kid(x, r[:30]), rel=1e-9),
-        0.0,
-    )
-    mean, deviation = kid_subsets(x, r, subsets=200, subset_size=10)
-    assert mean == pytest.approx(kid(x, r), abs=5 * deviation / np.sqrt(200))
-    assert kid_subsets(x, r, subsets=5, subset_size=10) == kid_subsets(x, r, subsets=5, subset_size=10)
-    for subsets, size in ((0, 10), (1, 31), (1, 1)):
-        with pytest.raises(DataError, match="subsets"):
-            kid_subsets(x, r, subsets=subsets, subset_size=size)
+    assert np.mean(each) == pytest.approx(kid_drift(x, x, None).spread_float, rel=0.1)
 
 
 def test_identical_is_exactly_zero() -> None:
     x, _, r = _three()
-    for got in (kid_drift(x, x.copy(), r), kid_from_float(x, x.copy())):
+    for got in (kid_drift(x, x.copy(), r), kid_drift(x, x.copy(), None)):
         assert got.identical
         assert (got.drift, got.low, got.high, got.standard_error) == (0.0, 0.0, 0.0, 0.0)
-
-
-def test_copies_in_clusters_do_not_narrow_the_interval() -> None:
-    x, q, r = _three(n=200)
-    once = kid_drift(x, q, r)
-    labels = np.repeat(np.arange(200), 2)
-    twice = kid_drift(np.repeat(x, 2, axis=0), np.repeat(q, 2, axis=0), r, clusters=labels)
-    assert twice.drift == pytest.approx(once.drift, rel=1e-9)
-    assert twice.standard_error == pytest.approx(once.standard_error, rel=1e-9)
-    assert twice.spread_float == pytest.approx(once.spread_float, rel=1e-9)
-    with pytest.raises(DataError, match="one cluster"):
-        kid_drift(x, q, r, clusters=np.zeros(200))
 
 
 def test_bad_input() -> None:
@@ -129,8 +94,6 @@ def test_bad_input() -> None:
         kid_drift(x, q[:-1], r)
     with pytest.raises(DataError, match="do not fit"):
         kid_drift(x, q, r[:, :-1])
-    with pytest.raises(DataError, match="do not fit"):
-        kid(x, r[:, :-1])
     with pytest.raises(DataError, match="confidence"):
         kid_drift(x, q, r, confidence=95)
     with pytest.raises(DataError, match="not finite"):

@@ -9,7 +9,7 @@ from flatq.errors import UsageError
 from flatq.evaluate.drift import fid_drift
 from flatq.evaluate.frechet import frechet_distance
 from flatq.evaluate.gate import Verdict, decide
-from flatq.evaluate.looks import Looks, look_confidence, plan_looks, until_decided
+from flatq.evaluate.looks import Looks, plan_looks, until_decided
 from flatq.evaluate.moments import Moments, reference_from_features
 
 D = 4
@@ -18,7 +18,7 @@ D = 4
 def test_the_plan() -> None:
     looks = plan_looks(100, 800, 4, 0.95)
     assert looks.planned == (100, 200, 400, 800)
-    assert looks.each == look_confidence(0.95, 4) == pytest.approx(0.9875)
+    assert looks.each == pytest.approx(0.9875)
     assert plan_looks(100, 100, 4, 0.95).planned == (100,)
     assert plan_looks(100, 102, 4, 0.95).planned == (100, 101, 102)  # three sizes are all there are
     assert plan_looks(100, 102, 4, 0.95).each == pytest.approx(1 - 0.05 / 3)
@@ -63,7 +63,7 @@ def _rates(each: float | None, replicates: int) -> tuple[float, float]:
         qs = xs + shift + noise * rng.normal(size=xs.shape)
 
         def judge(n: int, confidence: float, xs: np.ndarray = xs, qs: np.ndarray = qs) -> Verdict:
-            return decide(fid_drift(xs[:n], qs[:n], reference, each or confidence), None, tau, finite=True)
+            return decide(fid_drift(xs[:n], qs[:n], reference, each or confidence), None, tau)
 
         outcomes.append(until_decided(looks, judge)[0].outcome)
     return outcomes.count("pass") / replicates, outcomes.count("fail") / replicates

@@ -6,7 +6,7 @@ import pytest
 from flatq.errors import DataError
 from flatq.evaluate.moments import (
     Moments,
-    as_features,
+    as_rows,
     moments_of,
     normal_quantile,
     reference_from_features,
@@ -47,7 +47,7 @@ def test_dead_features_lower_the_rank() -> None:
 )
 def test_bad_features(bad: object) -> None:
     with pytest.raises(DataError):
-        as_features(bad)  # type: ignore[arg-type]
+        as_rows(bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,6 @@ def test_bad_features(bad: object) -> None:
         np.diag([1.0, -1.0]),
         np.array([[1.0, 0.5], [0.0, 1.0]]),
         np.full((2, 2), np.inf),
-        np.full((2, 2), "a"),
     ],
 )
 def test_bad_reference(cov: np.ndarray) -> None:
@@ -66,15 +65,7 @@ def test_bad_reference(cov: np.ndarray) -> None:
         reference_from_moments(Moments(n=10, mean=np.zeros(2), cov=cov))
 
 
-def test_standard_error_by_cluster() -> None:
+def test_standard_error() -> None:
     values = np.random.default_rng(4).normal(size=40)
-    alone = standard_error_of_mean(values)
-    assert alone == pytest.approx(values.std(ddof=1) / np.sqrt(40), rel=1e-12)
-    assert standard_error_of_mean(values, np.arange(40)) == pytest.approx(alone, rel=1e-12)
-    twice = standard_error_of_mean(np.repeat(values, 2), np.repeat(np.arange(40), 2))
-    assert twice == pytest.approx(alone, rel=1e-12)
-    with pytest.raises(DataError, match="one cluster"):
-        standard_error_of_mean(values, np.zeros(40))
-    with pytest.raises(DataError, match="wrong shape"):
-        standard_error_of_mean(values, np.zeros(39))
+    assert standard_error_of_mean(values) == pytest.approx(values.std(ddof=1) / np.sqrt(40), rel=1e-12)
     assert normal_quantile(0.95) == pytest.approx(1.959964, abs=1e-6)

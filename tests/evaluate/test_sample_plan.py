@@ -9,13 +9,12 @@ import pytest
 
 from flatq.errors import DataError, UsageError
 from flatq.evaluate.difference import DriftDifference
-from flatq.evaluate.drift import Drift, fid_drift
+from flatq.evaluate.drift import Drift, beyond_relative_tolerance, fid_drift
 from flatq.evaluate.frechet import frechet_side
-from flatq.evaluate.gate import Verdict, decide_difference
-from flatq.evaluate.judge import Influences, Tolerances, judge, worst
+from flatq.evaluate.gate import Tolerances, Verdict, decide_difference, judge, worst
 from flatq.evaluate.kid import KidDrift
 from flatq.evaluate.moments import reference_from_features
-from flatq.evaluate.plan import plan_from_pilot
+from flatq.evaluate.sample_size import plan_from_pilot
 
 D = 8
 RNG = np.random.default_rng(0)
@@ -23,7 +22,7 @@ REFERENCE = reference_from_features(RNG.normal(size=(4000, D)))
 X = 0.3 + RNG.normal(size=(200, D))
 Q = X + 0.05 + 0.3 * RNG.normal(size=X.shape)
 DRIFT = fid_drift(X, Q, REFERENCE)
-INFLUENCES = Influences(frechet_side(X, REFERENCE).influence, frechet_side(Q, REFERENCE).influence)
+INFLUENCES = frechet_side(X, REFERENCE).influence, frechet_side(Q, REFERENCE).influence
 
 
 def _number(value: float | None) -> float:
@@ -37,7 +36,7 @@ def test_a_plan_with_a_tolerance() -> None:
     plan = plan_from_pilot(DRIFT, 0.5, tau)
     assert (plan.pilot, plan.deviation, plan.resolvable) == (200, pytest.approx(s), DRIFT.half_width)
     images = {goal.purpose.split(",")[0]: goal.images for goal in plan.goals}
-    assert images["10 samples per direction"] == 80
+    assert images["10 samples per feature rank"] == 80
     assert images["4 x the pilot"] == 800
     z = 1.959964 + 0.841621  # 95 % and 80 % power
     assert images["to pass with 80% power if there is no drift"] == max(80, np.ceil((z * s / tau) ** 2))
@@ -54,11 +53,11 @@ def test_a_plan_with_a_tolerance() -> None:
 def test_a_plan_without_what_it_lacks() -> None:
     few = plan_from_pilot(fid_drift(X[:12], Q[:12], REFERENCE), None, 0.5)
     assert few.resolvable is few.deviation is None
-    assert "12 clusters" in str(few.reason)
+    assert "12 samples" in str(few.reason)
     assert [(goal.images, goal.seconds, goal.half_width) for goal in few.goals] == [(80, None, None)]
     hopeless = plan_from_pilot(DRIFT, 1.0, 0.5 * _number(DRIFT.corrected))
     assert not any("pilot's" in goal.purpose for goal in hopeless.goals)  # more samples will not help it
-    relative = plan_from_pilot(fid_drift(X, Q, REFERENCE, relative_tolerance=0.5), 1.0)
+    relative = plan_from_pilot(beyond_relative_tolerance(DRIFT, 0.5, *INFLUENCES), 1.0)
     assert any("no drift" in goal.purpose for goal in relative.goals)
     same = plan_from_pilot(fid_drift(X, X, REFERENCE), 1.0, 0.5)
     assert len(same.goals) == 1
@@ -76,12 +75,12 @@ def test_the_worse_of_two_tolerances() -> None:
         (Tolerances(_number(DRIFT.low) / 2, loose), "fail"),
         (Tolerances(absolute, loose, 1000), "inconclusive"),
     ):
-        assert judge(DRIFT, None, tolerances, INFLUENCES, finite=True).outcome == outcome, tolerances
-    assert judge(None, None, Tolerances(None, 0.1), None, finite=False).outcome == "fail"
+        assert judge(DRIFT, None, tolerances, *INFLUENCES).outcome == outcome, tolerances
+    assert judge(None, None, Tolerances(None, 0.1)).outcome == "fail"
     with pytest.raises(UsageError, match="no tolerance"):
-        judge(DRIFT, None, Tolerances(min_samples=3), INFLUENCES, finite=True)
+        judge(DRIFT, None, Tolerances(min_samples=3))
     with pytest.raises(DataError, match="influence values"):
-        judge(DRIFT, None, Tolerances(None, 0.1), None, finite=True)
+        judge(DRIFT, None, Tolerances(None, 0.1))
 
 
 def test_worst() -> None:
@@ -98,27 +97,25 @@ DIFFERENCE = DriftDifference(0.3, 0.1, 0.2, 0.1, 0.5, 0.95, (400, 500), True, No
 
 
 def test_the_verdict_on_a_difference() -> None:
-    passed = decide_difference(DIFFERENCE, None, 0.5, finite=True)
+    passed = decide_difference(DIFFERENCE, None, 0.5)
     assert passed.outcome == "pass"
     assert "paired on 400 images, n = 400 and 500" in passed.reason
-    assert decide_difference(DIFFERENCE, None, 0.05, finite=True).outcome == "fail"
-    open_ = decide_difference(DIFFERENCE, None, 0.4, finite=True)
+    assert decide_difference(DIFFERENCE, None, 0.05).outcome == "fail"
+    open_ = decide_difference(DIFFERENCE, None, 0.4)
     # 500 ((1.96 + 0.8416) 0.1 / 0.1)^2, at a standard error of 0.1
     assert (open_.outcome, open_.samples_to_settle) == ("inconclusive", 3925)
     assert "3925 samples" in open_.reason
     apart = replace(DIFFERENCE, paired=False, unpaired="the seeds differ")
     for limit in (0.5, 0.05, 0.4):
-        assert "(unpaired: the seeds differ)" in decide_difference(apart, None, limit, finite=True).reason
+        assert "(unpaired: the seeds differ)" in decide_difference(apart, None, limit).reason
     none = replace(DIFFERENCE, corrected=None, reason="the old drift has no interval")
-    assert "no interval" in decide_difference(none, None, 0.5, finite=True).reason
-    assert decide_difference(DIFFERENCE, None, 0.5, finite=True, min_samples=450).outcome == "inconclusive"
-    assert decide_difference(None, None, 0.5, finite=False).outcome == "fail"
+    assert "no interval" in decide_difference(none, None, 0.5).reason
+    assert decide_difference(DIFFERENCE, None, 0.5, min_samples=450).outcome == "inconclusive"
+    assert decide_difference(None, None, 0.5).outcome == "fail"
     collapsed = KidDrift(2, 0.1, 0.2, 1.8, 2.2, 0.95, 500, 9, D, 1.0, 1.0, False)
-    assert decide_difference(DIFFERENCE, collapsed, 0.5, finite=True).metric == "kid"
-    with pytest.raises(UsageError, match="no difference"):
-        decide_difference(None, None, 0.5, finite=True)
+    assert decide_difference(DIFFERENCE, collapsed, 0.5).metric == "kid"
     with pytest.raises(DataError, match="tolerated drift"):
-        decide_difference(DIFFERENCE, None, -1.0, finite=True)
+        decide_difference(DIFFERENCE, None, -1.0)
 
 
 def test_drifts_of_reports_from_before_the_biases_still_load() -> None:

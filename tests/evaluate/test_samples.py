@@ -11,8 +11,9 @@ import pytest
 
 from flatq.backends import RuntimeSettings
 from flatq.checkpoint import Checkpoint, save_checkpoint
+from flatq.evaluate.cache import Cache
 from flatq.evaluate.features import open_features
-from flatq.evaluate.samples import sample_key
+from flatq.evaluate.samples import Sampling, sample_key
 from flatq.export import export_checkpoint
 from flatq.models import Opening, deployment_folder, open_model
 from flatq.quantize.artifact import Artifact, write_artifact
@@ -61,13 +62,14 @@ def at(
 
 
 @pytest.fixture
-def key(feature_net: Path) -> Callable[[Opening], dict[str, Any]]:
+def key(feature_net: Path, tmp_path: Path) -> Callable[[Opening], dict[str, Any]]:
     net = open_features(feature_net, image_shape=(3, 16, 16))
+    sampling = Sampling(SamplePlan(), 0, 8, "round", net, Cache(tmp_path, pytest.fail))
 
     def of(opening: Opening) -> dict[str, Any]:
         model = open_model(**vars(opening))
         with model.runtime:
-            return sample_key(model, SamplePlan(), net, first=0, batch_size=8, rounding="round", threads=1)
+            return sample_key(model, sampling)
 
     return of
 

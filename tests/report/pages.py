@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from reports import make_report
 
-from flatq.evaluate.judge import Tolerances
+from flatq.evaluate.gate import Tolerances
 from flatq.report.html.latency import Speed
 from flatq.report.html.page import render_html
 from flatq.report.html.page_models import PageSource

@@ -11,15 +11,8 @@ from flatq.evaluate.drift import fid_drift
 from flatq.evaluate.frechet import frechet_side
 from flatq.evaluate.kid import kid_drift
 from flatq.evaluate.moments import reference_from_features
-from flatq.report.model import (
-    Baseline,
-    Environment,
-    Extractor,
-    ModelEntry,
-    ReferenceEntry,
-    Report,
-    write_report,
-)
+from flatq.report.model import Baseline, Environment, ExtractorEntry, ModelEntry, ReferenceEntry, Report
+from flatq.report.write import write_report
 
 __all__ = ["make_report"]
 
@@ -77,7 +70,7 @@ def make_report(
         "n": n,
         "first_index": 0,
         "last_index": n - 1,
-        "extractor": Extractor(name="digits48", digest="cd" * 32, dim=D),
+        "extractor": ExtractorEntry(name="digits48", digest="cd" * 32, dim=D),
         "reference": ReferenceEntry(name="digits:heldout", digest="ef" * 32, n=2000),
         "rounding": "round",
         "baseline": Baseline(

@@ -14,13 +14,14 @@ from pages import MODELS, SECTIONS, add_pictures, changed_entry, gated_report, p
 from reports import RUNTIME, make_report
 
 from flatq.errors import DataError
-from flatq.evaluate.contrast import Contrast
+from flatq.evaluate.drift import Contrast
 from flatq.evaluate.gate import Verdict
 from flatq.evaluate.ladder import ERRORS, Ladder
 from flatq.report.html.latency import Speed
 from flatq.report.html.page import render_html, write_html
 from flatq.report.html.page_models import PageSource
-from flatq.report.model import Extractor, write_report
+from flatq.report.model import ExtractorEntry
+from flatq.report.write import write_report
 from flatq.verify import Audit
 from flatq.verify.results import AuditEntry
 
@@ -145,7 +146,7 @@ def test_the_extractor_warning(tmp_path: Path) -> None:
     text = page_of(make_report(tmp_path, {"w8a8": 0.1}), tmp_path).by_id("numbers").text
     assert "Not Inception FID." in text
     assert "never with Inception FID" in text
-    net = Extractor(name="inception", digest="cd" * 32, dim=2048, kind="inception", published=True)
+    net = ExtractorEntry(name="inception", digest="cd" * 32, dim=2048, kind="inception", published=True)
     text = page_of(make_report(tmp_path, {"w8a8": 0.1}, extractor=net), tmp_path).by_id("numbers").text
     assert "Not Inception FID" not in text
     assert "raw FIDs are of the standard kind" in text
@@ -306,7 +307,7 @@ def test_several_reports_on_one_page(tmp_path: Path) -> None:
     document = parse(render_html([*sources, PageSource(other, tmp_path / "c")]))
     assert len(document.by_id("samples").all("div", "part")) == 2  # another version of the noise
 
-    net = Extractor(name="other", digest="00" * 32, dim=6)
+    net = ExtractorEntry(name="other", digest="00" * 32, dim=6)
     odd = make_report(tmp_path / "d", {"w8a8": 0.3}, extractor=net)
     with pytest.raises(DataError, match="do not compare"):
         render_html([*sources, PageSource(odd, tmp_path / "d")])

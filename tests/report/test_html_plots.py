@@ -11,7 +11,7 @@ import pytest
 from pages import Element, changed_entry, gated_report, page_of, parse
 from reports import make_report
 
-from flatq.evaluate.judge import Tolerances
+from flatq.evaluate.gate import Tolerances
 from flatq.report.html.latency import Speed
 from flatq.report.html.plots import Interval, Point, interval_plots, scatter_plot
 from flatq.report.wording import count, joined, numeral

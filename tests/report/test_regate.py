@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import Cli
 from reports import REFERENCE, features, make_report
 
 from flatq.errors import DataError, UsageError
-from flatq.evaluate.drift import fid_drift
-from flatq.evaluate.judge import Tolerances
+from flatq.evaluate.drift import beyond_relative_tolerance, fid_drift
+from flatq.evaluate.gate import Tolerances
 from flatq.evaluate.looks import Looks
-from flatq.report.model import Extractor, ReferenceEntry, Report, read_report, write_report
+from flatq.report.model import ExtractorEntry, ReferenceEntry, Report, read_report
 from flatq.report.regate import growth, regate, with_confidence
+from flatq.report.write import write_report
 
 
 @pytest.fixture
@@ -24,7 +26,10 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_relative_tolerance_from_the_sidecar(tmp_path: Path) -> None:
     report = make_report(tmp_path, {"w8": 0.01, "w4": 0.6})
-    expected = fid_drift(*features(0.6, 400), REFERENCE, relative_tolerance=0.2)
+    drift = report.models[1].drift
+    assert drift is not None
+    with np.load(tmp_path / "w4.npz") as kept:
+        expected = beyond_relative_tolerance(drift, 0.2, kept["influence_float"], kept["influence_quantized"])
     w8, w4 = regate(report, Tolerances(None, 0.2), tmp_path)
     assert (w8.outcome, w4.outcome) == ("pass", "fail")
     assert f"[{expected.low:+.4g}, {expected.high:+.4g}]" in w4.reason
@@ -109,7 +114,7 @@ def test_growth_refuses(tmp_path: Path) -> None:
     ("changed", "differing"),
     [
         ({"reference": ReferenceEntry(name="others", digest="12" * 32, n=9)}, "different reference\n"),
-        ({"extractor": Extractor(name="digits48", digest="99" * 32, dim=6)}, "different extractor\n"),
+        ({"extractor": ExtractorEntry(name="digits48", digest="99" * 32, dim=6)}, "different extractor\n"),
         ({"rounding": "truncate"}, "different rounding\n"),
         (
             {"reference": ReferenceEntry(name="others", digest="12" * 32, n=9), "rounding": "truncate"},

@@ -10,24 +10,24 @@ import pytest
 from PIL import Image
 
 from flatq.errors import DataError
-from flatq.evaluate.drift import Drift, fid_drift, kid_drift
-from flatq.evaluate.judge import Tolerances
-from flatq.evaluate.kid import kid_from_float
+from flatq.evaluate.drift import Drift, fid_drift
+from flatq.evaluate.gate import Tolerances
+from flatq.evaluate.kid import kid_drift
 from flatq.evaluate.moments import reference_from_features
-from flatq.evaluate.prc import PrecisionRecall, manifold_of, precision_recall
+from flatq.evaluate.precision_recall import PrecisionRecall, manifold_of, precision_recall
 from flatq.report.grids import save_pair_grid
 from flatq.report.markdown import render_markdown
 from flatq.report.model import (
     Baseline,
     Environment,
-    Extractor,
+    ExtractorEntry,
     ModelEntry,
     ReferenceEntry,
     Report,
     read_report,
-    write_report,
 )
 from flatq.report.regate import regate, with_verdicts
+from flatq.report.write import write_report
 from flatq.verify import Audit
 from flatq.verify.results import AuditEntry
 
@@ -73,7 +73,7 @@ def _report(*models: ModelEntry, **more: Any) -> Report:
         "n": 400,
         "first_index": 0,
         "last_index": 399,
-        "extractor": Extractor(name="digits48", digest="cd" * 32, dim=48),
+        "extractor": ExtractorEntry(name="digits48", digest="cd" * 32, dim=48),
         "reference": ReferenceEntry(name="digits:heldout", digest="ef" * 32, n=297),
         "rounding": "round",
         "baseline": Baseline(
@@ -130,7 +130,7 @@ def test_markdown() -> None:
     assert text.index("**small: PASS**") < text.index("| model |")
     assert "digits48" in text
     assert "These distances compare with each other, never with Inception FID." in text
-    assert "no interval: 10 clusters are fewer than 20" in text
+    assert "no interval: 10 samples are fewer than 20" in text
     assert "4-bit values run on 8-bit kernels" in text
     assert "![small: float and quantized](grids/small%20one.png)" in text
     assert "the quantized samples are not finite" in text
@@ -171,7 +171,7 @@ _INCEPTION: dict[str, Any] = {
 
 def test_what_inception_distances_compare_with() -> None:
     def page(published: bool, kind: str = "images", n: int | None = 297, **more: Any) -> str:
-        extractor = Extractor(**_INCEPTION, published=published)
+        extractor = ExtractorEntry(**_INCEPTION, published=published)
         reference = ReferenceEntry.model_validate({"name": "ref", "digest": "ef" * 32, "n": n, "kind": kind})
         return render_markdown(_report(_entry("small"), extractor=extractor, reference=reference, **more))
 
@@ -192,7 +192,7 @@ def test_what_inception_distances_compare_with() -> None:
 def test_a_reference_that_is_statistics_alone(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, D))
-    entry = _entry("small", kid=kid_from_float(x, x + 0.3), prc=None)
+    entry = _entry("small", kid=kid_drift(x, x + 0.3, None), prc=None)
     reference = ReferenceEntry(name="ref.npz", digest="ef" * 32, n=None, kind="foreign-statistics")
     report = _report(entry, reference=reference)
     text = render_markdown(report)

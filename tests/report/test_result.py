@@ -16,7 +16,7 @@ from command_line import Cli
 from reports import make_report
 
 from flatq.assessment import OnInconclusive
-from flatq.evaluate.judge import Tolerances
+from flatq.evaluate.gate import Tolerances
 from flatq.evaluate.looks import Looks
 from flatq.report.regate import regate
 from flatq.report.result import GateResult, gate_result, junit, summary

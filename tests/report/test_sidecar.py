@@ -13,7 +13,7 @@ from pages import add_pictures, changed_entry
 from reports import make_report
 
 from flatq.checkpoint import file_digest
-from flatq.report.model import write_report
+from flatq.report.write import write_report
 
 
 @pytest.fixture

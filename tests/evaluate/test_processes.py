@@ -1,13 +1,14 @@
-"""Sampling in several processes: shares in one process here, whole evaluations in real ones below."""
+"""Sampling in several processes: threads in one process here, whole evaluations in real ones below."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,12 @@ from networks import checkpoint
 from numpy.typing import NDArray
 from toy_runtime import Toy
 
+from flatq import launch as processes_module
 from flatq.errors import DataError, FlatqError, ModelError
-from flatq.evaluate import team as team_module
-from flatq.evaluate.compare import Referee, open_referee
+from flatq.evaluate.cache import Cache
 from flatq.evaluate.features import open_features
-from flatq.evaluate.growing import Growing
-from flatq.evaluate.samples import SampleCache
-from flatq.evaluate.team import ExtractorChoice, Team, leading
-from flatq.images import load_images
-from flatq.launch import Processes
+from flatq.evaluate.samples import SampleSet, Sampling
+from flatq.launch import Processes, evaluating_together
 from flatq.models import Model, Opening
 from flatq.process import ProcessConfig
 from flatq.runtime.base import UNCONDITIONED, Condition
@@ -33,25 +31,29 @@ from flatq.sampler import SamplePlan
 
 
 class Place(Processes):
-    """One of several processes that are threads: what it says goes to the others by queues."""
+    """One of several processes that are threads: what they tell each other goes by a shared list."""
 
-    def __init__(self, rank: int, queues: list[Queue[Any]], answers: list[Queue[Any]]) -> None:
-        super().__init__()
-        self.rank, self.count = rank, len(queues)
-        self._queues, self._answers = queues, answers
-
-    def agree(self, value: Any) -> Any:
-        if self.rank:
-            return self._queues[self.rank].get(timeout=30)
-        for queue in self._queues[1:]:
-            queue.put(value)
-        return value
+    def __init__(self, rank: int, told: list[Any], barrier: threading.Barrier) -> None:
+        super().__init__(accelerator=Standing(rank, len(told)))
+        self._told, self._barrier = told, barrier
 
     def gather_objects(self, value: Any) -> list[Any]:
-        if self.rank:
-            self._answers[self.rank].put(value)
-            return []
-        return [value, *(queue.get(timeout=30) for queue in self._answers[1:])]
+        self._told[self.rank] = value
+        self._barrier.wait(30)
+        found = list(self._told)
+        self._barrier.wait(30)
+        return found
+
+    def agree(self, value: Any) -> Any:
+        return self.gather_objects(value)[0]
+
+
+@dataclass
+class Standing:
+    """As much of accelerate's object as tells one process from another."""
+
+    process_index: int
+    num_processes: int
 
 
 class Watched(Toy):
@@ -79,139 +81,98 @@ def toy_model(runtime: Watched) -> Model:
     return Model(runtime, process, (3, 16, 16), None, "toy", "fp32", "raw", "digest", 1, None, opening)
 
 
-@pytest.fixture
-def referee(feature_net: Path, tmp_path: Path) -> Referee:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
-    np.savez(tmp_path / "data.npz", pixels)
-    images = load_images(tmp_path / "data.npz")
-    return open_referee(images, open_features(feature_net, image_shape=(3, 16, 16)))
-
-
 class Crew:
-    """A leader and two helpers; `grown` is what the leader's model sampled. After it the helpers have left
-    with `codes`."""
+    """Three processes that share one model's samples; `errors` holds what each has raised."""
 
-    def __init__(self, referee: Referee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.own, self.helper = Watched(), Watched()
-        self.codes: list[int] = []
-        self.cache = SampleCache(tmp_path / "cache", lambda line: pytest.fail(line))
-        self._referee, self._scratch = referee, tmp_path
-        monkeypatch.setattr(team_module, "open_model", lambda path, *_, **__: toy_model(self.helper))
+    def __init__(self, feature_net: Path, cache: Cache) -> None:
+        self.runtimes = [Watched() for _ in range(3)]
+        self.errors: list[Exception | None] = [None] * 3
+        self.cache = cache
+        self._net = open_features(feature_net, image_shape=(3, 16, 16))
 
-    def grown(self, n: int, features: Path, *, code: int = 0) -> Growing:
-        queues: list[Queue[Any]] = [Queue() for _ in range(3)]
-        answers: list[Queue[Any]] = [Queue() for _ in range(3)]
-        helpers = [
-            threading.Thread(
-                target=lambda rank=rank: self.codes.append(team_module._help(Place(rank, queues, answers)))
-            )
-            for rank in (1, 2)
-        ]
-        for thread in helpers:
+    def grown(self, n: int) -> SampleSet:
+        """The first process's samples."""
+        told: list[Any] = [None] * 3
+        barrier, sets = threading.Barrier(3), {}
+
+        def run(rank: int) -> None:
+            try:
+                sets[rank] = self.samples(self.runtimes[rank], Place(rank, told, barrier))
+                sets[rank].grow(n)
+            except Exception as error:
+                self.errors[rank] = error
+
+        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(3)]
+        for thread in threads:
             thread.start()
-        team = Team(Place(0, queues, answers), self._scratch)
-        team.extractor = ExtractorChoice(str(features))
-        side = self.growing(team)
-        try:
-            side.grow(n)
-        finally:
-            team.dismiss(code)
-            for thread in helpers:
-                thread.join(30)
-        return side
+        for thread in threads:
+            thread.join(60)
+        if self.errors[0] is not None:
+            raise self.errors[0]
+        return sets[0]
 
-    def growing(self, team: Team | None) -> Growing:
-        return Growing(
-            toy_model(self.own),
-            self._referee,
-            SamplePlan(steps=3),
-            first=7,
-            batch_size=4,
-            rounding="round",
-            cache=None if team is None else self.cache,
-            team=team,
-        )
+    def samples(self, runtime: Watched, processes: Processes) -> SampleSet:
+        sampling = Sampling(SamplePlan(steps=3), 7, 4, "round", self._net, self.cache, processes)
+        return SampleSet(toy_model(runtime), sampling)
+
+    @property
+    def drawn(self) -> list[int]:
+        found = [runtime.drawn for runtime in self.runtimes]
+        for runtime in self.runtimes:
+            runtime.drawn = 0
+        return found
 
 
 @pytest.fixture
-def crew(referee: Referee, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crew:
-    return Crew(referee, tmp_path, monkeypatch)
+def crew(feature_net: Path, tmp_path: Path) -> Crew:
+    return Crew(feature_net, Cache(tmp_path / "cache", pytest.fail))
 
 
-def test_shares_make_one_sample(crew: Crew, feature_net: Path) -> None:
-    alone = crew.growing(None)
+def test_shares_make_one_sample(crew: Crew, tmp_path: Path) -> None:
+    shared = crew.grown(26)
+    assert crew.drawn == [10, 8, 8]  # batches 0, 3 and the 2 images of 6; the others
+    own = crew.cache
+    crew.cache = Cache(tmp_path / "other", pytest.fail)
+    alone = crew.samples(Watched(), Processes())
     alone.grow(26)
-    crew.own.drawn = 0
-    shared = crew.grown(26, feature_net, code=4)
-    assert np.array_equal(shared.images, alone.images)
-    features = shared.features(26)
-    assert features is not None
-    assert np.array_equal(features, alone.features(26))
-    assert (crew.own.drawn, crew.helper.drawn) == (10, 16)  # batches 0, 3 and the 2 images of 6; the others
-    assert crew.codes == [4, 4]
+    crew.cache = own
+    rows = np.arange(26)
+    assert np.array_equal(shared.images(rows)[0], alone.images(rows)[0])
+    assert np.array_equal(shared._features, alone._features)
+    crew.grown(26)
+    assert crew.drawn == [0, 0, 0]
+    crew.grown(36)  # the batch that was not full is drawn again
+    assert sum(crew.drawn) == 12
 
 
-def test_only_what_is_missing_is_shared(crew: Crew, feature_net: Path) -> None:
-    crew.grown(8, feature_net)
-    crew.own.drawn = crew.helper.drawn = 0
-    crew.grown(20, feature_net)  # three batches more, one for each
-    assert (crew.own.drawn, crew.helper.drawn) == (4, 8)
-    crew.grown(20, feature_net)
-    assert (crew.own.drawn, crew.helper.drawn) == (4, 8)
-
-
-def test_the_error_of_a_helper_is_the_leaders(crew: Crew, feature_net: Path) -> None:
-    crew.helper.error = ModelError("it broke", expected="a", got="b", next_step="c")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_error_of_one_process_is_raised_in_all(crew: Crew, rank: int) -> None:
+    crew.runtimes[rank].error = ModelError("it broke", expected="a", got="b", next_step="c")
     with pytest.raises(ModelError, match="it broke") as caught:
-        crew.grown(400, feature_net, code=2)
+        crew.grown(400)
     assert caught.value.next_step == "c"
-    assert crew.codes == [2, 2]
-    assert crew.own.drawn < 100  # the leader does not go on with its own 34 batches
+    assert all(isinstance(error, ModelError) for error in crew.errors)
+    assert sum(crew.drawn) <= 8  # no process goes on with its own batches
 
 
-def test_a_bug_of_a_helper_is_a_bug(crew: Crew, feature_net: Path) -> None:
-    crew.helper.error = ZeroDivisionError("oh")
+def test_a_bug_of_a_process_is_a_bug(crew: Crew) -> None:
+    crew.runtimes[1].error = ZeroDivisionError("oh")
     with pytest.raises(RuntimeError, match=r"process 1 failed(.|\n)*ZeroDivisionError: oh"):
-        crew.grown(8, feature_net, code=70)
-    assert crew.codes == [70, 70]
+        crew.grown(8)
 
 
-def test_the_error_of_the_leader_ends_the_helpers(crew: Crew, feature_net: Path) -> None:
-    crew.own.error = ModelError("it broke")
-    with pytest.raises(ModelError, match="it broke"):
-        crew.grown(400, feature_net, code=2)
-    assert crew.codes == [2, 2]
-    assert crew.helper.drawn < 200
-
-
-def test_a_helper_that_would_draw_other_samples_is_refused(crew: Crew, feature_net: Path) -> None:
-    crew.helper.version = "2"
+def test_a_process_that_would_draw_other_samples_is_refused(crew: Crew) -> None:
+    crew.runtimes[1].version = "2"
     with pytest.raises(DataError, match="would draw other samples") as caught:
-        crew.grown(8, feature_net)
+        crew.grown(8)
     assert "runtime" in str(caught.value.got)
-    assert crew.helper.drawn == 0
+    assert sum(crew.drawn) == 0
 
 
-def test_a_folder_that_is_not_shared_is_said(
-    crew: Crew, feature_net: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(SampleCache, "store", lambda *_: None)
-    with pytest.raises(DataError, match="not in") as caught:
-        crew.grown(8, feature_net)
-    assert "FLATQ_CACHE" in str(caught.value.next_step)
-
-
-def test_a_folder_that_cannot_be_written_is_said(crew: Crew, feature_net: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    crew.cache = SampleCache(tmp_path / "file", lambda _: None)
-    with pytest.raises(DataError, match="process 1 cannot keep samples"):
-        crew.grown(8, feature_net)
-
-
-def test_one_process_leads_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_is_a_launch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with leading() as team:
-        assert team is None
+    with evaluating_together() as processes:
+        assert (processes.main, processes.count) == (True, 1)
 
 
 @pytest.mark.parametrize(
@@ -227,8 +188,8 @@ def test_each_process_takes_a_gpu(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    team_module._take_a_gpu()
-    assert team_module.os.environ["CUDA_VISIBLE_DEVICES"] == taken
+    processes_module._take_a_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == taken
 
 
 # Real processes, over gloo.
@@ -279,7 +240,7 @@ def test_two_processes_report_what_one_does(artifacts: list[Path], tmp_path: Pat
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     done = subprocess.run(
         [*accelerate, "-m", "flatq", *_arguments(artifacts, tmp_path / "two", *gate)],
-        env=team_module.os.environ | environment | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -297,7 +258,7 @@ def test_two_processes_report_what_one_does(artifacts: list[Path], tmp_path: Pat
 _FAILS = """
 import os, signal, sys
 from flatq.errors import DataError
-from flatq.evaluate.drawing import Drawing
+from flatq.evaluate.samples import SampleSet
 
 how = sys.argv.pop(1)
 
@@ -307,7 +268,7 @@ def draw(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if os.environ["RANK"] == "1":
-    Drawing.draw = draw
+    SampleSet._draw = draw
 from flatq.cli import main
 main()
 """
@@ -323,7 +284,7 @@ def test_a_process_that_fails_ends_all(artifacts: list[Path], tmp_path: Path, ho
         assert first[2].count("the second process cannot") == 1
     else:
         assert (first[0], second[0]) == (70, -9)
-        assert first[2].count("ended without a word") == 1
+        assert first[2].count("exited without reporting an error") == 1
         assert "Traceback" not in first[2]
     assert "flatq:" not in second[2]
     assert not (tmp_path / "out" / "report.json").exists()

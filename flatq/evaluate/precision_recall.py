@@ -15,9 +15,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from flatq.errors import DataError
-from flatq.evaluate.moments import F64, as_features
+from flatq.evaluate.moments import F64, Rows, as_rows
 
-__all__ = ["MAX_POINTS", "NEIGHBOURS", "Manifold", "PrecisionRecall", "manifold_of", "precision_recall"]
+__all__ = [
+    "MAX_POINTS",
+    "NEIGHBOURS",
+    "Manifold",
+    "PrecisionRecall",
+    "fixed_choice",
+    "manifold_of",
+    "precision_recall",
+]
 
 NEIGHBOURS = 3
 """k of the paper."""
@@ -49,19 +57,22 @@ class Manifold:
     k: int
 
 
-def manifold_of(features: ArrayLike, k: int = NEIGHBOURS, *, max_points: int = MAX_POINTS) -> Manifold:
-    """The manifold of features [n, d]; O(m^2 d) time for m = min(n, max_points), bounded memory.
+def fixed_choice(rows: Rows) -> Rows:
+    """All rows, or MAX_POINTS of more: a random choice, the same one for the same number, as a set may be
+    sorted by class, or its classes may take turns."""
+    if len(rows) <= MAX_POINTS:
+        return rows
+    # RandomState, because its stream is frozen for ever (NEP 19), default_rng's is not
+    return rows[np.sort(np.random.RandomState(0).permutation(len(rows))[:MAX_POINTS])]
 
-    Of more than max_points rows it takes a random choice, the same one for the same n: a set may be sorted by
-    class, or its classes may take turns.
+
+def manifold_of(features: ArrayLike, k: int = NEIGHBOURS) -> Manifold:
+    """The manifold of features [n, d], of their `fixed_choice`; O(m^2 d) time for m points, bounded memory.
 
     Raises:
         DataError: bad features, k below 1, or not more than k points.
     """
-    x = as_features(features)
-    if len(x) > max_points:
-        # RandomState, because its stream is frozen for ever (NEP 19), default_rng's is not
-        x = x[np.sort(np.random.RandomState(0).permutation(len(x))[:max_points])]
+    x = fixed_choice(as_rows(features)).astype(np.float64)
     if not 1 <= k < len(x):
         raise DataError(
             "There are too few points for their nearest neighbours.",
