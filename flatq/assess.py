@@ -68,7 +68,8 @@ def assess(
         raise UsageError("too few images", expected="at least 2", got=str(task.images), next_step="raise -n")
     if not task.models:
         raise UsageError("no model to evaluate", expected="at least one artifact", got="none")
-    if task.baseline is None:
+    checkpoint = task.baseline
+    if checkpoint is None:
         raise UsageError("no baseline", expected="the float checkpoint", got="none")
     tolerances = Tolerances(task.max_drift, task.max_drift_rel, task.min_samples)
     gated = task.max_drift is not None or task.max_drift_rel is not None
@@ -83,10 +84,10 @@ def assess(
     if floats.threads is None:
         floats = replace(floats, threads=task.runtime.threads)
     if task.ladder:
-        check_ladder(task.baseline, floats, task.models, task.runtime)
-    weights = parent_weights(task.models, task.baseline, task.weights)
+        check_ladder(checkpoint, floats, task.models, task.runtime)
+    weights = parent_weights(task.models, checkpoint, task.weights)
     with ExitStack() as stack:
-        baseline = stack.enter_context(open_model(task.baseline, floats, weights=weights))
+        baseline = stack.enter_context(open_model(checkpoint, floats, weights=weights))
         check_labels(task.plan, baseline.classes)
         why = "" if task.weights else " (the default)" if weights is None else " (those of the models)"
         note(f"weights of the baseline: {baseline.weights}{why}")
@@ -107,7 +108,7 @@ def assess(
         run = _Run(task, looks, tolerances if gated else None, processes, reference)
         float_set = SampleSet(baseline, sampling)
         float_set.grow(looks.planned[0])
-        middle = MiddleStages(task.baseline, float_set, sampling, task.runtime, stack)
+        middle = MiddleStages(checkpoint, float_set, sampling, task.runtime, stack)
         entries = []
         for number, path in enumerate(task.models):
             model_weights = weights if kind_of(path) == "checkpoint" else None

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from flatq.errors import DataError
 from flatq.evaluate.cache import Cache
@@ -241,7 +241,7 @@ class SampleSet:
             classes=model.classes,
             batch_size=how.batch_size,
         )
-        finite = np.isfinite(samples).all(axis=(1, 2, 3))
+        finite = np.asarray(np.isfinite(samples).all(axis=(1, 2, 3)), np.bool_)
         samples[~finite] = -1.0
         images = to_uint8(samples, how.rounding)
         seconds = time.perf_counter() - start
@@ -276,13 +276,13 @@ class SampleSet:
 
     def _store(self, span: Span, batch: _Batch) -> None:
         arrays = {"images": batch.images, "finite": batch.finite, "calls": batch.calls}
-        kept = {**arrays, "seconds": np.float64(batch.seconds[0])}
+        kept: dict[str, ArrayLike] = {**arrays, "seconds": batch.seconds[0]}
         self._sampling.cache.store("samples", self._key, kept, _part(span))
         if batch.features is not None:
             self._store_features(span, batch.features, batch.seconds[1])
 
     def _store_features(self, span: Span, features: Rows, seconds: float) -> None:
-        arrays = {"features": features, "seconds": np.float64(seconds)}
+        arrays: dict[str, ArrayLike] = {"features": features, "seconds": seconds}
         self._sampling.cache.store("features", self._feature_key, arrays, _part(span))
 
 

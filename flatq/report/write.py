@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from flatq.errors import DataError
@@ -27,7 +28,7 @@ def write_report(report: Report, folder: str | os.PathLike[str]) -> Path:
         DataError: the folder cannot be written.
     """
     target = Path(folder)
-    pages = {
+    pages: dict[str, Callable[[], str]] = {
         "report.md": lambda: render_markdown(report),
         "report.html": lambda: render_html([PageSource(report, target)]),
         "report.json": lambda: report.model_dump_json(indent=2) + "\n",

@@ -244,7 +244,7 @@ def scatter_plot(
         axes.margins(y=0.12)
         if limit is not None:
             axes.axhline(limit, color=_TONES["fail"], linestyle=(0, (5, 4)), linewidth=1.5)
-            head = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+            head: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
             axes.annotate(
                 f"tolerance {limit:g}", (1, limit), (0, 4), ha="right", color=_TONES["fail"], **head
             )
