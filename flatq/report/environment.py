@@ -8,7 +8,6 @@ import platform
 import subprocess
 from pathlib import Path
 
-import flatq
 from flatq.report.model import Environment
 
 __all__ = ["environment", "source_commit"]
@@ -53,7 +52,7 @@ def environment() -> Environment:
 def source_commit() -> str | None:
     """The commit of the checkout that flatq was imported from, "+" behind it where files differ from it;
     else the variable FLATQ_COMMIT; None without both."""
-    root = Path(flatq.__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
         run = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
