@@ -323,7 +323,7 @@ def add_call(
 
 def annotated(node: fx.Node, origin: fx.Node, value: torch.Tensor | None = None) -> fx.Node:
     """Give a new node the notes of another, and the fake tensor of its own result."""
-    node.meta = {**origin.meta, "val": origin.meta["val"] if value is None else value}
+    node.meta = dict(origin.meta) if value is None else {**origin.meta, "val": value}
     node.meta.pop("tensor_meta", None)
     return node
 

@@ -89,11 +89,11 @@ def bind_inputs(
         sizes = zip(value.shape[1:], spec.shape, strict=False)
         fits = value.ndim == 1 + len(spec.shape) and all(wanted in (None, size) for size, wanted in sizes)
         if str(value.dtype) != spec.dtype or not fits or len(value) != len(x) or len(x) < 1:
-            count = "at least 1" if spec is image else str(len(x))
+            count = "N at least 1" if spec is image else f"one for each of {len(x)} images"
             wanted = " x ".join(["N", *("any" if size is None else str(size) for size in spec.shape)])
             raise ModelError(
                 f"{spec.name} does not fit the model's input",
-                expected=f"{spec.dtype}, {wanted}, N {count}",
+                expected=f"{spec.dtype}, {wanted}, {count}",
                 got=f"{value.dtype}, {' x '.join(map(str, value.shape)) or 'a single number'}",
             )
         if spec.dtype == "float32" and not np.isfinite(value).all():
