@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     entry = ModelEntry(
         name="w4", label="ema w4", precision="w4", digest="ab", runtime=runtime, size_bytes=1,
         drift=fid_drift(x, x + 0.7 + 0.1 * rng.normal(size=x.shape), reference), kid=None,
-        rms_distance_mean=None, rms_distance_max=None,
+        finite=True, rms_distance_mean=None, rms_distance_max=None,
     )  # fmt: skip
     report = Report(
         plan={"steps": 2, "sampler": "ddim", "seed": 0}, n=200, first_index=0, last_index=199,

@@ -270,7 +270,7 @@ def test_blocks_are_residual_and_attention_blocks_and_hold_every_operator_once(
 
 def test_inputs_are_drawn_without_repetition_and_keep_their_timestep() -> None:
     x = np.arange(12, dtype=np.float32).reshape(3, 4, 1, 1, 1)
-    drawn = CalibrationSet(x, np.array([5, 6, 7]), np.arange(12).reshape(3, 4), "")
+    drawn = CalibrationSet(x, np.array([5, 6, 7]), {"label": np.arange(12).reshape(3, 4)}, "")
     found = batches(drawn, 10, 4, torch.Generator().manual_seed(0))
     assert [len(part[0]) for part in found] == [4, 4, 2]
     values, t, label = (torch.cat(parts).flatten() for parts in zip(*found, strict=True))
