@@ -183,7 +183,7 @@ def test_references_are_the_layers_of_the_plan(deployments: Deployments) -> None
     assert [reference.layer for reference in references] == artifact.manifest.planned
     for reference in references:
         assert torch.equal(reference.integers, artifact.integers[reference.layer])
-        assert (reference.input is None) == (reference.layer == "unet.conv_in")
+        assert (reference.inputs == (None,)) == (reference.layer == "unet.conv_in")
     missing = dataclasses.replace(lowered, layers={**lowered.layers, "unet.nothing": "nothing"})
     with pytest.raises(ModelError, match=r"1 planned layers .*"):
         find_references(missing)
