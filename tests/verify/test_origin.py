@@ -12,6 +12,7 @@ from flatq.calib.inputs import CalibrationPlan
 from flatq.errors import UsageError
 from flatq.export import export_artifact
 from flatq.quantize.artifact import read_artifact, write_artifact
+from flatq.quantize.lowering import lower
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS
 from flatq.verify.audit import audit_deployment
@@ -31,5 +32,5 @@ def test_an_artifact_of_other_weights_by_the_same_recipe_is_refused(tmp_path: Pa
     assert other.manifest.precision == deployment.precision
     for refusing in (audit_deployment, verify_parity):
         with pytest.raises(UsageError, match="was not exported from this artifact") as caught:
-            refusing(other, tmp_path / "deployed", threads=1)
+            refusing(other, tmp_path / "deployed", lowered=lower(other, "generic"), threads=1)
         assert "w8a8, raw weights" in str(caught.value.got)
