@@ -70,7 +70,7 @@ def _files(
         recipes[f"flatq {recipe.name}"] = recipe
     for name, recipe in recipes.items():
         artifact = quantize_checkpoint(checkpoint, recipe, calibration=plan, threads=threads)
-        # Attention that is written out rounds otherwise in float, which moves the inputs' last bits.
+        # Decomposed attention rounds otherwise in float, which moves the inputs' last bits.
         if name == OURS and artifact.manifest.calibration_digest != drawn.digest:
             raise AssertionError("the peers would be calibrated on other inputs than flatq")
         write_artifact(artifact, folder / "artifacts" / name)

@@ -30,7 +30,7 @@ from gpu_settings import FULL, REHEARSAL, Settings
 
 from flatq.checkpoint import load_checkpoint
 from flatq.images import load_images, save_grid, to_uint8
-from flatq.report.environment import environment, source_commit
+from flatq.report.environment import environment
 from flatq.runtime.torch import TorchRuntime
 from flatq.sampler import SamplePlan, sample
 from flatq.train import TrainConfig, train
@@ -368,7 +368,7 @@ def main() -> None:
     start = time.perf_counter()
     result = PARTS[options.part](settings, options.results)
     content = {
-        "commit": source_commit(),
+        "commit": os.environ.get("FLATQ_COMMIT") or None,
         "machine": _machine(device),
         "settings": asdict(settings),
         "seconds": time.perf_counter() - start,

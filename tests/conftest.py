@@ -98,19 +98,21 @@ def torch_fidelity() -> ModuleType:
     """
     torch = pytest.importorskip("torch")
     side = Path(sys.prefix) / "side"
-    if side.is_dir() and str(side) not in sys.path:
-        sys.path.append(str(side))
-    try:
-        importlib.import_module("torchvision")
-    except ModuleNotFoundError as error:
-        pytest.skip(f"no torchvision: {error}")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(library)
-        importlib.import_module("torchvision")
-    return pytest.importorskip("torch_fidelity", reason="no torch-fidelity")
+    # For the imports alone: processes that a test spawns later inherit the path, and not the two operators.
+    with pytest.MonkeyPatch.context() as patch:
+        if side.is_dir():
+            patch.setattr(sys, "path", [*sys.path, str(side)])
+        try:
+            importlib.import_module("torchvision")
+        except ModuleNotFoundError as error:
+            pytest.skip(f"no torchvision: {error}")
+        except RuntimeError:
+            library = torch.library.Library("torchvision", "DEF")
+            for name in ("nms", "qnms"):
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _KEPT.append(library)
+            importlib.import_module("torchvision")
+        return pytest.importorskip("torch_fidelity", reason="no torch-fidelity")
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ for part in "${parts[@]}"; do
     limit=${GPU_LIMIT_S:-${limit_s[$part]}}
     echo "$part: at most $limit s" | tee -a "$results/log.txt"
     # -P: benchmarks/ holds files that are named like packages, such as coverage
-    timeout -k 10 "$limit" "$python" -P benchmarks/gpu.py "$part" "$results" ${REHEARSAL:+--rehearsal} 2>&1 |
+    timeout -k 10 "$limit" "$python" benchmarks/gpu.py "$part" "$results" ${REHEARSAL:+--rehearsal} 2>&1 |
         tee -a "$results/log.txt"
     code=${PIPESTATUS[0]}
     if [[ $code -ne 0 ]]; then

@@ -7,9 +7,9 @@ The numbers come from `flatq.verify.parity` and `flatq.verify.audit`; tables are
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flatq.deployment import AUDIT, PARITY, Deployment
 from flatq.errors import ArtifactError, ModelError
@@ -189,6 +189,12 @@ class AuditEntry(_Part):
     integer: bool
     stored_bits: int | None = None
     reason: str | None = None
+
+    @model_validator(mode="after")
+    def _float_has_a_reason(self) -> Self:
+        if self.integer == (self.reason is not None):
+            raise ValueError("exactly the entries that are not integer have a reason")
+        return self
 
 
 class Audit(_Part):

@@ -179,7 +179,7 @@ def test_what_is_done_is_not_done_again(
     printed = capsys.readouterr().out
     assert "adm-3" in printed
     assert "adm-7" in printed
-    assert "Time to go: 0.0 hours" in printed  # by the time of the cell that is done
+    assert "Time left: 0.0 hours" in printed  # by the time of the cell that is done
 
 
 def test_the_cost_is_counted_from_the_settings(study: Path) -> None:

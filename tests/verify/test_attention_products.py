@@ -17,7 +17,7 @@ from flatq.quantize.artifact import Artifact
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import recipe_for_bits
 from flatq.verify.audit import audit_deployment, audit_from
-from flatq.verify.inspection import Found, Inspection
+from flatq.verify.inspection import Found, Inspection, add
 from flatq.verify.openvino_kernels import Kernel
 from flatq.verify.parity import VerifyInputs, verify_parity
 from flatq.verify.reference import product_names
@@ -158,8 +158,10 @@ def test_a_product_that_is_not_accounted_for_is_not_taken_for_an_integer_one(mad
     artifact = made.artifacts["rgb32"]
     deployment, _ = read_deployment(made.folder("rgb32"))
     one = Found(("MatMulIntegerToFloat",), "u8u8", integer=True)
-    for found, words in ((one, "only one of its two products"), (one.joined(one), None)):
-        audit = audit_from(Inspection({}, "a test", {LAST: found}, {}, (), {}), artifact, deployment)
+    found: dict[str, Found] = {}
+    for words in ("only one of its two products", None):
+        add(found, LAST, one)
+        audit = audit_from(Inspection({}, "a test", found, {}, (), {}), artifact, deployment)
         (entry,) = (entry for entry in audit.entries if entry.layer == LAST)
         assert entry.integer == (words is None)
         assert entry.reason is None if words is None else words in str(entry.reason)

@@ -20,6 +20,7 @@ from flatq.runtime.cpu import saturation_note
 from flatq.verify import Audit, read_audit
 from flatq.verify.audit import audit_deployment, audit_from
 from flatq.verify.inspection import Found, Inspection, attention_of
+from flatq.verify.results import AuditEntry
 from flatq.verify.tables import audit_markdown, audit_summary, audit_table
 from flatq.verify.tensorrt_inspection import read_layers
 
@@ -193,6 +194,13 @@ def test_the_file_and_the_tables(deployments: Deployments, tmp_path: Path) -> No
     (tmp_path / "audit.json").write_text('{"format": "flatq-audit", "version": 2}')
     with pytest.raises(ArtifactError, match="cannot be read"):
         read_audit(tmp_path, deployment)
+
+
+def test_a_float_entry_needs_a_reason() -> None:
+    with pytest.raises(ValueError, match="have a reason"):
+        AuditEntry(
+            layer="a", kind="conv2d", macs=1, planned=True, kernels=("Conv",), precision="f32", integer=False
+        )
 
 
 def test_what_nothing_was_found_for_is_kept(deployments: Deployments) -> None:

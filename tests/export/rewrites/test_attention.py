@@ -1,4 +1,4 @@
-"""Attention rewritten: against float64 in the forms in which it is written out, and refused."""
+"""Attention rewritten: against float64 in the forms in which it is decomposed, and refused."""
 
 from __future__ import annotations
 
