@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flatq.deployment import FloatPrecision
 from flatq.errors import ModelError
+from flatq.export.graph import set_nodes
 
 __all__ = ["halve_floats"]
 
@@ -63,12 +64,7 @@ class _Half:
             self.made.append(node)
         for output in self.model.graph.output:
             self._restore(output.name)
-        del self.model.graph.node[:]
-        self.model.graph.node.extend(self.made)
-        used = {name for node in self.made for name in node.input}
-        left = [i for i in self.model.graph.initializer if i.name in used]
-        del self.model.graph.initializer[:]
-        self.model.graph.initializer.extend(left)
+        set_nodes(self.model, self.made, list(self.model.graph.initializer))
 
     def _is_float(self, name: str) -> bool:
         return self.types.get(name) == TensorProto.FLOAT

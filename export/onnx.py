@@ -12,7 +12,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import fx
 
-from flatq.errors import ModelError
+from flatq.errors import ModelError, one_line
+from flatq.export.graph import set_nodes
 from flatq.network_config import ModelConfig
 from flatq.quantize.trace import export_any_batch, input_names, quiet
 
@@ -66,14 +67,14 @@ def to_onnx(graph: fx.GraphModule, config: ModelConfig, weights: Collection[str]
         raise ModelError(
             "torch's ONNX exporter refuses the network",
             expected=f"operators with an ONNX form in opset {OPSET}",
-            got=" ".join(str(error).split())[:300],
+            got=one_line(error),
             next_step="leave the operator out of the network, or report it",
         ) from error
     except onnx.checker.ValidationError as error:
         raise ModelError(
             "the exported model is not valid ONNX",
             expected="a model that onnx's checker accepts",
-            got=" ".join(str(error).split())[:300],
+            got=one_line(error),
             next_step="report it with the versions that `flatq doctor` prints",
         ) from error
     _name_batch(model)
@@ -165,9 +166,7 @@ def narrow_weights(model: onnx.ModelProto, bits: Mapping[str, int]) -> None:
             )
         )
         model.graph.initializer[index].CopyFrom(numpy_helper.from_array(integers, narrow))
-    rest = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend([*casts, *rest])
+    set_nodes(model, [*casts, *model.graph.node], list(model.graph.initializer))
 
 
 def _separate_zero_points(model: onnx.ModelProto) -> None:
@@ -184,10 +183,7 @@ def _separate_zero_points(model: onnx.ModelProto) -> None:
             own = model.graph.initializer.add()
             own.CopyFrom(shared)
             own.name = node.input[2] = f"{node.output[0]}.zero_point"
-    used = {name for node in model.graph.node for name in node.input}
-    kept = [initializer for initializer in model.graph.initializer if initializer.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    set_nodes(model, list(model.graph.node), list(model.graph.initializer))
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:

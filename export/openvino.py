@@ -19,7 +19,8 @@ import onnx
 from onnx import numpy_helper
 
 from flatq.deployment import FloatPrecision
-from flatq.errors import ModelError
+from flatq.errors import ModelError, one_line
+from flatq.export.graph import OnnxGraph
 from flatq.export.onnx import ONNX_FILE, save_onnx
 from flatq.runtime.openvino import import_openvino
 
@@ -46,7 +47,7 @@ def write_openvino(model: onnx.ModelProto, folder: Path, floats: FloatPrecision)
             raise ModelError(
                 "OpenVINO refuses the exported graph",
                 expected="operators that its ONNX frontend converts",
-                got=" ".join(str(error).split())[:300],
+                got=one_line(error),
                 next_step="report it with the versions that `flatq doctor` prints",
             ) from error
         _name(converted)
@@ -59,18 +60,17 @@ def write_openvino(model: onnx.ModelProto, folder: Path, floats: FloatPrecision)
 
 def _bias_before_concat(model: onnx.ModelProto) -> None:
     """Give every integer convolution without a bias whose result is concatenated one that adds nothing."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    stored = {initializer.name: initializer for initializer in model.graph.initializer}
-    joined = {name for node in model.graph.node if node.op_type == "Concat" for name in node.input}
-    for node in model.graph.node:
+    graph = OnnxGraph(model)
+    joined = {name for node in graph.nodes if node.op_type == "Concat" for name in node.input}
+    for node in graph.nodes:
         if node.op_type != "Conv" or len(node.input) > 2 or node.output[0] not in joined:
             continue
-        maker, name = makers.get(node.input[1]), node.input[1]
-        if maker is None or maker.op_type != "DequantizeLinear":
+        name = node.input[1]
+        if graph.made_by(name, "DequantizeLinear") is None:
             continue
-        while name not in stored:
-            name = makers[name].input[0]
-        bias = np.full(stored[name].dims[0], np.finfo(np.float32).smallest_normal)
+        while name not in graph.initializers:
+            name = graph.producers[name].input[0]
+        bias = np.full(graph.initializers[name].dims[0], np.finfo(np.float32).smallest_normal)
         model.graph.initializer.append(numpy_helper.from_array(bias, f"{node.name}.no_bias"))
         node.input.append(f"{node.name}.no_bias")
 

@@ -6,7 +6,6 @@ weights. Where Q/DQ nodes stand is `flatq.quantize.lowering`'s matter.
 
 from __future__ import annotations
 
-from flatq.export.rewrites.rule import Applied
-from flatq.export.rewrites.tune import RULES, summary, tune, without_group_norm
+from flatq.export.rewrites.tune import Applied, summary, tune, without_group_norm
 
-__all__ = ["RULES", "Applied", "summary", "tune", "without_group_norm"]
+__all__ = ["Applied", "summary", "tune", "without_group_norm"]

@@ -13,12 +13,10 @@ output of a layer would stand nowhere, and could not be compared with what torch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from onnx import NodeProto, helper
 
-from flatq.export.rewrites.graph import Graph, Shape, attribute
+from flatq.export.graph import OnnxGraph, Shape, attribute
 from flatq.export.rewrites.rule import RefusalError, Replacement, Rule
 
 __all__ = ["ATTENTION"]
@@ -27,29 +25,7 @@ _TO_HEADS = [0, 2, 1, 3]
 """[batch, tokens, heads, size] <-> [batch, heads, tokens, size]"""
 
 
-@dataclass(frozen=True)
-class _Match:
-    """Nodes of one attention.
-
-    Attributes:
-        softmax, scores: the Softmax in the middle and the product before it.
-        queries, keys, values: the Reshapes that make heads of the last axis.
-        joined: the Reshape that undoes it.
-        turned: the tensor of the keys as the product reads it, its scale aside.
-        scale: of the scores.
-    """
-
-    softmax: NodeProto
-    scores: NodeProto
-    queries: NodeProto
-    keys: NodeProto
-    values: NodeProto
-    joined: NodeProto
-    turned: str
-    scale: float
-
-
-def _pattern(graph: Graph, softmax: NodeProto) -> _Match:
+def _rewrite(graph: OnnxGraph, softmax: NodeProto) -> Replacement:
     name, scale = _unscaled(graph, softmax.input[0])
     scores = _up(graph, name, "MatMul", "the scores", softmax)
     query, query_factor = _unscaled(graph, scores.input[0])
@@ -60,21 +36,38 @@ def _pattern(graph: Graph, softmax: NodeProto) -> _Match:
     back = _down(graph, product, "Transpose", "the attended values")
     if attribute(back, "perm") != _TO_HEADS:
         raise RefusalError("the attended values are transposed otherwise", back.name)
-    return _Match(
-        softmax,
-        scores,
-        queries=_heads(graph, query, "the queries", scores),
-        keys=_heads(graph, _straight(graph, turned, scores), "the keys", scores),
-        values=_heads(graph, product.input[1], "the values", product),
-        joined=_down(graph, back, "Reshape", "the attended values"),
-        turned=turned,
-        scale=scale * query_factor * key_factor,
+    # The Reshapes that split the last axis into heads, and the one that undoes it.
+    queries = _heads(graph, query, "the queries", scores)
+    keys = _heads(graph, _straight(graph, turned, scores), "the keys", scores)
+    values = _heads(graph, product.input[1], "the values", product)
+    joined = _down(graph, back, "Reshape", "the attended values")
+    if attribute(softmax, "axis") not in (None, -1, 3):
+        raise RefusalError("the weights do not sum to 1 over the keys", softmax.name)
+    (_, heads, size), key, value = (_split(graph, node) for node in (queries, keys, values))
+    if not (heads, size) == key[1:] == value[1:]:
+        raise RefusalError("queries, keys and values have heads of different number or size", softmax.name)
+    if (graph.shape(turned) or ())[1:] != (key[1], key[2], key[0]):
+        raise RefusalError("the keys are not turned to [batch, heads, size, tokens]", softmax.name)
+    _split(graph, joined)
+    if len(graph.consumers[scores.output[0]]) != 1 or graph.is_output(scores.output[0]):
+        raise RefusalError("the scores are read elsewhere too", scores.name)
+    inputs = tuple(node.input[0] for node in (queries, keys, values))
+    output = joined.output[0]
+    node = helper.make_node(
+        "MultiHeadAttention",
+        inputs,
+        [output],
+        name=f"{softmax.name}.attention",
+        domain="com.microsoft",
+        num_heads=heads,
+        scale=float(np.float32(scale * query_factor * key_factor)),
     )
+    return Replacement(inputs, output, (node,))
 
 
-def _up(graph: Graph, name: str, operator: str, what: str, at: NodeProto) -> NodeProto:
+def _up(graph: OnnxGraph, name: str, operator: str, what: str, at: NodeProto) -> NodeProto:
     """The node that makes a tensor."""
-    node = graph.producer(name)
+    node = graph.producers.get(name)
     if node is None:
         raise RefusalError(f"{what} are an input or a constant", at.name)
     if node.op_type != operator:
@@ -82,18 +75,18 @@ def _up(graph: Graph, name: str, operator: str, what: str, at: NodeProto) -> Nod
     return node
 
 
-def _down(graph: Graph, node: NodeProto, operator: str, what: str) -> NodeProto:
+def _down(graph: OnnxGraph, node: NodeProto, operator: str, what: str) -> NodeProto:
     """The one node that reads what a node makes."""
-    readers = graph.readers(node.output[0])
+    readers = graph.consumers.get(node.output[0], [])
     if len(readers) != 1 or readers[0].op_type != operator or graph.is_output(node.output[0]):
         got = " and ".join(reader.op_type for reader in readers) or "the model's output"
         raise RefusalError(f"{what} go to {got}, not to one {operator}", node.name)
     return readers[0]
 
 
-def _unscaled(graph: Graph, name: str) -> tuple[str, float]:
+def _unscaled(graph: OnnxGraph, name: str) -> tuple[str, float]:
     """What a Mul or Div by a constant number reads, and the factor; (name, 1.0) where there is none."""
-    node = graph.producer(name)
+    node = graph.producers.get(name)
     if node is None or node.op_type not in ("Mul", "Div"):
         return name, 1.0
     factor = graph.constant(node.input[1])
@@ -103,7 +96,7 @@ def _unscaled(graph: Graph, name: str) -> tuple[str, float]:
     return node.input[0], number if node.op_type == "Mul" else 1 / number
 
 
-def _heads(graph: Graph, name: str, what: str, at: NodeProto) -> NodeProto:
+def _heads(graph: OnnxGraph, name: str, what: str, at: NodeProto) -> NodeProto:
     """The Reshape before the Transpose that brings the heads to the front."""
     turn = _up(graph, name, "Transpose", what, at)
     if attribute(turn, "perm") != _TO_HEADS:
@@ -111,9 +104,9 @@ def _heads(graph: Graph, name: str, what: str, at: NodeProto) -> NodeProto:
     return _up(graph, turn.input[0], "Reshape", what, turn)
 
 
-def _straight(graph: Graph, turned: str, at: NodeProto) -> str:
+def _straight(graph: OnnxGraph, turned: str, at: NodeProto) -> str:
     """Keys [batch, heads, tokens, size] before their last two axes were exchanged, in either of two forms."""
-    node = graph.producer(turned)
+    node = graph.producers.get(turned)
     if node is not None and node.op_type == "Transpose" and attribute(node, "perm") == [0, 1, 3, 2]:
         return str(node.input[0])
     unflat = _up(graph, turned, "Reshape", "the turned keys", at)
@@ -127,21 +120,7 @@ def _straight(graph: Graph, turned: str, at: NodeProto) -> str:
     return str(flat.input[0])
 
 
-def _check(graph: Graph, match: _Match) -> None:
-    softmax = match.softmax
-    if attribute(softmax, "axis") not in (None, -1, 3):
-        raise RefusalError("the weights do not sum to 1 over the keys", softmax.name)
-    query, key, value = (_split(graph, node) for node in (match.queries, match.keys, match.values))
-    if not query[1:] == key[1:] == value[1:]:
-        raise RefusalError("queries, keys and values have heads of different number or size", softmax.name)
-    if (graph.shape(match.turned) or ())[1:] != (key[1], key[2], key[0]):
-        raise RefusalError("the keys are not turned to [batch, heads, size, tokens]", softmax.name)
-    _split(graph, match.joined)
-    if len(graph.readers(match.scores.output[0])) != 1 or graph.is_output(match.scores.output[0]):
-        raise RefusalError("the scores are read elsewhere too", match.scores.name)
-
-
-def _split(graph: Graph, node: NodeProto) -> tuple[int, int, int]:
+def _split(graph: OnnxGraph, node: NodeProto) -> tuple[int, int, int]:
     """(tokens, heads, size) of a Reshape to or from [batch, tokens, heads, size]."""
     shapes: list[Shape | None] = [graph.shape(node.input[0]), graph.shape(node.output[0])]
     flat, split = sorted(shapes, key=lambda shape: len(shape or ()))
@@ -153,20 +132,4 @@ def _split(graph: Graph, node: NodeProto) -> tuple[int, int, int]:
     return tokens, heads, size
 
 
-def _rewrite(graph: Graph, match: _Match) -> Replacement:
-    _, heads, _ = _split(graph, match.queries)
-    inputs = tuple(node.input[0] for node in (match.queries, match.keys, match.values))
-    output = match.joined.output[0]
-    node = helper.make_node(
-        "MultiHeadAttention",
-        inputs,
-        [output],
-        name=f"{match.softmax.name}.attention",
-        domain="com.microsoft",
-        num_heads=heads,
-        scale=float(np.float32(match.scale)),
-    )
-    return Replacement(inputs, output, (node,))
-
-
-ATTENTION = Rule("attention", "Softmax", _pattern, _check, _rewrite)
+ATTENTION = Rule("attention", "Softmax", _rewrite)

@@ -16,14 +16,12 @@ What it costs: the kernel of InstanceNormalization runs in one thread however ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from flatq.export.rewrites.graph import Graph, attribute
+from flatq.export.graph import OnnxGraph, attribute
 from flatq.export.rewrites.rule import RefusalError, Replacement, Rule
 
 __all__ = ["GROUP_NORM"]
@@ -37,25 +35,14 @@ class _Modulation(NamedTuple):
     output: str
 
 
-@dataclass(frozen=True)
-class _Match:
-    node: NodeProto
-    groups: int
-    modulation: _Modulation | None
-
-
-def _pattern(graph: Graph, node: NodeProto) -> _Match:
-    return _Match(node, int(attribute(node, "num_groups")), _modulation(graph, node.output[0]))
-
-
-def _modulation(graph: Graph, norm: str) -> _Modulation | None:
+def _modulation(graph: OnnxGraph, norm: str) -> _Modulation | None:
     shape = graph.shape(norm)
     if shape is None:
         return None
     found = []
     name = norm
     for operator in ("Mul", "Add"):
-        readers = graph.readers(name)
+        readers = graph.consumers.get(name, [])
         if graph.is_output(name) or len(readers) != 1 or readers[0].op_type != operator:
             return None
         other = [value for value in readers[0].input if value != name]
@@ -66,43 +53,43 @@ def _modulation(graph: Graph, norm: str) -> _Modulation | None:
     return _Modulation(found[0], found[1], name)
 
 
-def _check(graph: Graph, match: _Match) -> None:
-    node = match.node
+def _sizes(graph: OnnxGraph, node: NodeProto) -> list[int]:
+    """Channels and places of the input, all axes but the batch's; raises where the rewrite does not hold."""
     shape = graph.shape(node.input[0])
     if shape is None or len(shape) < 3:
         raise RefusalError("the shape of the input is not known", node.name)
-    if None in shape[1:]:
+    sizes = [size for size in shape[1:] if size is not None]
+    if len(sizes) < len(shape) - 1:
         raise RefusalError("a size other than the batch's is not fixed", node.name)
     for name in node.input[1:3]:
         value = graph.constant(name)
         if value is None:
             raise RefusalError("weight or bias is computed, not a constant", node.name)
-        if value.dtype != np.float32 or value.shape != (shape[1],):
+        if value.dtype != np.float32 or value.shape != (sizes[0],):
             raise RefusalError(
                 f"weight or bias is {value.dtype} {list(value.shape)}, not float32 [C]", node.name
             )
     if attribute(node, "stash_type") not in (None, 1):
         raise RefusalError("the statistics are not wanted in float32", node.name)
+    return sizes
 
 
-def _rewrite(graph: Graph, match: _Match) -> Replacement:
-    node, groups = match.node, match.groups
+def _rewrite(graph: OnnxGraph, node: NodeProto) -> Replacement:
+    sizes = _sizes(graph, node)
+    groups = int(attribute(node, "num_groups"))
     source, weight, bias = node.input
-    shape = graph.shape(source)
-    assert shape is not None
-    sizes = [int(size or 0) for size in shape[1:]]
     columns = (1, sizes[0], *[1] * (len(sizes) - 1))
 
     def by_channel(name: str) -> str:
         value = graph.constant(name)
         assert value is not None
-        return graph.add_constant(f"{name}.of_{len(shape)}_axes", value.reshape(columns))
+        return graph.add_constant(f"{name}.of_{len(columns)}_axes", value.reshape(columns))
 
     def int64(name: str, *values: int) -> str:
         return graph.add_constant(name, np.array(values, np.int64))
 
-    ones = graph.add_constant(f"instances.{groups}.ones", _full(groups, 1.0))
-    zeros = graph.add_constant(f"instances.{groups}.zeros", _full(groups, 0.0))
+    ones = graph.add_constant(f"instances.{groups}.ones", np.ones(groups, np.float32))
+    zeros = graph.add_constant(f"instances.{groups}.zeros", np.zeros(groups, np.float32))
     # In a Reshape 0 stands for the size that was there: the batch's.
     instances = int64(f"instances.{groups}.shape", 0, groups, -1)
     back = int64("instances.back." + "x".join(str(size) for size in sizes), 0, *sizes)
@@ -117,11 +104,12 @@ def _rewrite(graph: Graph, match: _Match) -> Replacement:
     output = node.output[0]
     scale, shift = by_channel(weight), by_channel(bias)
     inputs = [source]
-    if match.modulation is not None:
-        inputs += match.modulation[:2]
-        output = match.modulation.output
-        by_image = match.modulation.scale
-        shift = add("Add", "shift", add("Mul", "scaled_bias", shift, by_image), match.modulation.shift)
+    modulation = _modulation(graph, output)
+    if modulation is not None:
+        inputs += modulation[:2]
+        output = modulation.output
+        by_image = modulation.scale
+        shift = add("Add", "shift", add("Mul", "scaled_bias", shift, by_image), modulation.shift)
         scale = add("Mul", "scale", scale, by_image)
     epsilon = attribute(node, "epsilon")
     grouped = add("Reshape", "instances", source, instances)
@@ -133,8 +121,4 @@ def _rewrite(graph: Graph, match: _Match) -> Replacement:
     return Replacement(tuple(inputs), output, tuple(nodes))
 
 
-def _full(n: int, value: float) -> NDArray[np.float32]:
-    return np.full(n, value, np.float32)
-
-
-GROUP_NORM = Rule("group-norm", "GroupNormalization", _pattern, _check, _rewrite)
+GROUP_NORM = Rule("group-norm", "GroupNormalization", _rewrite)

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
+from onnx import NodeProto
 
 from flatq.deployment import Target
 from flatq.errors import ModelError
+from flatq.export.graph import OnnxGraph
 from flatq.export.rewrites.attention import ATTENTION
-from flatq.export.rewrites.graph import Graph
 from flatq.export.rewrites.group_norm import GROUP_NORM
-from flatq.export.rewrites.rule import Applied, Rule, attempt
+from flatq.export.rewrites.rule import RefusalError, Rule
 
-__all__ = ["RULES", "summary", "tune", "without_group_norm"]
+__all__ = ["Applied", "summary", "tune", "without_group_norm"]
 
-RULES: Mapping[Target, tuple[Rule[Any], ...]] = {"onnxruntime": (ATTENTION, GROUP_NORM)}
+_RULES: Mapping[Target, tuple[Rule, ...]] = {"onnxruntime": (ATTENTION, GROUP_NORM)}
 """In the order in which they are tried. Targets that are not named take the model as it is."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What came of one rule at one node.
+
+    Attributes:
+        rule: its name.
+        node: name of the node that it was tried on.
+        inputs, output: the tensors between which nodes were replaced; empty where the rule was refused.
+        refused: the reason and the node, None where the rule was applied.
+    """
+
+    rule: str
+    node: str
+    inputs: tuple[str, ...] = ()
+    output: str = ""
+    refused: str | None = None
 
 
 def tune(model: onnx.ModelProto, target: Target) -> list[Applied]:
@@ -30,17 +50,24 @@ def tune(model: onnx.ModelProto, target: Target) -> list[Applied]:
         One entry for every node that a rule is made for, applied or refused, in the order of the graph. A
         model on which everything was refused is unchanged, byte for byte.
     """
-    rules = RULES.get(target, ())
-    if not rules:
-        return []
-    graph = Graph(model)
-    done = [
-        attempt(rule, graph, node)
-        for rule in rules
-        for node in [node for node in graph.nodes if node.op_type == rule.operator and not node.domain]
-    ]
+    graph = OnnxGraph(model)
+    done = [_apply(rule, graph, node) for rule in _RULES.get(target, ()) for node in _tried(rule, graph)]
     graph.commit()
     return done
+
+
+def _tried(rule: Rule, graph: OnnxGraph) -> list[NodeProto]:
+    return [node for node in graph.nodes if node.op_type == rule.operator and not node.domain]
+
+
+def _apply(rule: Rule, graph: OnnxGraph, node: NodeProto) -> Applied:
+    """Try a rule on a node; the graph changes only where it is applied."""
+    try:
+        new = rule.rewrite(graph, node)
+    except RefusalError as refusal:
+        return Applied(rule.name, node.name, refused=str(refusal))
+    graph.replace(new.output, new.nodes)
+    return Applied(rule.name, node.name, new.inputs, new.output)
 
 
 def summary(done: Iterable[Applied]) -> dict[str, Any]:
@@ -66,9 +93,9 @@ def without_group_norm(model: onnx.ModelProto) -> None:
     Raises:
         ModelError: one cannot be replaced.
     """
-    graph = Graph(model)
-    for node in [node for node in graph.nodes if node.op_type == GROUP_NORM.operator]:
-        done = attempt(GROUP_NORM, graph, node)
+    graph = OnnxGraph(model)
+    for node in _tried(GROUP_NORM, graph):
+        done = _apply(GROUP_NORM, graph, node)
         if done.refused is not None:
             raise ModelError(
                 f"the group normalization {done.node} cannot be replaced by instance normalization",

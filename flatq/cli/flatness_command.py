@@ -49,7 +49,7 @@ def command(
     ] = Path("flatq-flatness"),
 ) -> None:
     """Measure how flat the loss is around a checkpoint's weights, and what quantization does to it."""
-    from flatq.flatness.run import FlatnessTask, flatness_settings, run_flatness
+    from flatq.flatness.run import flatness_settings, run_flatness
 
     given = {
         "images": n,
@@ -58,16 +58,16 @@ def command(
         "threads": threads,
         **({"sigmas": sigma} if sigma else {}),
     }
-    task = FlatnessTask(
-        checkpoints=tuple(checkpoints),
-        weights=tuple(weights or ()),
-        artifacts=tuple(artifact or ()),
-        data=data,
-        resize=resize,
-        settings=flatness_settings(given),
-        out=out,
-    )
     with progress_bar() as bar:
-        run_flatness(task, bar)
+        run_flatness(
+            checkpoints,
+            out,
+            weights=weights or (),
+            artifacts=artifact or (),
+            data=data,
+            resize=resize,
+            settings=flatness_settings(given),
+            progress=bar,
+        )
     note(f"plots: {out / 'noise.svg'}, {out / 'quarters.svg'}")
     typer.echo((out / "flatness.md").read_text(encoding="utf-8"), nl=False)

@@ -35,10 +35,10 @@ class Draws:
     label: torch.Tensor | None
     bins: torch.Tensor
 
-    def first(self, n: int) -> Draws:
-        """The first n draws."""
-        label = None if self.label is None else self.label[:n]
-        return Draws(self.x[:n], self.t[:n], self.target[:n], label, self.bins[:n])
+    def __getitem__(self, rows: slice) -> Draws:
+        """Some of the draws, in order."""
+        label = None if self.label is None else self.label[rows]
+        return Draws(self.x[rows], self.t[rows], self.target[rows], label, self.bins[rows])
 
 
 def make_draws(

@@ -7,16 +7,14 @@ checkpoint or a deployed quantized one on its runtime.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from flatq.errors import DataError, UsageError
-from flatq.flatness.result import Estimate
+from flatq.flatness.result import Estimate, Frozen
 from flatq.images import ImageSet, to_float
 from flatq.models import Model
 from flatq.noise import NoiseStream, normal
@@ -26,15 +24,8 @@ from flatq.sampler import SamplePlan, sample_batches
 
 __all__ = ["Exposure", "ExposureStep", "measure_exposure"]
 
-Progress = Callable[[int], None]
-"""Called with the number of network evaluations times images since the last call."""
 
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ExposureStep(_Frozen):
+class ExposureStep(Frozen):
     """One kept timestep, from high noise to low.
 
     Attributes:
@@ -54,7 +45,7 @@ class ExposureStep(_Frozen):
     delta: float
 
 
-class Exposure(_Frozen):
+class Exposure(Frozen):
     """The curves of one model.
 
     Attributes:
@@ -109,7 +100,6 @@ def measure_exposure(
     n: int,
     *,
     batch_size: int = 64,
-    progress: Progress = lambda _: None,
 ) -> Exposure:
     """Measure both sides on n images each.
 
@@ -153,7 +143,6 @@ def measure_exposure(
         model.image_shape,
         classes=model.classes,
         batch_size=batch_size,
-        progress=progress,
         observe=observe,
     ):
         pass
@@ -167,7 +156,6 @@ def measure_exposure(
             x = process.add_noise(x0, noise, i).astype(np.float32)
             output = model.runtime(x, np.full(len(x), t, dtype=np.int64), cond)
             training[i].add(x, output[:, :channels])
-            progress(len(x))
     return Exposure(
         model=model.name,
         digest=model.digest,

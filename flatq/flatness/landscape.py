@@ -91,11 +91,8 @@ class Landscape:
         return lambda *inputs: torch.func.functional_call(self.network, dict(weights), inputs)
 
     def _batches(self) -> Iterator[Draws]:
-        d = self.draws
-        for start in range(0, len(d.t), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            label = None if d.label is None else d.label[rows]
-            yield Draws(d.x[rows], d.t[rows], d.target[rows], label, d.bins[rows])
+        for start in range(0, len(self.draws.t), self.batch_size):
+            yield self.draws[start : start + self.batch_size]
 
 
 def inner(a: Vector, b: Vector) -> float:

@@ -24,8 +24,6 @@ from flatq.runtime.torch import torch_threads
 
 __all__ = ["measure_flatness"]
 
-"""Called with (measurement, done, total)."""
-
 
 def measure_flatness(
     checkpoint: Checkpoint,
@@ -75,7 +73,7 @@ def measure_flatness(
         for kind, rho in climbs:
             ascent.append(ascent_losses(landscape, kind, rho, gradient, base))  # type: ignore[arg-type]
             advance()
-        fewer = Landscape(network, draws.first(settings.eigenvalue_images), settings.batch_size)
+        fewer = Landscape(network, draws[: settings.eigenvalue_images], settings.batch_size)
         bend = curvature(fewer, settings.probes, settings.seed)
         advance()
         hurt: list[Damage] = []

@@ -17,17 +17,20 @@ __all__ = [
     "Damage",
     "Estimate",
     "Flatness",
+    "Frozen",
     "LayerWeights",
     "Noise",
     "binned_over_draws",
 ]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A result; unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Estimate(_Frozen):
+class Estimate(Frozen):
     """A mean and its standard error; None where one value alone was measured."""
 
     value: float
@@ -40,7 +43,7 @@ class Estimate(_Frozen):
         return cls(value=float(values.mean()), standard_error=spread)
 
 
-class Binned(_Frozen):
+class Binned(Frozen):
     """Overall, and in the four quarters of t from low noise to high."""
 
     overall: Estimate
@@ -59,7 +62,7 @@ def binned_over_draws(values: NDArray[np.float64], bins: NDArray[np.int64]) -> B
     return Binned(overall=Estimate.of(values), quarters=quarters)  # type: ignore[arg-type]
 
 
-class Noise(_Frozen):
+class Noise(Frozen):
     """Loss under gaussian weight noise; sigma is absolute, or relative to each filter's root mean square."""
 
     kind: Literal["absolute", "relative"]
@@ -68,7 +71,7 @@ class Noise(_Frozen):
     increase: Binned
 
 
-class Ascent(_Frozen):
+class Ascent(Frozen):
     """Increase of the loss at SAM's ascent point."""
 
     kind: Literal["absolute", "adaptive"]
@@ -76,14 +79,14 @@ class Ascent(_Frozen):
     increase: Binned
 
 
-class Curvature(_Frozen):
+class Curvature(Frozen):
     """Of the mean loss's Hessian."""
 
     largest_eigenvalue: Estimate
     trace: Estimate
 
 
-class LayerWeights(_Frozen):
+class LayerWeights(Frozen):
     """One weight tensor. range_over_std: (max - min) / standard deviation. kurtosis: 3 for a gaussian."""
 
     name: str
@@ -94,7 +97,7 @@ class LayerWeights(_Frozen):
     kurtosis: float
 
 
-class Damage(_Frozen):
+class Damage(Frozen):
     """What an artifact's own quantization error d does to the loss.
 
     Attributes:
@@ -117,7 +120,7 @@ class Damage(_Frozen):
     error_norm: float
 
 
-class Flatness(_Frozen):
+class Flatness(Frozen):
     """All measurements on one checkpoint's weights.
 
     Attributes:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from flatq.checkpoint import Checkpoint, load_checkpoint
-from flatq.deployment import Target
 from flatq.errors import ArtifactError, DataError, UsageError
 from flatq.files import replacing
 from flatq.flatness.measure import measure_flatness
@@ -22,41 +20,35 @@ from flatq.images import Resize, load_images
 from flatq.progress import Progress
 from flatq.quantize.artifact import read_manifest
 
-__all__ = ["FlatnessTask", "flatness_settings", "run_flatness"]
+__all__ = ["flatness_settings", "run_flatness"]
 
 
-@dataclass(frozen=True)
-class FlatnessTask:
-    """What to measure.
+def run_flatness(
+    checkpoints: Sequence[Path],
+    out: Path,
+    *,
+    weights: Sequence[str],
+    artifacts: Sequence[Path],
+    data: str,
+    resize: Resize | None,
+    settings: FlatnessSettings,
+    progress: Progress,
+) -> None:
+    """Measure each checkpoint and variant and write the results.
 
-    Attributes:
+    Args:
         checkpoints: files of one image shape.
+        out: folder of the results.
         weights: variants to measure of each; empty for each one's default.
         artifacts: folders of `flatq quantize`; each belongs to one of the checkpoints and variants.
         data, resize: images of the draws, as `flatq.images.load_images`.
-        target: whose lowered graph stands for a quantized model.
-        out: folder of the results; None writes nothing.
-    """
-
-    checkpoints: tuple[Path, ...]
-    weights: tuple[str, ...] = ()
-    artifacts: tuple[Path, ...] = ()
-    data: str = "digits:train"
-    resize: Resize | None = None
-    settings: FlatnessSettings = field(default_factory=FlatnessSettings)
-    target: Target = "onnxruntime"
-    out: Path | None = None
-
-
-def run_flatness(task: FlatnessTask, progress: Progress = lambda *_: None) -> list[Flatness]:
-    """Measure each checkpoint and variant.
 
     Raises:
         InputError: checkpoints, artifacts, weights or images that do not fit together.
     """
-    loaded = [load_checkpoint(path) for path in task.checkpoints]
-    models = [(c, c.choose(v)) for c in loaded for v in (task.weights or (None,))]
-    artifacts = _by_parent(task.artifacts, models)
+    loaded = [load_checkpoint(path) for path in checkpoints]
+    models = [(c, c.choose(v)) for c in loaded for v in (weights or (None,))]
+    by_model = _by_parent(artifacts, models)
     shapes = {checkpoint.model.image_shape for checkpoint in loaded}
     if len(shapes) > 1:
         raise UsageError(
@@ -65,30 +57,27 @@ def run_flatness(task: FlatnessTask, progress: Progress = lambda *_: None) -> li
             got=", ".join(str(list(shape)) for shape in sorted(shapes)),
         )
     channels, size, _ = shapes.pop()
-    images = load_images(task.data, size=size, resize=task.resize, channels=channels)
+    images = load_images(data, size=size, resize=resize, channels=channels)
     if images.shape[1:] != (size, size):
         raise DataError(
-            f"the images of {task.data} do not have the checkpoint's shape",
+            f"the images of {data} do not have the checkpoint's shape",
             expected=f"{size} x {size}",
             got=f"{images.shape[1]} x {images.shape[2]}",
             next_step="name the data that the model was trained on with --data",
         )
     results = []
-    for number, (checkpoint, variant) in enumerate(models, start=1):
+    for number, (checkpoint, variant) in enumerate(models):
         stage = f"{checkpoint.source.name if checkpoint.source else ''} ({variant})"
         found = measure_flatness(
             checkpoint,
             images,
-            task.settings,
+            settings,
             weights_variant=variant,
-            artifacts=artifacts[number - 1],
-            target=task.target,
+            artifacts=by_model[number],
             progress=lambda _, done, total, stage=stage: progress(stage, done, total),  # type: ignore[misc]
         )
         results.append(found)
-    if task.out is not None:
-        _write(results, task.out)
-    return results
+    _write(results, out)
 
 
 def flatness_settings(given: Mapping[str, Any]) -> FlatnessSettings:

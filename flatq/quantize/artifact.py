@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import file_digest
 from flatq.deployment import MANIFEST
-from flatq.errors import ArtifactError
+from flatq.errors import ArtifactError, one_line
 from flatq.files import check_free_folder, replacing
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
@@ -188,7 +188,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(
             f"{path} is not an artifact's manifest of this version",
             expected="format flatq-artifact, version 1",
-            got=" ".join(str(error).split())[:200],
+            got=one_line(error),
             next_step="quantize again with this version of flatq",
         ) from error
 
@@ -224,7 +224,7 @@ def read_artifact(folder: Path) -> Artifact:
         raise ArtifactError(
             f"the tensors of {folder} are not those of its manifest",
             expected="integers and scales for every planned layer",
-            got=" ".join(str(error).split())[:200],
+            got=one_line(error),
             next_step="quantize again",
         ) from error
     return Artifact(manifest, integers, grids, rest, ranges, file_digest(folder / MANIFEST))

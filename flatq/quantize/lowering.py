@@ -23,7 +23,7 @@ import torch
 from torch import fx
 
 from flatq.deployment import Target
-from flatq.errors import ArtifactError
+from flatq.errors import ArtifactError, one_line
 from flatq.network import build_network
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.attention import decompose, quantized_attentions
@@ -141,7 +141,7 @@ def _retrace(artifact: Artifact) -> tuple[fx.GraphModule, list[Layer]]:
         raise ArtifactError(
             "the artifact's tensors do not fit its configuration",
             expected="every parameter of the network, and of its float branches, once",
-            got=" ".join(str(error).split())[:200],
+            got=one_line(error),
             next_step="quantize again",
         ) from error
     graph = trace(network.eval(), manifest.model)

@@ -5,7 +5,6 @@ Weights are rounded to nearest first; `flatq.quantize.methods` may then choose o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.metadata import version
 
 import torch
@@ -15,6 +14,7 @@ from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ModelError
 from flatq.plan import plan
+from flatq.progress import Progress
 from flatq.quantize.artifact import Artifact, Manifest
 from flatq.quantize.attention import decompose, planned_attentions
 from flatq.quantize.bias import room_for_bias
@@ -33,9 +33,6 @@ from flatq.runtime.torch import TorchRuntime, torch_threads
 __all__ = ["package_versions", "quantize_checkpoint"]
 
 _OBSERVED: tuple[Port, ...] = ("input", "output", *ATTENTION_PORTS)
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total)."""
 
 
 def package_versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, export
 
-from flatq.errors import ModelError
+from flatq.errors import ModelError, one_line
 from flatq.inputs import zeros
 from flatq.network import Denoiser
 from flatq.network_config import ModelConfig
@@ -169,7 +169,7 @@ def _trace(network: nn.Module, model: ModelConfig) -> fx.GraphModule:
         raise ModelError(
             f"the network cannot be traced on images of shape {list(model.image_shape)}",
             expected="a UNet that torch.export accepts with a free batch size",
-            got=" ".join(str(error).split())[:300],
+            got=one_line(error),
             next_step="check that the image size is divisible by 2 for every down-sampling",
         ) from error
     assert isinstance(graph, fx.GraphModule)

@@ -10,12 +10,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from flatq.study.claims import ClaimConfig, ConditionConfig
 from flatq.study.config import StudyConfig
 from flatq.study.expressions import Expression, Quantity
 from flatq.study.judging import Claim, Condition, JudgedClaim, JudgedCondition, judge_claims
+from flatq.study.records import Found
 from flatq.study.values import Values
 
 __all__ = [
@@ -37,11 +37,7 @@ DIFFERENCES = " (differences over the mean, as a value lies within 2 standard er
 _RESAMPLES = 2000
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class Beside(_Frozen):
+class Beside(Found):
     """The same claim with another model in a role; Holm's correction runs within the claim alone."""
 
     name: str
@@ -49,7 +45,7 @@ class Beside(_Frozen):
     paper: JudgedClaim | None
 
 
-class ClaimFinding(_Frozen):
+class ClaimFinding(Found):
     """A claim's two verdicts.
 
     Attributes:
@@ -72,7 +68,7 @@ class ClaimFinding(_Frozen):
     values: tuple[tuple[float, ...], ...]
 
 
-class QuestionFinding(_Frozen):
+class QuestionFinding(Found):
     """Means and intervals of contrasts, by name; where there is none, the reason."""
 
     id: str
@@ -80,7 +76,7 @@ class QuestionFinding(_Frozen):
     values: dict[str, JudgedCondition | str]
 
 
-class RankAgreement(_Frozen):
+class RankAgreement(Found):
     """Spearman's correlation over cells of a flatness measure with the damage of one quantizer.
 
     low, high: 95 % interval by resampling the seeds. models: number of (model, seed) pairs.
@@ -96,7 +92,7 @@ class RankAgreement(_Frozen):
     seeds: int
 
 
-class Choices(_Frozen):
+class Choices(Found):
     """What the pilot chooses.
 
     Attributes:
@@ -116,7 +112,7 @@ class Choices(_Frozen):
     naive_at_4: str
 
 
-class Findings(_Frozen):
+class Findings(Found):
     """All that the cells of a study say."""
 
     claims: tuple[ClaimFinding, ...]

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from flatq.errors import DataError
+from flatq.study.records import Found
 
 __all__ = ["FEWEST_SEEDS", "Claim", "Condition", "JudgedClaim", "JudgedCondition", "judge_claims"]
 
@@ -26,11 +26,7 @@ _MOST_SEEDS = 1000
 ClaimVerdict = Literal["confirmed", "refuted", "undecided", "too few seeds"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Condition(_Frozen):
+class Condition(Found):
     """What a claim says of one contrast.
 
     Attributes:
@@ -45,14 +41,14 @@ class Condition(_Frozen):
     threshold: float
 
 
-class Claim(_Frozen):
+class Claim(Found):
     """Confirmed if all conditions hold, refuted if one does not."""
 
     name: str
     conditions: tuple[Condition, ...]
 
 
-class JudgedCondition(_Frozen):
+class JudgedCondition(Found):
     """One test.
 
     Attributes:
@@ -75,7 +71,7 @@ class JudgedCondition(_Frozen):
     seeds_needed: int | None
 
 
-class JudgedClaim(_Frozen):
+class JudgedClaim(Found):
     """A claim and its tests."""
 
     name: str

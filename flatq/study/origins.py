@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from flatq.study.config import StudyConfig
+from flatq.study.records import Found
 from flatq.study.results import CellResult, ImagesResult
 
 __all__ = ["CellOrigin", "LayerParity", "cautions", "common_origin", "layer_parity", "origin"]
@@ -15,11 +14,7 @@ __all__ = ["CellOrigin", "LayerParity", "cautions", "common_origin", "layer_pari
 _FEW_PER_RANK = 10
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class CellOrigin(_Frozen):
+class CellOrigin(Found):
     """commit: "+" behind it where files differed from it. versions: of packages. seconds: of all its work."""
 
     cell: str
@@ -31,7 +26,7 @@ class CellOrigin(_Frozen):
     train_seconds: float | None
 
 
-class LayerParity(_Frozen):
+class LayerParity(Found):
     """Layers of one deployment against the PyTorch reference; problem: what verification refused."""
 
     cell: str

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from flatq.study.config import FLOAT, StudyConfig
 from flatq.study.expressions import Quantity
+from flatq.study.records import Found
 from flatq.study.values import Values
 
 __all__ = ["SOURCE", "MeanOverSeeds", "PaperRow", "mean_over_seeds", "paper_rows"]
@@ -42,11 +42,7 @@ _FID_AT_8 = {
 }
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class MeanOverSeeds(_Frozen):
+class MeanOverSeeds(Found):
     """Mean over training seeds with its 95 % t interval; low and high are None for a single seed."""
 
     mean: float
@@ -55,7 +51,7 @@ class MeanOverSeeds(_Frozen):
     seeds: int
 
 
-class PaperRow(_Frozen):
+class PaperRow(Found):
     """One number of the paper and ours.
 
     Attributes:

@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from flatq.errors import DataError, one_line
 from flatq.evaluate.drift import Drift
 from flatq.files import replacing
 from flatq.flatness.exposure import Exposure
 from flatq.flatness.result import Flatness
+from flatq.study.records import Found
 
 __all__ = [
     "CellResult",
@@ -29,11 +30,7 @@ __all__ = [
 ]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class TrainedModel(_Frozen):
+class TrainedModel(Found):
     """One moment of a run.
 
     Attributes:
@@ -48,7 +45,7 @@ class TrainedModel(_Frozen):
     heldout_loss: dict[str, float] | None
 
 
-class ParitySummary(_Frozen):
+class ParitySummary(Found):
     """Layers on the runtime against the PyTorch reference: how many, and the lowest share of equal elements.
 
     problem: what verification refused; None where it passed.
@@ -59,7 +56,7 @@ class ParitySummary(_Frozen):
     problem: str | None
 
 
-class QuantizerResult(_Frozen):
+class QuantizerResult(Found):
     """What a quantized model turned out to be on its runtime.
 
     Attributes:
@@ -80,7 +77,7 @@ class QuantizerResult(_Frozen):
     picture: str | None
 
 
-class ImagesResult(_Frozen):
+class ImagesResult(Found):
     """FID of one model's weights and of its quantized forms, all on the same noise.
 
     Attributes:
@@ -102,7 +99,7 @@ class ImagesResult(_Frozen):
     picture: str | None
 
 
-class FlatnessResult(_Frozen):
+class FlatnessResult(Found):
     """`damage` of `flatness` is in the order of `quantizers`."""
 
     kind: Literal["flatness"] = "flatness"
@@ -112,7 +109,7 @@ class FlatnessResult(_Frozen):
     flatness: Flatness
 
 
-class ExposureResult(_Frozen):
+class ExposureResult(Found):
     kind: Literal["exposure"] = "exposure"
     model: str
     weights: str
@@ -120,7 +117,7 @@ class ExposureResult(_Frozen):
     quantizers: dict[str, Exposure]
 
 
-class CellResult(_Frozen):
+class CellResult(Found):
     """All of one cell.
 
     Attributes:

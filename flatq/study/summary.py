@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from flatq.study.config import StudyConfig
 from flatq.study.findings import Findings, find
 from flatq.study.origins import CellOrigin, LayerParity, cautions, common_origin, layer_parity, origin
 from flatq.study.paper import PaperRow, paper_rows
+from flatq.study.records import Found
 from flatq.study.results import CellResult
 from flatq.study.values import Values
 
 __all__ = ["StudyReport", "summarize"]
 
 
-class StudyReport(BaseModel):
+class StudyReport(Found):
     """The report, as in report.json.
 
     Attributes:
@@ -25,8 +24,6 @@ class StudyReport(BaseModel):
         origin: sentences on what the cells share. cautions: sentences on what weakens the result.
         absent_models: cell -> model -> why it does not exist.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     format: Literal["flatq-study-report"] = "flatq-study-report"
     version: Literal[1] = 1

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from flatq.errors import ModelError
+from flatq.export.graph import OnnxGraph
 from flatq.export.onnx import find_weights
 from flatq.quantize.grid import QuantGrid
 from flatq.verify.inspection import attention_of
 from flatq.verify.reference import ProductReference, Reference
 
 __all__ = [
-    "OnnxGraph",
     "attention_products",
     "cut_layer",
     "cut_product",
@@ -29,54 +27,6 @@ __all__ = [
 
 _WEIGHT_STEPS = ("Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose")
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
-
-
-class OnnxGraph:
-    """An ONNX model with its edges looked up by tensor name.
-
-    Attributes:
-        model: the model.
-        initializers, producers, consumers: by tensor name.
-    """
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = model
-        self.initializers = {value.name: value for value in model.graph.initializer}
-        self.producers = {name: node for node in model.graph.node for name in node.output if name}
-        self.consumers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for name in dict.fromkeys(node.input):
-                self.consumers.setdefault(name, []).append(node)
-
-    def made_by(self, name: str, operator: str) -> onnx.NodeProto | None:
-        """The node that yields a tensor, if it is of this operator."""
-        node = self.producers.get(name)
-        return node if node is not None and node.op_type == operator else None
-
-    def constant(self, name: str) -> NDArray[np.generic] | None:
-        """An initializer's value, None for a tensor that is computed."""
-        value = self.initializers.get(name)
-        return None if value is None else numpy_helper.to_array(value)
-
-    def ancestors(self, node: onnx.NodeProto, owners: Mapping[str, str]) -> set[str]:
-        """The owners of the tensors that a node reads, with no other owned tensor between.
-
-        Args:
-            owners: by tensor name.
-        """
-        read: set[str] = set()
-        seen: set[str] = set()
-        waiting = list(node.input)
-        while waiting:
-            name = waiting.pop()
-            if not name or name in seen:
-                continue
-            seen.add(name)
-            if name in owners:
-                read.add(owners[name])
-            elif name in self.producers:
-                waiting.extend(self.producers[name].input)
-        return read
 
 
 def cut_layer(graph: OnnxGraph, reference: Reference, weight: str, shape: tuple[int, ...]) -> onnx.ModelProto:
@@ -161,7 +111,7 @@ def products_of_attentions(
     """
     owners = dict(layers)
     found: dict[str, list[onnx.NodeProto]] = {name: [] for name in attentions}
-    for node in graph.model.graph.node:
+    for node in graph.nodes:
         if node.op_type == "MatMul" and node.output[0] not in owners:
             owner = attention_of(graph.ancestors(node, owners), attentions)
             if owner is not None:
@@ -234,7 +184,7 @@ def _between(graph: OnnxGraph, sources: Collection[str], result: str, layer: str
         if id(node) not in wanted:
             wanted.add(id(node))
             open_names.extend(node.input)
-    return [node for node in graph.model.graph.node if id(node) in wanted]
+    return [node for node in graph.nodes if id(node) in wanted]
 
 
 def _strange(layer: str, got: str) -> ModelError:

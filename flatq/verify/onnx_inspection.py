@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
 from flatq.errors import ArtifactError
+from flatq.export.graph import OnnxGraph, attribute
 from flatq.export.onnx import find_weights
 from flatq.inputs import zeros
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.onnxruntime import OnnxRuntime
 from flatq.verify.inspection import Found, Inspection, add, attention_of
-from flatq.verify.onnx_cut import OnnxGraph, product_of
-from flatq.verify.onnx_kernels import PRODUCTS, WHOLE_ATTENTIONS, is_integer
+from flatq.verify.onnx_cut import product_of
+from flatq.verify.onnx_kernels import INTEGER, PRODUCTS, WHOLE_ATTENTIONS
 
 __all__ = ["inspect_onnxruntime"]
 
@@ -59,7 +59,7 @@ def inspect_onnxruntime(path: Path, artifact: Artifact, lowered: Lowered, thread
     owners: dict[str, str] = {}
     found: dict[str, Found] = {}
     unmatched = []
-    for node in optimized.model.graph.node:
+    for node in optimized.nodes:
         owner = weights.owner(optimized, node)
         if owner is None and node.op_type in PRODUCTS:
             owner = attention_of(optimized.ancestors(node, owners), attentions)
@@ -190,8 +190,7 @@ def _fingerprint(value: NDArray[Any]) -> str:
 
 def _unpacked(node: onnx.NodeProto, value: NDArray[Any]) -> NDArray[np.int8]:
     """The integers of a MatMulNBits: [N, blocks, bytes], 4-bit ones two in a byte, rows padded to blocks."""
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    bits, columns = int(attributes["bits"]), int(attributes["K"])
+    bits, columns = int(attribute(node, "bits")), int(attribute(node, "K"))
     if value.dtype != np.uint8 or value.ndim != 3:
         return np.zeros((0, 0), dtype=np.int8)
     rows = value.reshape(len(value), -1)
@@ -207,7 +206,7 @@ def _found(graph: OnnxGraph, node: onnx.NodeProto, event: dict[str, Any]) -> Fou
     provider = str(event["provider"]).removesuffix("ExecutionProvider")
     kernel = node.op_type if provider == "CPU" else f"{node.op_type} ({provider})"
     products = 2 if node.op_type in WHOLE_ATTENTIONS else 1
-    if is_integer(node):
+    if node.op_type in INTEGER:
         return Found((kernel,), first + _second_type(graph, node, event), integer=True, products=products)
     return Found((kernel,), first, integer=False, remark=_remark(graph, node, first), products=products)
 
@@ -229,7 +228,7 @@ def _remark(graph: OnnxGraph, node: onnx.NodeProto, precision: str) -> str:
     while (producer := graph.producers.get(name)) is not None and producer.op_type in _MOVES:
         if producer.op_type == "DequantizeLinear":
             behind = [user.op_type for output in node.output for user in graph.consumers.get(output, [])]
-            if any(output.name in node.output for output in graph.model.graph.output):
+            if any(map(graph.is_output, node.output)):
                 behind.append("the caller")
             floats = [operator for operator in behind if operator != "QuantizeLinear"]
             read = f", and {floats[0]} reads what it yields in float" if floats else ""

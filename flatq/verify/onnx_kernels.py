@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import onnx
-
-__all__ = ["INTEGER", "PRODUCTS", "WHOLE_ATTENTIONS", "is_integer"]
+__all__ = ["INTEGER", "PRODUCTS", "WHOLE_ATTENTIONS"]
 
 INTEGER = {
     "ConvInteger",
@@ -50,8 +48,3 @@ PRODUCTS = (
     }
 )
 """All products. An operator that holds a layer's weight counts as one even if its name is not here."""
-
-
-def is_integer(node: onnx.NodeProto) -> bool:
-    """Whether a node multiplies integers and sums them as integers."""
-    return node.op_type in INTEGER

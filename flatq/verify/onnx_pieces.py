@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from flatq.errors import ModelError
+from flatq.errors import ModelError, one_line
+from flatq.export.graph import OnnxGraph
 from flatq.export.onnx import find_weights
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.onnxruntime import cpu_options, import_onnxruntime
-from flatq.verify.onnx_cut import OnnxGraph, attention_products, cut_layer, cut_product
-from flatq.verify.onnx_kernels import is_integer
+from flatq.verify.onnx_cut import attention_products, cut_layer, cut_product
+from flatq.verify.onnx_kernels import INTEGER
 from flatq.verify.pieces import Ran
 from flatq.verify.reference import AnyReference, Reference, product_names
 
@@ -75,12 +76,12 @@ class OnnxRuntimePieces:
                 raise ModelError(
                     f"ONNX Runtime cannot run {reference.layer} alone",
                     expected="a model that it can load and run",
-                    got=" ".join(str(error).split())[:300],
+                    got=one_line(error),
                     next_step="report it with the versions that `flatq doctor` prints",
                 ) from error
             nodes = list(onnx.load(optimized).graph.node)
         return Ran(
             output.astype(np.float32, copy=False),
             tuple(node.op_type for node in nodes),
-            any(is_integer(node) for node in nodes),
+            any(node.op_type in INTEGER for node in nodes),
         )

@@ -7,7 +7,6 @@ grid are met.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from flatq.calib.inputs import CalibrationPlan, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import Deployment, read_deployment
 from flatq.errors import ModelError, UsageError
+from flatq.progress import Progress
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered
 from flatq.recipe import Kind
@@ -37,9 +37,6 @@ from flatq.verify.reference import (
 from flatq.verify.results import EndToEnd, LayerParity, Parity
 
 __all__ = ["VerifyInputs", "open_pieces", "sqnr_db", "verify_parity"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total)."""
 
 _ENOUGH, _ENOUGH_IN_CHANNEL = 2**15, 2**9
 """Output elements to compare at least, so that one on the edge of two steps is far from 0.1 %, or from 1 % of

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flatq.deployment import AUDIT, PARITY, Deployment
-from flatq.errors import ArtifactError, ModelError
+from flatq.errors import ArtifactError, ModelError, one_line
 from flatq.recipe import Kind
 
 __all__ = [
@@ -267,7 +267,7 @@ def _read(kind: type[_File], path: Path, deployment: Deployment) -> _File | None
         raise ArtifactError(
             f"{path} cannot be read",
             expected=f"format flatq-{kind.__name__.lower()}, version 1",
-            got=" ".join(str(error).split())[:200],
+            got=one_line(error),
             next_step="export again with this version of flatq",
         ) from error
     if found.model_digest != deployment.digest:

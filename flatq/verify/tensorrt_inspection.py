@@ -17,12 +17,13 @@ import onnx
 
 from flatq.deployment import Deployment
 from flatq.errors import ArtifactError
+from flatq.export.graph import OnnxGraph
 from flatq.export.onnx import find_weights
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.tensorrt import TensorRtRuntime
 from flatq.verify.inspection import Found, Inspection, add
-from flatq.verify.onnx_cut import OnnxGraph, product_of, products_of_attentions
+from flatq.verify.onnx_cut import product_of, products_of_attentions
 
 __all__ = ["inspect_tensorrt", "read_layers"]
 

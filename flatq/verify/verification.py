@@ -7,10 +7,11 @@ from pathlib import Path
 
 from flatq.checkpoint import Checkpoint, file_digest, load_checkpoint
 from flatq.deployment import AUDIT, PARITY
+from flatq.progress import Progress
 from flatq.quantize.artifact import Artifact, Manifest
 from flatq.quantize.lowering import Lowered
 from flatq.verify.audit import audit_deployment
-from flatq.verify.parity import Progress, verify_parity
+from flatq.verify.parity import verify_parity
 from flatq.verify.results import Audit, Parity
 
 __all__ = ["Verified", "parent_beside", "verify_deployment"]

@@ -146,7 +146,7 @@ def test_layers_weights_of_known_distributions() -> None:
 def test_draws_are_even_over_t_and_the_same_for_every_model() -> None:
     images = load_images("digits:train")
     process = ProcessConfig(schedule="cosine")
-    draws, fewer = make_draws(images, process, 256, 0), make_draws(images, process, 256, 0).first(64)
+    draws, fewer = make_draws(images, process, 256, 0), make_draws(images, process, 256, 0)[:64]
     assert torch.equal(draws.bins, draws.t * 4 // process.train_steps)
     for part in (draws, fewer):
         counts = torch.bincount(part.t * 16 // process.train_steps, minlength=16)

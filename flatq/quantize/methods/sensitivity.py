@@ -8,11 +8,12 @@ most of it, and needs neither the memory nor the probes that one for each elemen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import fx
 
+from flatq.progress import Progress
 from flatq.quantize.methods.stream import Stream, execute
 
 __all__ = ["Weights", "sensitivities"]
@@ -30,7 +31,7 @@ def sensitivities(
     nodes: Sequence[fx.Node],
     power: float,
     generator: torch.Generator,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Weights]:
     """The weights of errors of each node's output, batch by batch; the mean over all inputs is 1 for each.
 

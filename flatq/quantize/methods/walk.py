@@ -8,13 +8,14 @@ will see, and what went wrong before it can be made up for. It costs a forward p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import fx
 
 from flatq.calib.inputs import CalibrationSet
 from flatq.errors import UsageError
+from flatq.progress import Progress
 from flatq.quantize.grid import QuantGrid
 from flatq.quantize.methods.adaround import reconstruct
 from flatq.quantize.methods.blocks import Block, blocks, pieces
@@ -28,7 +29,6 @@ from flatq.recipe import Decision
 
 __all__ = ["batches", "refine"]
 
-Progress = Callable[[str, int, int], None]
 _Tensors = dict[str, torch.Tensor]
 
 _HELD_OUT = 8
