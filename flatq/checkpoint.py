@@ -6,19 +6,18 @@ Reads and writes `.pt` files (nothing is unpickled) and builds the diffusers net
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from flatq.archive import check_archive, is_archive
-from flatq.errors import CheckpointError, UsageError
+from flatq.errors import CheckpointError, UsageError, one_line
 from flatq.failures import shortage
-from flatq.files import replacing
+from flatq.files import file_digest, replacing
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 
@@ -97,7 +96,8 @@ class Checkpoint:
 
         name = self.choose(average)
         network = build_network(self.model)
-        _load_strictly(network, self.weights[name], f"{self.source or 'checkpoint'} ({name} weights)")
+        check_weights(network, self.weights[name], f"{self.source or 'checkpoint'} ({name} weights)")
+        network.unet.load_state_dict(dict(self.weights[name]))
         return network.eval()
 
 
@@ -134,11 +134,6 @@ def check_weights(network: Denoiser, weights: Mapping[str, torch.Tensor], where:
             )
 
 
-def _load_strictly(network: Denoiser, weights: Mapping[str, torch.Tensor], where: str) -> None:
-    check_weights(network, weights, where)
-    network.unet.load_state_dict(dict(weights), strict=True)
-
-
 def choose_weights(checkpoint: Checkpoint, asked: str | None, note: Callable[[str], None]) -> str:
     """The name of the weights to use, passed to `note`, and that it is the default where it is.
 
@@ -149,12 +144,6 @@ def choose_weights(checkpoint: Checkpoint, asked: str | None, note: Callable[[st
     held = "" if asked else f" (the default; {checkpoint.source} holds {', '.join(checkpoint.weights)})"
     note(f"weights: {chosen}{held}")
     return chosen
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
@@ -188,17 +177,10 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         raise CheckpointError(
             f"cannot write {path}",
             expected="a file name in a folder that can be written, and room for the weights",
-            got=_one_line(error) if full is None else full.got,
+            got=one_line(error) if full is None else full.got,
             next_step="choose another -o",
         ) from error
-    return Checkpoint(
-        checkpoint.model,
-        checkpoint.process,
-        checkpoint.weights,
-        checkpoint.provenance,
-        file_digest(path),
-        path,
-    )
+    return replace(checkpoint, digest=file_digest(path), source=path)
 
 
 def read_tensors(path: Path) -> Any:
@@ -242,7 +224,7 @@ def read_tensors(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint",
             expected="a complete .pt file",
-            got=f"{path.stat().st_size} bytes; {_one_line(error)}",
+            got=f"{path.stat().st_size} bytes; {one_line(error)}",
             next_step="copy the file again, or write it again",
         ) from error
 
@@ -282,22 +264,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"the configuration in {path} is not valid",
             expected="the keys model, process, weights, provenance",
-            got=" ".join(str(error).split())[:200],
+            got=one_line(error),
             next_step="write the checkpoint again with this version of flatq",
         ) from error
     odd = [f"{a}: {k}" for a, w in weights.items() for k, v in w.items() if not isinstance(v, torch.Tensor)]
-    if odd:
+    if odd or not weights:
         raise CheckpointError(
-            f"{path} holds weights that are not tensors",
-            expected="tensors by name",
-            got=odd[0],
-            next_step="write the checkpoint again",
-        )
-    if not weights:
-        raise CheckpointError(
-            f"{path} holds no weights",
-            expected="raw, ema or swa weights",
-            got="none of them",
+            f"{path} holds weights that are not tensors" if odd else f"{path} holds no weights",
+            expected="raw, ema or swa weights, tensors by name",
+            got=odd[0] if odd else "none of them",
             next_step="write the checkpoint again",
         )
     return Checkpoint(model, process, weights, provenance, file_digest(path), path)
@@ -309,7 +284,3 @@ def _what_was_pickled(error: Exception) -> str:
         return f"a pickled {found[1]}"
     heart = " ".join(str(error).split()).rsplit("WeightsUnpickler error: ", 1)[-1]
     return heart.split(" Please file", 1)[0][:200]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

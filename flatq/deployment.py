@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flatq.errors import ArtifactError
+from flatq.files import file_digest
 from flatq.inputs import InputSpec
 from flatq.labels import Classes
 from flatq.process import ProcessConfig
@@ -110,8 +111,7 @@ def _check_file(folder: Path, name: str, sha256: str) -> None:
             got="a link" if path.is_symlink() else "no such file there",
             next_step="export again, or copy the whole folder",
         )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(path)
     if digest != sha256:
         raise ArtifactError(
             f"{path} was changed after export",

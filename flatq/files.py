@@ -1,8 +1,9 @@
-"""Files and folders that are whole or not there; a folder that is free to be written."""
+"""Writing files and folders whole or not at all, checking for a free folder, digests of files."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from flatq.errors import UsageError
 
-__all__ = ["check_free_folder", "replacing"]
+__all__ = ["check_free_folder", "file_digest", "replacing"]
 
 _SUFFIX = ".flatq-tmp"
 
@@ -77,6 +78,12 @@ def _lock(temporary: Path) -> int:
         os.close(file)
         raise
     return file
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_free_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from flatq.errors import ArtifactError, InputError, ModelError
+from flatq.errors import ArtifactError, InputError, ModelError, one_line
 from flatq.failures import shortage
 from flatq.inputs import Condition, InputSpec
 
@@ -142,7 +142,7 @@ def failed_run(backend: str, error: Exception) -> InputError:
     return shortage(error) or ModelError(
         f"{backend} failed to run the model",
         expected="an output for these inputs",
-        got=" ".join(str(error).split())[:300],
+        got=one_line(error),
         next_step="check the labels",
     )
 

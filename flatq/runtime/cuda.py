@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import MissingRuntimeError, ModelError
+from flatq.packages import require
 
 __all__ = ["CudaDevice", "HostBuffer", "checked", "import_cudart", "open_device"]
 
@@ -31,16 +32,7 @@ def import_cudart() -> Any:
     Raises:
         MissingRuntimeError: it is not installed.
     """
-    try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        raise MissingRuntimeError(
-            "CUDA's Python bindings are not installed",
-            expected="the package cuda-bindings",
-            got=str(error),
-            next_step='pip install "flatq[tensorrt]"',
-        ) from error
-    return runtime
+    return require("cuda.bindings.runtime", "cuda-bindings", "tensorrt", "cuda-bindings")
 
 
 def checked(result: tuple[Any, ...]) -> Any:

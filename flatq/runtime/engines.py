@@ -6,14 +6,14 @@ An engine runs on one GPU architecture and one version of TensorRT only, so one 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flatq.errors import ArtifactError, MissingRuntimeError
+from flatq.errors import ArtifactError, MissingRuntimeError, one_line
+from flatq.files import file_digest
 
 __all__ = ["TIMING_CACHE", "EngineRecord", "engine_stem", "find_engine", "is_engine_file"]
 
@@ -83,14 +83,11 @@ def find_engine(
         raise ArtifactError(
             f"{path} is not the record of an engine",
             expected="format flatq-engine, version 1",
-            got=" ".join(str(error).split())[:200],
+            got=one_line(error),
             next_step=f"flatq export {folder} --trt",
         ) from error
     engine = folder / f"{stem}.plan"
-    digest = "no such file"
-    if engine.is_file():
-        with engine.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(engine) if engine.is_file() else "no such file"
     if digest != record.sha256 or record.onnx_sha256 != onnx_sha256:
         raise ArtifactError(
             f"{engine} is not the engine of this folder's model",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self, get_args
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.errors import ArtifactError, MissingRuntimeError, UsageError
+from flatq.errors import ArtifactError, MissingRuntimeError
 from flatq.failures import shortage
+from flatq.packages import require
 from flatq.runtime.base import (
     UNCONDITIONED,
     Condition,
@@ -41,16 +42,7 @@ def import_onnxruntime() -> Any:
     Raises:
         MissingRuntimeError: it is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingRuntimeError(
-            "ONNX Runtime is not installed",
-            expected="the package onnxruntime",
-            got=str(error),
-            next_step='pip install "flatq[cpu]"',
-        ) from error
-    return onnxruntime
+    return require("onnxruntime", "ONNX Runtime", "cpu")
 
 
 def cpu_options(ort: Any, threads: int) -> Any:
@@ -159,9 +151,7 @@ class OnnxRuntime:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bound = None
         del self._session
 
@@ -195,10 +185,6 @@ class _Bound:
 
 
 def _check_provider(ort: Any, device: Device) -> None:
-    if device not in get_args(Device):
-        raise UsageError(
-            "the device is not offered", expected="one of " + ", ".join(get_args(Device)), got=str(device)
-        )
     offered = ort.get_available_providers()
     if _PROVIDERS[device][0] not in offered:
         raise MissingRuntimeError(

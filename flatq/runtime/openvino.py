@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.errors import ArtifactError, MissingRuntimeError, UsageError
+from flatq.errors import ArtifactError, MissingRuntimeError
 from flatq.failures import shortage
+from flatq.packages import require
 from flatq.runtime.base import (
     UNCONDITIONED,
     Condition,
@@ -38,16 +38,7 @@ def import_openvino() -> Any:
     Raises:
         MissingRuntimeError: it is not installed.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingRuntimeError(
-            "OpenVINO is not installed",
-            expected="the package openvino",
-            got=str(error),
-            next_step='pip install "flatq[openvino]"',
-        ) from error
-    return openvino
+    return require("openvino", "OpenVINO", "openvino")
 
 
 class OpenVinoRuntime:
@@ -66,7 +57,6 @@ class OpenVinoRuntime:
     Raises:
         MissingRuntimeError: openvino is not installed, or this CPU does not compute in that precision.
         ArtifactError: OpenVINO refuses the file, or its inputs are others.
-        UsageError: an unknown hint.
     """
 
     def __init__(
@@ -78,12 +68,6 @@ class OpenVinoRuntime:
         precision: Precision | None = None,
     ) -> None:
         openvino = import_openvino()
-        if hint not in get_args(Hint):
-            raise UsageError(
-                "the performance hint is not known",
-                expected=" or ".join(get_args(Hint)),
-                got=hint,
-            )
         self._version = str(openvino.get_version())
         self._hint = hint
         core = openvino.Core()
@@ -158,7 +142,5 @@ class OpenVinoRuntime:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         del self._request, self._model

@@ -6,7 +6,6 @@ Memory and streams go through cuda-bindings, so that sampling needs no torch.
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -200,9 +199,7 @@ class TensorRtRuntime:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._drop_graph()
         self._buffers.free()
         checked(self._cudart.cudaStreamDestroy(self._stream))
