@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,8 @@ ERRORS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Ladder:
-    """fids: the plug-in FID of each stage. runtimes: what each ran on. The errors: contrasts of `ERRORS`."""
+    """fids: the plug-in FID of each stage. runtimes: what each ran on. The errors: contrasts of `ERRORS`.
+    not_finite: the stages of which some images were not finite, and count as mid-grey."""
 
     fids: dict[Stage, float]
     runtimes: dict[Stage, dict[str, Any]]
@@ -46,6 +47,7 @@ class Ladder:
     quantization: Contrast
     kernel: Contrast
     total: Contrast
+    not_finite: tuple[Stage, ...] = ()
 
 
 def climb(
@@ -110,8 +112,7 @@ class MiddleStages:
     def ladder(
         self, artifact: Path, d: SampleSet, reference: MeasuredReference | None, confidence: float
     ) -> Ladder | None:
-        """Of the images of d; None where a stage's samples are not finite, and without a reference, in all
-        processes but the first.
+        """Of the images of d; None without a reference, in all processes but the first.
 
         Raises:
             ModelError, MissingRuntimeError: the float model cannot be exported for the target.
@@ -125,12 +126,10 @@ class MiddleStages:
         stages: dict[Stage, SampleSet] = {"A": self._a, "B": b, "C": c, "D": d}
         if reference is None:
             return None
-        sides = {name: stage.features(d.n, reference) for name, stage in stages.items()}
-        finite = {name: side.frechet for name, side in sides.items() if side is not None}
-        if len(finite) < len(stages):
-            return None
+        sides = {name: stage.features(d.n, reference).frechet for name, stage in stages.items()}
         identities = {name: stage.identity for name, stage in stages.items()}
-        return climb(finite, identities, reference.statistics, confidence)
+        found = climb(sides, identities, reference.statistics, confidence)
+        return replace(found, not_finite=tuple(name for name, stage in stages.items() if stage.not_finite))
 
     def _exported(self, precision: FloatPrecision) -> SampleSet:
         if precision not in self._exports:
