@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +55,7 @@ def climb(
     runtimes: Mapping[Stage, dict[str, Any]],
     reference: Reference,
     confidence: float = 0.95,
+    not_finite: tuple[Stage, ...] = (),
 ) -> Ladder:
     """The ladder of all four stages' samples, row i of each from the same noise.
 
@@ -65,6 +66,7 @@ def climb(
     return Ladder(
         fids={stage: side.distance for stage, side in sorted(sides.items())},
         runtimes=dict(runtimes),
+        not_finite=not_finite,
         **{name: fid_contrast(named, weights, reference, confidence) for name, weights in ERRORS.items()},
     )
 
@@ -128,8 +130,8 @@ class MiddleStages:
             return None
         sides = {name: stage.features(d.n, reference).frechet for name, stage in stages.items()}
         identities = {name: stage.identity for name, stage in stages.items()}
-        found = climb(sides, identities, reference.statistics, confidence)
-        return replace(found, not_finite=tuple(name for name, stage in stages.items() if stage.not_finite))
+        not_finite = tuple(name for name, stage in stages.items() if stage.not_finite)
+        return climb(sides, identities, reference.statistics, confidence, not_finite)
 
     def _exported(self, precision: FloatPrecision) -> SampleSet:
         if precision not in self._exports:
