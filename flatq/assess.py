@@ -17,7 +17,7 @@ from flatq.assessment import EvaluateSettings
 from flatq.checkpoint import file_digest
 from flatq.errors import ArtifactError, DataError, UsageError
 from flatq.evaluate.cache import Cache, Note, cache_folder, open_cache
-from flatq.evaluate.compare import Comparison, FeatureSet, compare
+from flatq.evaluate.compare import Comparison, compare
 from flatq.evaluate.extractor import Extractor
 from flatq.evaluate.features import open_extractor
 from flatq.evaluate.gate import Tolerances, Verdict, judge
@@ -125,8 +125,6 @@ def assess(
             ladder = None
             if task.ladder:
                 ladder = middle.ladder(path, quantized, reference, looks.each)
-                if ladder is None:
-                    note(f"{path}: no ladder, as a stage samples values that are not finite")
             if comparison is not None:
                 entry = run.entry(number, quantized, float_set, comparison)
                 update = {"verdict": verdict, "looks": taken, "ladder": ladder}
@@ -217,19 +215,20 @@ class _Run:
             if self.reference is None:
                 return None
             q = quantized.features(n, self.reference)
-            found = compare(self._features(float_set, n), q, confidence)
+            found = compare(float_set.features(n, self.reference), q, confidence)
             if self.tolerances is None:
                 return None
             influences = found.influence_float, found.influence_quantized
-            return judge(found.drift, found.kid, self.tolerances, *influences)
+            lost = quantized.not_finite
+            return judge(found.drift, found.kid, self.tolerances, *influences, not_finite=lost)
 
         def look(n: int, confidence: float) -> Any:
             float_set.grow(n)
-            if not float_set.finite:
+            if float_set.not_finite:
                 raise DataError(
                     f"the baseline {self.task.baseline} samples values that are not finite",
                     expected="finite images",
-                    got="NaN or infinity",
+                    got=f"NaN or infinity in {float_set.not_finite} of {float_set.n} images",
                     next_step="check the checkpoint with `flatq sample`",
                 )
             quantized.grow(n)
@@ -247,7 +246,7 @@ class _Run:
         """The model's entry, without a verdict; its sidecar and grid are written."""
         task, model, n = self.task, quantized.model, quantized.n
         assert self.reference is not None
-        x, q = self._features(float_set, n), quantized.features(n, self.reference)
+        q = quantized.features(n, self.reference)
         distance = _image_distance(float_set, quantized)
         task.out.mkdir(parents=True, exist_ok=True)
         stem = f"{number:02d}-{model.name}"
@@ -255,20 +254,17 @@ class _Run:
         arrays: dict[str, NDArray[Any] | None] = {
             "indices": np.arange(task.first, task.first + n),
             "image_distance": distance,
-            "features_float": x.features,
+            "features_float": float_set.features(n, self.reference).features,
             "influence_float": comparison.influence_float,
-            "features_quantized": None if q is None else q.features,
+            "features_quantized": q.features,
             "influence_quantized": comparison.influence_quantized,
         }
-        grid = None
-        if q is not None:
-            rows = kept_rows(distance, model.image_shape)
-            pairs = float_set.images(rows)[0], quantized.images(rows)[0]
-            arrays |= pictures_at(rows + task.first, *pairs)
-            grid = f"{stem}.png"
-            shown = np.arange(min(_GRID_IMAGES, n))
-            pairs = float_set.images(shown)[0], quantized.images(shown)[0]
-            save_pair_grid(task.out / grid, *pairs, labels=("float", model.precision))
+        rows = kept_rows(distance, model.image_shape)
+        arrays |= pictures_at(rows + task.first, float_set.images(rows), quantized.images(rows))
+        grid = f"{stem}.png"
+        shown = np.arange(min(_GRID_IMAGES, n))
+        pairs = float_set.images(shown), quantized.images(shown)
+        save_pair_grid(task.out / grid, *pairs, labels=("float", model.precision))
         kept = {name: array for name, array in arrays.items() if array is not None}
         np.savez(task.out / sidecar, allow_pickle=False, **kept)
         return ModelEntry(
@@ -282,12 +278,12 @@ class _Run:
             seconds_per_image=quantized.seconds / n,
             drift=comparison.drift,
             kid=comparison.kid,
-            finite=q is not None,
-            rms_distance_mean=None if q is None else float(distance.mean()),
-            rms_distance_max=None if q is None else float(distance.max()),
-            prc=None if q is None else q.precision_recall,
+            not_finite=quantized.not_finite,
+            rms_distance_mean=float(distance.mean()),
+            rms_distance_max=float(distance.max()),
+            prc=q.precision_recall,
             grid=grid,
-            grid_sha256=None if grid is None else file_digest(task.out / grid),
+            grid_sha256=file_digest(task.out / grid),
             sidecar=sidecar,
             sidecar_sha256=file_digest(task.out / sidecar),
             audit=model.audit,
@@ -329,7 +325,7 @@ class _Run:
                 size_bytes=model.size_bytes,
                 latency_ms=float_set.latency_ms,
                 seconds_per_image=float_set.seconds / n,
-                prc=self._features(float_set, n).precision_recall,
+                prc=float_set.features(n, self.reference).precision_recall,
                 weights=model.weights,
             ),
             gate=self.tolerances,
@@ -340,22 +336,14 @@ class _Run:
         write_report(report, task.out)
         return report
 
-    def _features(self, float_set: SampleSet, n: int) -> FeatureSet:
-        assert self.reference is not None
-        found = float_set.features(n, self.reference)
-        assert found is not None
-        return found
-
 
 def _image_distance(float_set: SampleSet, quantized: SampleSet) -> F64:
-    """Root mean square difference of the two images of each pair, f64 [n], in units of [-1, 1]; NaN where
-    they are not finite."""
+    """Root mean square difference of the two images of each pair, f64 [n], in units of [-1, 1]."""
     distance = np.empty(quantized.n, np.float64)
     for start in range(0, quantized.n, 64):
         rows = np.arange(start, min(start + 64, quantized.n))
-        x, q = float_set.images(rows)[0], quantized.images(rows)
-        difference = to_float(x).astype(np.float64) - to_float(q[0])
-        distance[rows] = np.where(q[1], np.sqrt(np.mean(difference**2, axis=(1, 2, 3))), np.nan)
+        difference = to_float(float_set.images(rows)).astype(np.float64) - to_float(quantized.images(rows))
+        distance[rows] = np.sqrt(np.mean(difference**2, axis=(1, 2, 3)))
     return distance
 
 

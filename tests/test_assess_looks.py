@@ -280,10 +280,19 @@ def test_images_are_kept_as_bytes(
 def test_samples_that_are_not_finite(task: EvaluateSettings, toys: dict[str, Off]) -> None:
     toys["near.pt"].off = np.nan
     near, far = assess(dataclasses.replace(task, max_drift=1.0)).models
-    assert (near.finite, near.drift, near.kid, near.rms_distance_mean) == (False, None, None, None)
+    assert (near.not_finite, far.not_finite) == (40, 0)
     assert near.verdict is not None
     assert (near.verdict.outcome, near.verdict.metric) == ("fail", "samples")
-    assert far.drift is not None
+    assert "40 of 40 images" in near.verdict.reason
+    data = np.load(str(task.data))["arr_0"]
+    weights = np.random.default_rng(1).standard_normal((3 * 16 * 16, 4)).astype(np.float32)
+    real = np.moveaxis(data, 3, 1).reshape(len(data), -1).astype(np.float32) @ weights
+    grey = np.full((40, 3 * 16 * 16), 128, np.float32) @ weights
     with np.load(task.out / str(near.sidecar)) as sidecar:
-        assert np.isnan(sidecar["image_distance"]).all()
-        assert "features_quantized" not in sidecar.files
+        assert (sidecar["kept_quantized"] == 128).all()
+        assert sidecar["image_distance"].mean() == pytest.approx(near.rms_distance_mean)
+        assert sidecar["features_quantized"] == pytest.approx(grey, rel=1e-4)
+        expected = fid_drift(sidecar["features_float"], grey, reference_from_features(real))
+    assert near.drift.raw == pytest.approx(expected.raw, rel=1e-4)
+    page = (task.out / "report.html").read_text(encoding="utf-8")
+    assert "40 of 40 images were not finite and count as mid-grey" in page

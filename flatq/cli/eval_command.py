@@ -142,6 +142,7 @@ def command(
     from flatq.evaluate.ladder import ERRORS
     from flatq.launch import evaluating_together
     from flatq.report.result import gate_result
+    from flatq.report.wording import not_finite
 
     with evaluating_together() as processes:
         if not fid:
@@ -191,10 +192,10 @@ def command(
             return
         for entry in report.models:
             drift = entry.drift
-            fids = f"FID {drift.fid_float:.3f} -> {drift.fid_quantized:.3f}" if drift else ""
-            if drift is None:
-                typer.echo(f"{entry.name}: samples are not finite")
-            elif drift.corrected is None:
+            fids = f"FID {drift.fid_float:.3f} -> {drift.fid_quantized:.3f}"
+            if entry.not_finite:
+                typer.echo(f"{entry.name}: {not_finite(entry)}")
+            if drift.corrected is None:
                 typer.echo(f"{entry.name}: {fids}, no interval: {drift.reason}")
             else:
                 typer.echo(

@@ -40,26 +40,22 @@ class FeatureSet:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """drift, kid: None where the quantized samples are not finite. kid is of the quantized samples from the
-    float ones where there are no reference features (`KidDrift.against`). influence_float and
-    influence_quantized: f64 [n], of each image on the FID; None where the FID has no gradient."""
+    """kid is of the quantized samples from the float ones where there are no reference features
+    (`KidDrift.against`). influence_float and influence_quantized: f64 [n], of each image on the FID; None
+    where the FID has no gradient."""
 
-    drift: Drift | None
-    kid: KidDrift | None
+    drift: Drift
+    kid: KidDrift
     influence_float: F64 | None
     influence_quantized: F64 | None
 
 
-def compare(x: FeatureSet, q: FeatureSet | None, confidence: float = 0.95) -> Comparison:
-    """Both drifts of quantized samples q (None where they are not finite) from float samples x.
-
-    Row i of both is from the same noise.
+def compare(x: FeatureSet, q: FeatureSet, confidence: float = 0.95) -> Comparison:
+    """Both drifts of quantized samples q from float samples x, row i of both from the same noise.
 
     Raises:
         DataError: as `fid_drift` and `kid_drift`.
     """
-    if q is None:
-        return Comparison(None, None, x.frechet.influence, None)
     if x.features.shape == q.features.shape and same_rows(x.features, q.features):
         q = x
     sides = x.frechet, q.frechet

@@ -20,7 +20,6 @@ COLLAPSE_LIMIT = 0.5
 COLLAPSE_VARIANCE = 0.05
 """Share of the float samples' total feature variance under which the quantized samples count as one image."""
 _ORDER = ("fail", "inconclusive", "pass")
-_NOT_FINITE = "The quantized model gave samples that are not finite."
 
 
 @dataclass(frozen=True)
@@ -58,35 +57,35 @@ class Tolerances:
 
 
 def judge(
-    drift: Drift | None,
-    kid: KidDrift | None,
+    drift: Drift,
+    kid: KidDrift,
     tolerances: Tolerances,
     influence_float: F64 | None = None,
     influence_quantized: F64 | None = None,
+    *,
+    not_finite: int = 0,
 ) -> Verdict:
     """The verdict of `decide` for each tolerance; of two, the worse.
 
     Args:
-        drift: without a relative tolerance; None where the samples are not finite.
+        drift: without a relative tolerance.
         influence_float, influence_quantized: f64 [n] of each image on either FID, needed for a relative
             tolerance where the drift has an interval.
+        not_finite: as in `decide`.
 
     Raises:
         UsageError: no tolerance.
         DataError: as `decide` and `beyond_relative_tolerance`.
     """
     tolerances.check()
-    verdicts = []
+    judged: list[tuple[Drift, float | None]] = []
     if tolerances.max_drift is not None:
-        verdicts.append(decide(drift, kid, tolerances.max_drift, min_samples=tolerances.min_samples))
+        judged.append((drift, tolerances.max_drift))
     if tolerances.max_drift_rel is not None:
-        relative = drift
-        if drift is not None:
-            relative = beyond_relative_tolerance(
-                drift, tolerances.max_drift_rel, influence_float, influence_quantized
-            )
-        verdicts.append(decide(relative, kid, None, min_samples=tolerances.min_samples))
-    return worst(verdicts)
+        influences = influence_float, influence_quantized
+        judged.append((beyond_relative_tolerance(drift, tolerances.max_drift_rel, *influences), None))
+    least = tolerances.min_samples
+    return worst([decide(d, kid, limit, min_samples=least, not_finite=not_finite) for d, limit in judged])
 
 
 def worst(verdicts: list[Verdict]) -> Verdict:
@@ -104,19 +103,20 @@ def worst(verdicts: list[Verdict]) -> Verdict:
 
 
 def decide(
-    drift: Drift | None,
-    kid: KidDrift | None,
+    drift: Drift,
+    kid: KidDrift,
     max_drift: float | None,
     *,
     min_samples: int | None = None,
+    not_finite: int = 0,
 ) -> Verdict:
-    """The verdict on a drift (None where the samples are not finite) against max_drift, in FID.
+    """The verdict on a drift against max_drift, in FID.
 
-    In this order: samples that are not finite fail; a collapse fails at any n; fewer than min_samples are
-    inconclusive; identical features pass; no FID interval is inconclusive; upper end <= tolerance passes;
-    lower end > tolerance fails; else inconclusive.
+    In this order: quantized images that are not finite (not_finite of them) fail at any n; a collapse fails
+    at any n; fewer than min_samples are inconclusive; identical features pass; no FID interval is
+    inconclusive; upper end <= tolerance passes; lower end > tolerance fails; else inconclusive.
 
-    A collapse is either of (needs kid; both relative to the float samples, so to the features' scale):
+    A collapse is either of (both relative to the float samples, so to the features' scale):
       - the lower end of the KID drift (where kid.against is "float", of the KID from the float samples) is
         above half of spread_float, spread_float being the KID, seen from the float samples, of a
         model that repeats one of the float model's images;
@@ -129,12 +129,10 @@ def decide(
         UsageError: none or two tolerances.
         DataError: a tolerance that is negative or not finite.
     """
-    if drift is None:
-        return Verdict("fail", _NOT_FINITE, "samples")
     tolerance, label = _tolerance(drift, max_drift)
-    collapse = _collapse(kid)
-    if collapse is not None:
-        return Verdict("fail", collapse, "kid")
+    broken = _broken(kid, drift.n, not_finite)
+    if broken is not None:
+        return broken
     if min_samples is not None and drift.n < min_samples:
         return Verdict(
             "inconclusive",
@@ -145,12 +143,11 @@ def decide(
     if drift.identical:
         return Verdict("pass", f"The features of all {drift.n} pairs are identical: the drift is 0.", "fid")
     if drift.low is None or drift.high is None or drift.corrected is None:
-        reason = f"The FID drift (raw {drift.raw:+.4g}) has no interval: {drift.reason}"
-        if kid is not None:
-            reason += (
-                f"; the {_kid_name(kid)} is {kid.drift:+.4g}, {_percent(kid.confidence)} in {_ends(kid)}"
-            )
-        return Verdict("inconclusive", reason + ".", "fid", _settle(drift, tolerance))
+        reason = (
+            f"The FID drift (raw {drift.raw:+.4g}) has no interval: {drift.reason}; the {_kid_name(kid)} is "
+            f"{kid.drift:+.4g}, {_percent(kid.confidence)} in {_ends(kid)}."
+        )
+        return Verdict("inconclusive", reason, "fid", _settle(drift, tolerance))
     interval = f"{drift.corrected:+.4g}, {_percent(drift.confidence)} in {_ends(drift)}, n = {drift.n}"
     if drift.high <= tolerance:
         return Verdict("pass", f"The drift ({interval}) is at most {label}.", "fid")
@@ -164,28 +161,27 @@ def decide(
 
 
 def decide_difference(
-    difference: DriftDifference | None,
-    kid: KidDrift | None,
+    difference: DriftDifference,
+    kid: KidDrift,
     max_drift: float,
     *,
     min_samples: int | None = None,
+    not_finite: int = 0,
 ) -> Verdict:
     """The verdict on how much a drift grew over that of an earlier report, in the order of `decide`.
 
     Args:
-        difference: None where the samples are not finite.
-        kid: of the new model.
+        kid, not_finite: of the new model.
         max_drift: the tolerated growth, in FID.
 
     Raises:
         DataError: a tolerance that is negative or not finite.
     """
-    if difference is None:
-        return Verdict("fail", _NOT_FINITE, "samples")
     _check_tolerance(max_drift)
-    collapse = _collapse(kid)
-    if collapse is not None:
-        return Verdict("fail", collapse, "kid")
+    old, new = difference.n
+    broken = _broken(kid, new, not_finite)
+    if broken is not None:
+        return broken
     if min_samples is not None and min(difference.n) < min_samples:
         return Verdict(
             "inconclusive",
@@ -195,7 +191,6 @@ def decide_difference(
         )
     if difference.corrected is None or difference.low is None or difference.high is None:
         return Verdict("inconclusive", f"The drifts cannot be compared: {difference.reason}.", "fid")
-    old, new = difference.n
     pairs = f"paired on {difference.shared} images" if difference.paired else "unpaired"
     interval = (
         f"{difference.corrected:+.4g}, {_percent(difference.confidence)} in [{difference.low:+.4g}, "
@@ -258,20 +253,26 @@ def _check_tolerance(max_drift: float) -> None:
         raise DataError("The tolerated drift is out of range.", expected=">= 0", got=f"{max_drift}")
 
 
-def _collapse(kid: KidDrift | None) -> str | None:
-    if kid is None or kid.identical or kid.spread_float <= 0.0:
+def _broken(kid: KidDrift, n: int, not_finite: int) -> Verdict | None:
+    """The failure of a quantized model whose n images are not all finite, or that collapsed."""
+    if not_finite:
+        reason = f"{not_finite} of {n} images of the quantized model are not finite."
+        return Verdict("fail", reason, "samples")
+    if kid.identical or kid.spread_float <= 0.0:
         return None
     if kid.variance_share < COLLAPSE_VARIANCE:
-        return (
+        reason = (
             f"The quantized model collapsed: its {kid.n} samples keep {_percent(kid.variance_share)} of the "
             f"float samples' variance, under {_percent(COLLAPSE_VARIANCE)}."
         )
+        return Verdict("fail", reason, "kid")
     if kid.low > COLLAPSE_LIMIT * kid.spread_float:
-        return (
+        reason = (
             f"The quantized model collapsed: the lower end of its {_kid_name(kid)}, {kid.low:.4g}, is above "
             f"{COLLAPSE_LIMIT:g} times the KID of a model that repeats one image, {kid.spread_float:.4g} "
             f"(n = {kid.n})."
         )
+        return Verdict("fail", reason, "kid")
     return None
 
 

@@ -38,7 +38,8 @@ ERRORS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Ladder:
-    """fids: the plug-in FID of each stage. runtimes: what each ran on. The errors: contrasts of `ERRORS`."""
+    """fids: the plug-in FID of each stage. runtimes: what each ran on. The errors: contrasts of `ERRORS`.
+    not_finite: the stages of which some images were not finite, and count as mid-grey."""
 
     fids: dict[Stage, float]
     runtimes: dict[Stage, dict[str, Any]]
@@ -46,6 +47,7 @@ class Ladder:
     quantization: Contrast
     kernel: Contrast
     total: Contrast
+    not_finite: tuple[Stage, ...] = ()
 
 
 def climb(
@@ -53,6 +55,7 @@ def climb(
     runtimes: Mapping[Stage, dict[str, Any]],
     reference: Reference,
     confidence: float = 0.95,
+    not_finite: tuple[Stage, ...] = (),
 ) -> Ladder:
     """The ladder of all four stages' samples, row i of each from the same noise.
 
@@ -63,6 +66,7 @@ def climb(
     return Ladder(
         fids={stage: side.distance for stage, side in sorted(sides.items())},
         runtimes=dict(runtimes),
+        not_finite=not_finite,
         **{name: fid_contrast(named, weights, reference, confidence) for name, weights in ERRORS.items()},
     )
 
@@ -110,8 +114,7 @@ class MiddleStages:
     def ladder(
         self, artifact: Path, d: SampleSet, reference: MeasuredReference | None, confidence: float
     ) -> Ladder | None:
-        """Of the images of d; None where a stage's samples are not finite, and without a reference, in all
-        processes but the first.
+        """Of the images of d; None without a reference, in all processes but the first.
 
         Raises:
             ModelError, MissingRuntimeError: the float model cannot be exported for the target.
@@ -125,12 +128,10 @@ class MiddleStages:
         stages: dict[Stage, SampleSet] = {"A": self._a, "B": b, "C": c, "D": d}
         if reference is None:
             return None
-        sides = {name: stage.features(d.n, reference) for name, stage in stages.items()}
-        finite = {name: side.frechet for name, side in sides.items() if side is not None}
-        if len(finite) < len(stages):
-            return None
+        sides = {name: stage.features(d.n, reference).frechet for name, stage in stages.items()}
         identities = {name: stage.identity for name, stage in stages.items()}
-        return climb(finite, identities, reference.statistics, confidence)
+        not_finite = tuple(name for name, stage in stages.items() if stage.not_finite)
+        return climb(sides, identities, reference.statistics, confidence, not_finite)
 
     def _exported(self, precision: FloatPrecision) -> SampleSet:
         if precision not in self._exports:

@@ -33,7 +33,7 @@ from flatq.version import __version__
 
 __all__ = ["SampleSet", "Sampling", "sample_key"]
 
-_VERSION = 2
+_VERSION = 3
 _RESOLVED = {"path", "runtime", "weights"}
 """Fields of an `Opening` that the key holds as they turned out: the model's digest, its runtime's identity
 with every default filled in, and its weights."""
@@ -69,14 +69,14 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """images uint8 [k, C, H, W]; finite bool [k], false where an image was not finite, which is black then;
-    features [k, d], None where one of the images was not. seconds: wall time of sampling, and of extracting.
-    calls: seconds of each evaluation of the network, where the batch was a full one."""
+    """images uint8 [k, C, H, W]; not_finite: how many of them were not finite, which are mid-grey; features
+    [k, d]. seconds: wall time of sampling, and of extracting. calls: seconds of each evaluation of the
+    network, where the batch was a full one."""
 
     images: U8
-    finite: NDArray[np.bool_]
+    not_finite: int
     calls: F64
-    features: Rows | None
+    features: Rows
     seconds: tuple[float, float]
 
 
@@ -85,7 +85,7 @@ class _Kept:
     """What a set keeps in memory of a batch."""
 
     stop: int
-    finite: bool
+    not_finite: int
     calls: F64
     seconds: float
 
@@ -98,7 +98,7 @@ class SampleSet:
 
     Attributes:
         n: number of images so far.
-        finite: whether all of them are finite.
+        not_finite: number of images with a value that is not finite; these are mid-grey, 0 in [-1, 1].
         identity: of the runtime.
     """
 
@@ -109,7 +109,7 @@ class SampleSet:
         """
         check_batch_size(sampling.batch_size)
         self.model, self.identity = model, model.runtime.identity
-        self.n, self.finite = 0, True
+        self.n, self.not_finite = 0, 0
         self._sampling = sampling
         self._key = sample_key(model, sampling)
         extractor = sampling.extractor
@@ -131,7 +131,7 @@ class SampleSet:
         return statistics.median(calls) * 1e3 if calls else None
 
     def grow(self, n: int) -> None:
-        """Draw what is missing to n images, and extract features of the finite ones.
+        """Draw what is missing to n images, and extract their features.
 
         Raises:
             DataError: the cache cannot be written, or features as `Extractor.extract`.
@@ -142,12 +142,12 @@ class SampleSet:
         size, processes = self._sampling.batch_size, self._sampling.processes
         have = self.n // size * size
         spans = [(begin, min(begin + size, n)) for begin in range(have, n, size)]
-        found: dict[Span, tuple[_Kept, Rows | None]] = {}
+        found: dict[Span, tuple[_Kept, Rows]] = {}
         done = 0
 
         def keep(span: Span, batch: _Batch) -> None:
             nonlocal done
-            kept = _Kept(span[1], bool(batch.finite.all()), batch.calls, sum(batch.seconds))
+            kept = _Kept(span[1], batch.not_finite, batch.calls, sum(batch.seconds))
             found[span] = kept, batch.features
             done += span[1] - span[0]
             steps = self._sampling.plan.evaluations
@@ -170,15 +170,13 @@ class SampleSet:
                 keep(span, batch)
         self._batches = self._batches[: have // size] + [found[span][0] for span in spans if span in found]
         self.n = n
-        self.finite = processes.agree(all(batch.finite for batch in self._batches))
-        if self.finite and processes.main:
-            new = [features for _, features in (found[span] for span in spans) if features is not None]
-            self._features = np.concatenate([self._features[:have], *new])
+        self.not_finite = processes.agree(sum(batch.not_finite for batch in self._batches))
+        if processes.main:
+            self._features = np.concatenate([self._features[:have], *(found[span][1] for span in spans)])
 
-    def images(self, rows: NDArray[np.integer[Any]]) -> tuple[U8, NDArray[np.bool_]]:
-        """The images of these rows, uint8 [k, C, H, W], and which of them are finite."""
+    def images(self, rows: NDArray[np.integer[Any]]) -> U8:
+        """The images of these rows, uint8 [k, C, H, W]."""
         pixels = np.empty((len(rows), *self.model.image_shape), np.uint8)
-        finite = np.empty(len(rows), np.bool_)
         batches = rows // self._sampling.batch_size
         for number in np.unique(batches):
             begin, at = int(number) * self._sampling.batch_size, batches == number
@@ -188,13 +186,11 @@ class SampleSet:
                     f"samples of {self.model.name} have gone from the cache {self._sampling.cache.folder}",
                     next_step="evaluate again, and leave the cache alone meanwhile",
                 )
-            pixels[at], finite[at] = arrays["images"][rows[at] - begin], arrays["finite"][rows[at] - begin]
-        return pixels, finite
+            pixels[at] = arrays["images"][rows[at] - begin]
+        return pixels
 
-    def features(self, n: int, reference: MeasuredReference) -> FeatureSet | None:
-        """Of the first n images; None where not all images are finite. That of the last n is kept."""
-        if not self.finite:
-            return None
+    def features(self, n: int, reference: MeasuredReference) -> FeatureSet:
+        """Of the first n images. That of the last n is kept."""
         if self._side is None or len(self._side.features) != n:
             self._side = FeatureSet(self._features[:n], reference)
         return self._side
@@ -242,11 +238,12 @@ class SampleSet:
             batch_size=how.batch_size,
         )
         finite = np.asarray(np.isfinite(samples).all(axis=(1, 2, 3)), np.bool_)
-        samples[~finite] = -1.0
+        samples[~finite] = 0.0
         images = to_uint8(samples, how.rounding)
         seconds = time.perf_counter() - start
-        features, extracting = self._extract(images) if finite.all() else (None, 0.0)
-        return _Batch(images, finite, np.array(timed.seconds, np.float64), features, (seconds, extracting))
+        features, extracting = self._extract(images)
+        calls, not_finite = np.array(timed.seconds, np.float64), int(np.count_nonzero(~finite))
+        return _Batch(images, not_finite, calls, features, (seconds, extracting))
 
     def _extract(self, images: U8) -> tuple[Rows, float]:
         start = time.perf_counter()
@@ -257,29 +254,30 @@ class SampleSet:
         arrays = self._arrays(span)
         if arrays is None:
             return None
-        images, finite = arrays["images"], arrays["finite"]
-        features, extracting = None, 0.0
-        if finite.all():
-            shapes = {"features": (len(images), self._sampling.extractor.dim), "seconds": ()}
-            kept = self._sampling.cache.load("features", self._feature_key, shapes, _part(span))
-            if kept is not None:
-                features, extracting = kept["features"], float(kept["seconds"])
-            else:
-                features, extracting = self._extract(images)
-                self._store_features(span, features, extracting)
-        return _Batch(images, finite, arrays["calls"], features, (float(arrays["seconds"]), extracting))
+        images, seconds = arrays["images"], float(arrays["seconds"])
+        shapes = {"features": (len(images), self._sampling.extractor.dim), "seconds": ()}
+        kept = self._sampling.cache.load("features", self._feature_key, shapes, _part(span))
+        if kept is not None:
+            features, extracting = kept["features"], float(kept["seconds"])
+        else:
+            features, extracting = self._extract(images)
+            self._store_features(span, features, extracting)
+        return _Batch(images, int(arrays["not_finite"]), arrays["calls"], features, (seconds, extracting))
 
     def _arrays(self, span: Span) -> dict[str, NDArray[Any]] | None:
         k = span[1] - span[0]
-        shapes = {"images": (k, *self.model.image_shape), "finite": (k,), "seconds": (), "calls": (-1,)}
+        shapes = {"images": (k, *self.model.image_shape), "not_finite": (), "seconds": (), "calls": (-1,)}
         return self._sampling.cache.load("samples", self._key, shapes, _part(span))
 
     def _store(self, span: Span, batch: _Batch) -> None:
-        arrays = {"images": batch.images, "finite": batch.finite, "calls": batch.calls}
-        kept: dict[str, ArrayLike] = {**arrays, "seconds": batch.seconds[0]}
-        self._sampling.cache.store("samples", self._key, kept, _part(span))
-        if batch.features is not None:
-            self._store_features(span, batch.features, batch.seconds[1])
+        arrays: dict[str, ArrayLike] = {
+            "images": batch.images,
+            "not_finite": batch.not_finite,
+            "calls": batch.calls,
+            "seconds": batch.seconds[0],
+        }
+        self._sampling.cache.store("samples", self._key, arrays, _part(span))
+        self._store_features(span, batch.features, batch.seconds[1])
 
     def _store_features(self, span: Span, features: Rows, seconds: float) -> None:
         arrays: dict[str, ArrayLike] = {"features": features, "seconds": seconds}

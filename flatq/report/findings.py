@@ -48,17 +48,15 @@ class MethodResult:
 def cells(result: MethodResult) -> tuple[str, ...]:
     """A table row, one text for each of `COLUMNS`; milliseconds are for a full batch."""
     entry, drift = result.entry, result.entry.drift
-    fid_float = fid_quantized = corrected = interval = NONE
-    if drift is not None:
-        fid_float, fid_quantized = f"{drift.fid_float:.3f}", f"{drift.fid_quantized:.3f}"
-        if drift.corrected is not None:
-            corrected, interval = f"{drift.corrected:+.3f}", f"{drift.low:+.3f} to {drift.high:+.3f}"
+    corrected = interval = NONE
+    if drift.corrected is not None:
+        corrected, interval = f"{drift.corrected:+.3f}", f"{drift.low:+.3f} to {drift.high:+.3f}"
     return (
         result.method,
         result.weights,
         result.bits,
-        fid_float,
-        fid_quantized,
+        f"{drift.fid_float:.3f}",
+        f"{drift.fid_quantized:.3f}",
         corrected,
         interval,
         size(entry.size_bytes),
@@ -87,8 +85,6 @@ def findings(results: Sequence[MethodResult], method: str, baseline: str) -> lis
 
 def _movement(result: MethodResult) -> str:
     drift = result.entry.drift
-    if drift is None:
-        return f"{result.method} samples values that are not finite, so it has no drift"
     if drift.corrected is None or drift.low is None or drift.high is None:
         return f"{result.method}'s drift has no interval ({drift.reason})"
     value = f"{drift.corrected:+.3f}, {drift.low:+.3f} to {drift.high:+.3f}"
@@ -102,7 +98,7 @@ def _movement(result: MethodResult) -> str:
 def _comparison(old: MethodResult, new: MethodResult) -> str:
     a, b = old.entry.drift, new.entry.drift
     both = f"{new.method} and {old.method}"
-    if a is None or a.low is None or a.high is None or b is None or b.low is None or b.high is None:
+    if a.low is None or a.high is None or b.low is None or b.high is None:
         return f"{both} are not compared"
     if b.high < a.low:
         return f"{new.method} drifts less than {old.method}"

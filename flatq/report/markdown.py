@@ -120,7 +120,7 @@ def _verdicts(report: Report) -> str:
 def _table(report: Report) -> str:
     rows = [_HEAD, ("---", *["---:"] * (len(_HEAD) - 2), "---")]
     base = report.baseline
-    float_fids = {number(entry.drift.fid_float) for entry in report.models if entry.drift is not None}
+    float_fids = {number(entry.drift.fid_float) for entry in report.models}
     rows.append(
         (
             f"{_text(base.name)} (float, {_text(base.precision)})",
@@ -139,22 +139,16 @@ def _table(report: Report) -> str:
 
 def _row(entry: ModelEntry) -> tuple[str, ...]:
     drift = entry.drift
-    if drift is None:
-        middle: tuple[str, ...] = (NONE,) * 7
-    else:
-        middle = (
-            number(drift.fid_float),
-            number(drift.fid_quantized),
-            signed(drift.raw),
-            signed(drift.bias_correction),
-            signed(drift.corrected)
-            + (f" {ends(drift.low, drift.high)}" if drift.low is not None else " (no interval)"),
-            number(drift.standard_error),
-            f"{drift.n_over_rank:.1f}",
-        )
     return (
         f"{_text(entry.label)} ({_text(entry.precision)})",
-        *middle,
+        number(drift.fid_float),
+        number(drift.fid_quantized),
+        signed(drift.raw),
+        signed(drift.bias_correction),
+        signed(drift.corrected)
+        + (f" {ends(drift.low, drift.high)}" if drift.low is not None else " (no interval)"),
+        number(drift.standard_error),
+        f"{drift.n_over_rank:.1f}",
         precision_recall(entry.prc),
         number(entry.rms_distance_mean),
         size(entry.size_bytes),
@@ -181,29 +175,22 @@ def _reading(report: Report) -> str:
 def _details(report: Report) -> str:
     lines = []
     for entry in report.models:
-        parts = []
-        if not entry.finite:
-            parts.append("the quantized samples are not finite, so there is no drift")
-        if entry.drift is not None and entry.drift.identical:
+        parts, drift, kid = [], entry.drift, entry.kid
+        if drift.identical:
             parts.append("all features are identical to the float model's")
-        if entry.drift is not None and entry.drift.low is None:
-            parts.append(f"no interval: {_text(entry.drift.reason or 'no reason given')}")
-        if entry.drift is not None and entry.drift.low is not None:
-            parts.append(f"interval at {100 * entry.drift.confidence:.3g} %")
-        if entry.kid is not None:
-            kid = entry.kid
-            what = "KID from the float samples" if kid.against == "float" else "KID drift"
-            parts.append(
-                f"{what} {signed(kid.drift)} {ends(kid.low, kid.high)}, SE {number(kid.standard_error)}"
-            )
+        if drift.low is None:
+            parts.append(f"no interval: {_text(drift.reason)}")
+        else:
+            parts.append(f"interval at {100 * drift.confidence:.3g} %")
+        what = "KID from the float samples" if kid.against == "float" else "KID drift"
+        parts.append(f"{what} {signed(kid.drift)} {ends(kid.low, kid.high)}, SE {number(kid.standard_error)}")
         if entry.looks is not None:
             looks = entry.looks
             parts.append(
                 f"look {looks.taken} of {len(looks.planned)} planned (at n = "
                 f"{', '.join(map(str, looks.planned))}), together at {100 * looks.confidence:.3g} %"
             )
-        if entry.rms_distance_max is not None:
-            parts.append(f"largest per-image rms {number(entry.rms_distance_max)}")
+        parts.append(f"largest per-image rms {number(entry.rms_distance_max)}")
         parts.append(f"ran on {_text(identity(entry.runtime))}")
         parts.append(f"digest `{_text(entry.digest[:16])}`")
         if entry.sidecar is not None:
@@ -242,13 +229,12 @@ def _reference(report: Report) -> str:
 
 
 def _grids(report: Report) -> list[str]:
-    drawn = [entry for entry in report.models if entry.grid is not None]
-    if not drawn:
+    if not report.models:
         return []
     blocks = ["## Samples", "Float on the left, quantized on the right, on the same noise."]
-    for entry in drawn:
+    for entry in report.models:
         label = _text(entry.label).replace("[", "(").replace("]", ")")
-        blocks.append(f"**{label}**\n\n![{label}: float and quantized]({quote(entry.grid or '')})")
+        blocks.append(f"**{label}**\n\n![{label}: float and quantized]({quote(entry.grid)})")
     return blocks
 
 

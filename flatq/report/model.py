@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 REPORT_FORMAT = "flatq-report"
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 class _Part(BaseModel):
@@ -88,12 +88,13 @@ class ModelEntry(_Part):
 
     name: of the file or folder. label: for tables. latency_ms: median of one network evaluation at the
     sampling batch. seconds_per_image: wall time of sampling and of extracting features. drift, kid: as in
-    `flatq.evaluate.compare.Comparison`. prc: precision and recall. rms_distance_mean and rms_distance_max: of
-    the root mean square difference between the two images of a pair, as uint8, in units of [-1, 1]; None
-    where the samples are not finite. grid, sidecar: paths relative to the report's folder. grid_sha256,
-    sidecar_sha256: of those files; None in reports that are older than these fields, whose files are not
-    checked. audit: the kernels that ran it. looks: where the gate looked at a growing sample, which also sets
-    the interval's confidence. ladder: where it was asked for.
+    `flatq.evaluate.compare.Comparison`. not_finite: number of images with a value that is not finite, which
+    count as mid-grey. prc: precision and recall. rms_distance_mean and rms_distance_max: of the root mean
+    square difference between the two images of a pair, as uint8, in units of [-1, 1]. grid, sidecar:
+    paths relative to the report's folder. grid_sha256, sidecar_sha256: of those files; None in reports that
+    are older than these fields, whose files are not checked. audit: the kernels that ran it. looks: where
+    the gate looked at a growing sample, which also sets the interval's confidence. ladder: where it was asked
+    for.
     """
 
     name: str
@@ -104,14 +105,14 @@ class ModelEntry(_Part):
     size_bytes: int = Field(ge=0)
     latency_ms: float | None = None
     seconds_per_image: float | None = None
-    drift: Drift | None
-    kid: KidDrift | None
-    finite: bool
-    rms_distance_mean: float | None
-    rms_distance_max: float | None
+    drift: Drift
+    kid: KidDrift
+    not_finite: int = Field(ge=0)
+    rms_distance_mean: float
+    rms_distance_max: float
     prc: PrecisionRecall | None = None
     verdict: Verdict | None = None
-    grid: str | None = None
+    grid: str
     grid_sha256: str | None = None
     sidecar: str | None = None
     sidecar_sha256: str | None = None
@@ -153,7 +154,7 @@ class Report(_Part):
     gate: what the verdicts rest on, if there are any. options: None in reports that are older than they."""
 
     format: Literal["flatq-report"] = "flatq-report"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     created_with: str = __version__
     plan: dict[str, Any]
     noise_version: int = Field(default=1, gt=0)

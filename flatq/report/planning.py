@@ -14,8 +14,8 @@ __all__ = ["plan_text", "plans_of"]
 
 def plans_of(
     report: Report, folder: Path, max_drift: float | None, max_drift_rel: float | None
-) -> list[Plan | None]:
-    """A plan for each model; None where its samples are not finite. At most one of the tolerances.
+) -> list[Plan]:
+    """A plan for each model. At most one of the tolerances.
 
     Raises:
         DataError: as `beyond_relative_tolerance` and `read_sidecar`.
@@ -28,9 +28,6 @@ def plan_text(report: Report, folder: Path, max_drift: float | None, max_drift_r
     blocks = []
     plans = plans_of(report, folder, max_drift, max_drift_rel)
     for entry, plan in zip(report.models, plans, strict=True):
-        if plan is None:
-            blocks.append(f"{entry.name}: samples are not finite; there is nothing to plan")
-            continue
         if plan.resolvable is None:
             head = f"{entry.name}: {plan.pilot} images give no interval: {plan.reason}"
         else:
@@ -50,10 +47,8 @@ def plan_text(report: Report, folder: Path, max_drift: float | None, max_drift_r
 
 def _plan(
     report: Report, entry: ModelEntry, folder: Path, max_drift: float | None, max_drift_rel: float | None
-) -> Plan | None:
+) -> Plan:
     drift = entry.drift
-    if drift is None:
-        return None
     if max_drift_rel is not None:
         kept = read_sidecar(entry, folder)
         influences = (None, None) if kept is None else (kept.influence_float, kept.influence_quantized)

@@ -14,6 +14,7 @@ from flatq.evaluate.drift import at_confidence
 from flatq.evaluate.gate import Tolerances, Verdict, decide_difference, judge
 from flatq.report.model import ModelEntry, Report
 from flatq.report.sidecar import measured, read_sidecar
+from flatq.report.wording import not_finite
 
 __all__ = ["Growth", "growth", "regate", "with_confidence", "with_verdicts"]
 
@@ -34,7 +35,8 @@ def regate(report: Report, tolerances: Tolerances, folder: Path | None = None) -
         if tolerances.max_drift_rel is not None and folder is not None:
             sidecar = read_sidecar(entry, folder)
         influences = () if sidecar is None else (sidecar.influence_float, sidecar.influence_quantized)
-        verdicts.append(judge(entry.drift, entry.kid, tolerances, *influences))
+        lost = entry.not_finite
+        verdicts.append(judge(entry.drift, entry.kid, tolerances, *influences, not_finite=lost))
     return verdicts
 
 
@@ -49,8 +51,7 @@ def with_confidence(report: Report, confidence: float) -> Report:
     for entry in report.models:
         looks = None if entry.looks is None else replace(entry.looks, confidence=confidence)
         each = confidence if looks is None else looks.each
-        drift = None if entry.drift is None else at_confidence(entry.drift, each)
-        models.append(entry.model_copy(update={"drift": drift, "looks": looks}))
+        models.append(entry.model_copy(update={"drift": at_confidence(entry.drift, each), "looks": looks}))
     return report.model_copy(update={"models": models})
 
 
@@ -61,7 +62,7 @@ class Growth:
     notes: what a reader should know of how the reports differ.
     """
 
-    differences: list[DriftDifference | None]
+    differences: list[DriftDifference]
     verdicts: list[Verdict]
     notes: list[str]
 
@@ -98,19 +99,20 @@ def growth(
     differences, verdicts = [], []
     for entry in report.models:
         other = _earlier(entry, report, earlier)
-        difference = None
-        new, old = measured(entry, read_sidecar(entry, folder)), None
-        if new is not None:
-            old = measured(other, read_sidecar(other, earlier_folder))
-            if old is None:
-                raise UsageError(
-                    f"the earlier report holds no drift of {other.name}",
-                    expected="finite samples",
-                    got="samples that are not finite",
-                )
-            difference = drift_difference(old, new, unpaired=unpaired)
+        if other.not_finite:
+            raise UsageError(
+                f"a drift cannot be judged over the earlier one of {other.name}",
+                expected="finite samples",
+                got=not_finite(other),
+            )
+        new = measured(entry, read_sidecar(entry, folder))
+        old = measured(other, read_sidecar(other, earlier_folder))
+        difference = drift_difference(old, new, unpaired=unpaired)
         differences.append(difference)
-        verdicts.append(decide_difference(difference, entry.kid, max_drift, min_samples=min_samples))
+        lost = entry.not_finite
+        verdicts.append(
+            decide_difference(difference, entry.kid, max_drift, min_samples=min_samples, not_finite=lost)
+        )
     return Growth(differences, verdicts, notes)
 
 

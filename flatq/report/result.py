@@ -34,7 +34,7 @@ class GatedModel(_Part):
     name: str
     label: str
     verdict: Verdict
-    drift: Drift | None
+    drift: Drift
     difference: DriftDifference | None = None
 
 
@@ -61,7 +61,7 @@ def gate_result(
     tolerances: Tolerances,
     *,
     on_inconclusive: OnInconclusive,
-    differences: Sequence[DriftDifference | None] | None = None,
+    differences: Sequence[DriftDifference] | None = None,
     notes: Sequence[str] = (),
 ) -> GateResult:
     """The result of the verdicts on a report's models, in their order.
@@ -73,7 +73,7 @@ def gate_result(
     if outcomes & {"fail", "inconclusive"}:
         outcome = "fail" if "fail" in outcomes else "inconclusive"
     inconclusive = {"pass": EXIT_OK, "fail": EXIT_GATE_FAILED, "error": EXIT_INCONCLUSIVE}[on_inconclusive]
-    compared = differences if differences is not None else [None] * len(verdicts)
+    compared = [None] * len(verdicts) if differences is None else differences
     return GateResult(
         outcome=outcome,
         exit_code={"pass": EXIT_OK, "fail": EXIT_GATE_FAILED, "inconclusive": inconclusive}[outcome],
@@ -153,16 +153,16 @@ def summary(result: GateResult) -> str:
 
 
 def _row(model: GatedModel) -> str:
-    judged: Drift | DriftDifference | None = model.difference or model.drift
+    judged = model.difference or model.drift
     interval = "-"
-    if judged is not None and judged.corrected is not None:
+    if judged.corrected is not None:
         interval = f"{judged.corrected:+.4g} [{judged.low:+.4g}, {judged.high:+.4g}]"
     more = model.verdict.samples_to_settle
     cells = (
         _cell(model.label),
         model.verdict.outcome,
         interval,
-        "-" if model.drift is None else str(model.drift.n),
+        str(model.drift.n),
         "-" if more is None else str(more),
     )
     return f"| {' | '.join(cells)} |"

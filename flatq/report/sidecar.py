@@ -41,7 +41,7 @@ def read_sidecar(entry: ModelEntry, folder: Path) -> Sidecar | None:
         DataError: a file that is damaged or changed, or that is not of the report's samples (its influence
             values do not give the report's standard error).
     """
-    if entry.sidecar is None or entry.drift is None or not (folder / entry.sidecar).is_file():
+    if entry.sidecar is None or not (folder / entry.sidecar).is_file():
         return None
     file = folder / entry.sidecar
     check_digest(file, entry.sidecar_sha256)
@@ -103,10 +103,8 @@ def _unreadable(file: Path, why: str) -> DataError:
     )
 
 
-def measured(entry: ModelEntry, sidecar: Sidecar | None) -> MeasuredDrift | None:
-    """For `flatq.evaluate.difference`; None where there is no drift."""
-    if entry.drift is None:
-        return None
+def measured(entry: ModelEntry, sidecar: Sidecar | None) -> MeasuredDrift:
+    """For `flatq.evaluate.difference`."""
     if sidecar is None:
         return MeasuredDrift(entry.drift)
     values = None
@@ -117,7 +115,6 @@ def measured(entry: ModelEntry, sidecar: Sidecar | None) -> MeasuredDrift | None
 
 def _fits(entry: ModelEntry, sidecar: Sidecar) -> bool:
     drift = entry.drift
-    assert drift is not None
     rows = {
         array.shape
         for array in (sidecar.indices, sidecar.influence_float, sidecar.influence_quantized)

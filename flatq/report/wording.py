@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flatq.evaluate.precision_recall import PrecisionRecall
-    from flatq.report.model import Report
+    from flatq.report.model import ModelEntry, Report
 
 __all__ = [
     "NONE",
@@ -22,6 +22,7 @@ __all__ = [
     "joined",
     "latency",
     "neighbours",
+    "not_finite",
     "number",
     "numeral",
     "percent",
@@ -168,14 +169,25 @@ def cautions(report: Report) -> list[str]:
             f"The reference statistics name no extractor: that {report.extractor.name} made them, and from "
             "how many images, cannot be checked."
         )
-    relative = {e.drift.relative_tolerance for e in report.models if e.drift is not None} - {None}
+    relative = {e.drift.relative_tolerance for e in report.models} - {None}
     lines += [
         f"Drifts are counted beyond a relative tolerance: (1 + {tolerance:g}) times FID float is subtracted."
         for tolerance in sorted(t for t in relative if t is not None)
     ]
+    lines += [f"{entry.label}: {not_finite(entry)}." for entry in report.models if entry.not_finite]
+    lines += [
+        f"{entry.label}: images of ladder stage {joined(stages)} were not finite and count as mid-grey."
+        for entry in report.models
+        if entry.ladder is not None and (stages := entry.ladder.not_finite)
+    ]
     if any(re.search(r"w4(?!\d)", entry.precision.lower()) for entry in report.models):
         lines.append("w4: 4-bit values run on 8-bit kernels; the latency is that of 8 bits.")
     return lines
+
+
+def not_finite(entry: ModelEntry) -> str:
+    """How many of a model's images were not finite."""
+    return f"{entry.not_finite} of {entry.drift.n} images were not finite and count as mid-grey"
 
 
 def reference_in_words(report: Report) -> str:

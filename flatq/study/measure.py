@@ -99,7 +99,7 @@ class Subject:
             progress=self.progress,
         )
         entries = dict(zip(paths, report.models, strict=True))
-        some = next(e.drift for e in report.models if e.drift is not None)
+        some = report.models[0].drift
         return ImagesResult(
             model=self.model,
             weights=self.weights,
@@ -121,7 +121,7 @@ class Subject:
         return QuantizerResult(
             digest=entry.digest,
             precision=entry.precision,
-            finite=entry.finite,
+            finite=entry.not_finite == 0,
             drift=entry.drift,
             distance=entry.rms_distance_mean,
             integer_share=None if entry.audit is None else entry.audit.integer_share,

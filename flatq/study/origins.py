@@ -101,15 +101,13 @@ def cautions(study: StudyConfig, cells: Sequence[CellResult], missing: Sequence[
     found += _sentence(f"These FIDs rest on fewer than {_FEW_PER_RANK} samples per feature rank", few)
     lost = [f"{_label(c, r)} {q}" for c, r in images for q, x in r.quantized.items() if not x.finite]
     found += _sentence(
-        "These quantized models sampled values that are not finite, so that they have no drift and their "
-        "seeds drop out of every contrast that needs it",
-        lost,
+        "These quantized models sampled images that are not finite, which count as mid-grey", lost
     )
     bare = [
         f"{_label(c, r)} {q} ({x.drift.reason})"
         for c, r in images
         for q, x in r.quantized.items()
-        if x.drift is not None and x.drift.corrected is None
+        if x.drift.corrected is None
     ]
     found += _sentence("These drifts could not be corrected for bias and are left out", bare)
     gone = [f"{name} of {cell.name} ({why})" for cell in cells for name, why in cell.missing.items()]

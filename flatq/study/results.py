@@ -60,7 +60,7 @@ class QuantizerResult(Found):
     """What a quantized model turned out to be on its runtime.
 
     Attributes:
-        finite: False where it samples values that are not finite; there is no drift then.
+        finite: False where it samples images that are not finite, which count as mid-grey.
         drift: as `flatq.evaluate.drift`, of n images.
         distance: mean over pairs of the root mean square difference to the float model's image, in [-1, 1].
         integer_share: of the multiply-accumulates; None where no kernel was audited.
@@ -70,8 +70,8 @@ class QuantizerResult(Found):
     digest: str
     precision: str
     finite: bool
-    drift: Drift | None
-    distance: float | None
+    drift: Drift
+    distance: float
     integer_share: float | None
     parity: ParitySummary | None
     picture: str | None

@@ -121,7 +121,7 @@ class Values:
         if quantity.quantizer == FLOAT:
             return found.fid
         quantized = found.quantized.get(quantity.quantizer)
-        if quantized is None or quantized.drift is None or quantized.drift.corrected is None:
+        if quantized is None or quantized.drift.corrected is None:
             return None
         drift = quantized.drift.corrected
         return drift if quantity.kind == "drift" else found.fid + drift

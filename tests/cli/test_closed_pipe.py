@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flatq.evaluate.drift import fid_drift
+from flatq.evaluate.kid import kid_drift
 from flatq.evaluate.moments import reference_from_features
 from flatq.report.model import Baseline, Environment, ExtractorEntry, ModelEntry, ReferenceEntry, Report
 from flatq.report.write import write_report
@@ -25,10 +26,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = rng.normal(size=(200, 4))
     reference = reference_from_features(rng.normal(size=(500, 4)))
     runtime = {"runtime": "onnxruntime"}
+    q = x + 0.7 + 0.1 * rng.normal(size=x.shape)
     entry = ModelEntry(
         name="w4", label="ema w4", precision="w4", digest="ab", runtime=runtime, size_bytes=1,
-        drift=fid_drift(x, x + 0.7 + 0.1 * rng.normal(size=x.shape), reference), kid=None,
-        finite=True, rms_distance_mean=None, rms_distance_max=None,
+        drift=fid_drift(x, q, reference), kid=kid_drift(x, q, None), not_finite=0,
+        rms_distance_mean=0.05, rms_distance_max=0.2, grid="w4.png",
     )  # fmt: skip
     report = Report(
         plan={"steps": 2, "sampler": "ddim", "seed": 0}, n=200, first_index=0, last_index=199,

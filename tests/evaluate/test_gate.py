@@ -48,22 +48,25 @@ NO_INTERVAL = replace(
 )
 
 
+KID = KidDrift(0.02, 0.01, 0.0196, 0.0004, 0.0396, 0.95, 64, 500, 48, 1.0, 0.9, False)
+
+
 def test_pass_fail_inconclusive() -> None:
-    passed = decide(DRIFT, None, 0.5)
+    passed = decide(DRIFT, KID, 0.5)
     assert passed == Verdict("pass", passed.reason, "fid")
     assert "+0.3, 95 % in [+0.104, +0.496], n = 1000" in passed.reason
-    assert decide(DRIFT, None, 0.1).outcome == "fail"
-    open_ = decide(DRIFT, None, 0.4)
+    assert decide(DRIFT, KID, 0.1).outcome == "fail"
+    open_ = decide(DRIFT, KID, 0.4)
     assert open_.outcome == "inconclusive"
     assert open_.samples_to_settle == 7849  # ((1.96 + 0.8416) * 0.1 sqrt(1000) / 0.1)^2
     assert "7849 samples" in open_.reason
-    at_the_tolerance = decide(DRIFT, None, 0.3)
+    at_the_tolerance = decide(DRIFT, KID, 0.3)
     assert (at_the_tolerance.outcome, at_the_tolerance.samples_to_settle) == ("inconclusive", None)
 
 
 @pytest.mark.parametrize("tolerance", [0.4, 0.2, 0.45, 0.11])
 def test_the_samples_named_settle_it_four_times_of_five(tolerance: float) -> None:
-    named = decide(DRIFT, None, tolerance).samples_to_settle
+    named = decide(DRIFT, KID, tolerance).samples_to_settle
     assert named is not None
     se = 0.1 * np.sqrt(1000 / named)
     half = NormalDist().inv_cdf(0.975) * se
@@ -74,51 +77,51 @@ def test_the_samples_named_settle_it_four_times_of_five(tolerance: float) -> Non
             DRIFT, corrected=value, standard_error=se, half_width=half, low=value - half, high=value + half,
             n=named,
         )  # fmt: skip
-        settled += decide(again, None, tolerance).outcome == expected
+        settled += decide(again, KID, tolerance).outcome == expected
     assert settled / 4000 == pytest.approx(0.8, abs=0.025)  # 4 standard errors
 
 
 def test_upper_end_on_the_tolerance_passes() -> None:
-    assert decide(DRIFT, None, 0.496).outcome == "pass"
-    assert decide(DRIFT, None, 0.104).outcome == "inconclusive"
+    assert decide(DRIFT, KID, 0.496).outcome == "pass"
+    assert decide(DRIFT, KID, 0.104).outcome == "inconclusive"
 
 
 def test_no_interval_names_kid_and_the_n() -> None:
-    kid = KidDrift(0.02, 0.01, 0.0196, 0.0004, 0.0396, 0.95, 64, 500, 48, 1.0, 0.9, False)
-    verdict = decide(NO_INTERVAL, kid, 0.5)
+    verdict = decide(NO_INTERVAL, KID, 0.5)
     assert (verdict.outcome, verdict.metric, verdict.samples_to_settle) == ("inconclusive", "fid", 480)
     assert "1.33 per direction" in verdict.reason
     assert "KID drift is +0.02" in verdict.reason
-    assert decide(replace(NO_INTERVAL, settles=False), kid, 0.5).samples_to_settle is None
+    assert decide(replace(NO_INTERVAL, settles=False), KID, 0.5).samples_to_settle is None
 
 
 def test_min_samples() -> None:
-    verdict = decide(DRIFT, None, 0.5, min_samples=2000)
+    verdict = decide(DRIFT, KID, 0.5, min_samples=2000)
     assert (verdict.outcome, verdict.samples_to_settle) == ("inconclusive", 2000)
-    assert decide(DRIFT, None, 0.5, min_samples=1000).outcome == "pass"
+    assert decide(DRIFT, KID, 0.5, min_samples=1000).outcome == "pass"
 
 
 def test_samples_that_are_not_finite_fail() -> None:
-    verdict = decide(None, None, 0.5, min_samples=10**6)
+    verdict = decide(DRIFT, KID, 0.5, min_samples=10**6, not_finite=3)
     assert (verdict.outcome, verdict.metric) == ("fail", "samples")
+    assert "3 of 1000 images" in verdict.reason
 
 
 def test_relative_tolerance() -> None:
     relative = replace(DRIFT, relative_tolerance=0.05)
-    assert decide(relative, None, None).outcome == "fail"
+    assert decide(relative, KID, None).outcome == "fail"
     below = replace(relative, corrected=-0.3, low=-0.496, high=-0.104)
-    assert decide(below, None, None).outcome == "pass"
-    assert "5 % of the float model's FID" in decide(below, None, None).reason
+    assert decide(below, KID, None).outcome == "pass"
+    assert "5 % of the float model's FID" in decide(below, KID, None).reason
 
 
 def test_usage() -> None:
     with pytest.raises(UsageError, match="one tolerance"):
-        decide(DRIFT, None, None)
+        decide(DRIFT, KID, None)
     with pytest.raises(UsageError, match="one tolerance"):
-        decide(replace(DRIFT, relative_tolerance=0.1), None, 0.5)
+        decide(replace(DRIFT, relative_tolerance=0.1), KID, 0.5)
     for bad in (-0.1, float("nan"), float("inf")):
         with pytest.raises(DataError, match="tolerated drift"):
-            decide(DRIFT, None, bad)
+            decide(DRIFT, KID, bad)
 
 
 class Planted:

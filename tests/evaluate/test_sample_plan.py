@@ -63,6 +63,9 @@ def test_a_plan_without_what_it_lacks() -> None:
     assert len(same.goals) == 1
 
 
+KID = KidDrift(0.02, 0.1, 0.2, -0.18, 0.22, 0.95, 500, 9, D, 1.0, 1.0, False)
+
+
 def test_the_worse_of_two_tolerances() -> None:
     share = _number(DRIFT.corrected) / DRIFT.fid_float
     loose, tight = 10 * share + 1, share / 10
@@ -75,12 +78,12 @@ def test_the_worse_of_two_tolerances() -> None:
         (Tolerances(_number(DRIFT.low) / 2, loose), "fail"),
         (Tolerances(absolute, loose, 1000), "inconclusive"),
     ):
-        assert judge(DRIFT, None, tolerances, *INFLUENCES).outcome == outcome, tolerances
-    assert judge(None, None, Tolerances(None, 0.1)).outcome == "fail"
+        assert judge(DRIFT, KID, tolerances, *INFLUENCES).outcome == outcome, tolerances
+    assert judge(DRIFT, KID, Tolerances(absolute, loose), *INFLUENCES, not_finite=1).outcome == "fail"
     with pytest.raises(UsageError, match="no tolerance"):
-        judge(DRIFT, None, Tolerances(min_samples=3))
+        judge(DRIFT, KID, Tolerances(min_samples=3))
     with pytest.raises(DataError, match="influence values"):
-        judge(DRIFT, None, Tolerances(None, 0.1))
+        judge(DRIFT, KID, Tolerances(None, 0.1))
 
 
 def test_worst() -> None:
@@ -97,25 +100,25 @@ DIFFERENCE = DriftDifference(0.3, 0.1, 0.2, 0.1, 0.5, 0.95, (400, 500), True, No
 
 
 def test_the_verdict_on_a_difference() -> None:
-    passed = decide_difference(DIFFERENCE, None, 0.5)
+    passed = decide_difference(DIFFERENCE, KID, 0.5)
     assert passed.outcome == "pass"
     assert "paired on 400 images, n = 400 and 500" in passed.reason
-    assert decide_difference(DIFFERENCE, None, 0.05).outcome == "fail"
-    open_ = decide_difference(DIFFERENCE, None, 0.4)
+    assert decide_difference(DIFFERENCE, KID, 0.05).outcome == "fail"
+    open_ = decide_difference(DIFFERENCE, KID, 0.4)
     # 500 ((1.96 + 0.8416) 0.1 / 0.1)^2, at a standard error of 0.1
     assert (open_.outcome, open_.samples_to_settle) == ("inconclusive", 3925)
     assert "3925 samples" in open_.reason
     apart = replace(DIFFERENCE, paired=False, unpaired="the seeds differ")
     for limit in (0.5, 0.05, 0.4):
-        assert "(unpaired: the seeds differ)" in decide_difference(apart, None, limit).reason
+        assert "(unpaired: the seeds differ)" in decide_difference(apart, KID, limit).reason
     none = replace(DIFFERENCE, corrected=None, reason="the old drift has no interval")
-    assert "no interval" in decide_difference(none, None, 0.5).reason
-    assert decide_difference(DIFFERENCE, None, 0.5, min_samples=450).outcome == "inconclusive"
-    assert decide_difference(None, None, 0.5).outcome == "fail"
-    collapsed = KidDrift(2, 0.1, 0.2, 1.8, 2.2, 0.95, 500, 9, D, 1.0, 1.0, False)
+    assert "no interval" in decide_difference(none, KID, 0.5).reason
+    assert decide_difference(DIFFERENCE, KID, 0.5, min_samples=450).outcome == "inconclusive"
+    assert "2 of 500 images" in decide_difference(DIFFERENCE, KID, 0.5, not_finite=2).reason
+    collapsed = replace(KID, drift=2.0, low=1.8, high=2.2)
     assert decide_difference(DIFFERENCE, collapsed, 0.5).metric == "kid"
     with pytest.raises(DataError, match="tolerated drift"):
-        decide_difference(DIFFERENCE, None, -1.0)
+        decide_difference(DIFFERENCE, KID, -1.0)
 
 
 def test_drifts_of_reports_from_before_the_biases_still_load() -> None:

@@ -62,14 +62,6 @@ def test_one_sentence_for_each_outcome(
     assert findings([result("ADM", adm), result("SAM", sam)], "SAM", "ADM") == [f"W8A8: {sentence}"]
 
 
-def test_samples_that_are_not_finite_have_no_drift() -> None:
-    broken: Any = SimpleNamespace(drift=None)
-    (line,) = findings([result("ADM", ADM), MethodResult("SAM", "EMA", "W8A8", broken)], "SAM", "ADM")
-    assert line.endswith(
-        "SAM samples values that are not finite, so it has no drift. SAM and ADM are not compared."
-    )
-
-
 def test_bit_widths_are_told_apart() -> None:
     results = [result(m, d, bits) for m, d in (("ADM", ADM), ("SAM", None)) for bits in ("W8A8", "W4A8")]
     assert [line[:4] for line in findings(results, "SAM", "ADM")] == ["W8A8", "W4A8"]

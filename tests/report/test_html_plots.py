@@ -67,7 +67,7 @@ def test_the_drift_plot_draws_each_model(tmp_path: Path) -> None:
     relative = report.model_copy(update={"gate": Tolerances(None, 0.5)})
     section = page_of(relative, tmp_path).by_id("drift")
     limits = drawn(section.all("svg")[0], "stroke: var(--fail); stroke-width: 1.5")
-    assert len(limits) == 2  # one in each lane
+    assert len(limits) == 3  # one in each lane
     assert "a tolerance relative to the FID is judged by an interval of its own" in section.text
     assert "at most 50 % of the float model's FID" in page_of(relative, tmp_path).all("header")[0].text
 

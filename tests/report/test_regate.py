@@ -106,7 +106,7 @@ def test_growth_refuses(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="which model"):
         _growth(tmp_path, new, old)
     broken = make_report(tmp_path / "old", {"w4": float("nan")})
-    with pytest.raises(UsageError, match="holds no drift"):
+    with pytest.raises(UsageError, match="400 of 400 images were not finite"):
         _growth(tmp_path, make_report(tmp_path / "new", {"w4": 0.3}), broken)
 
 

@@ -44,16 +44,8 @@ def _entry(kind: str, n: int = 400, **more: Any) -> ModelEntry:
         "small": x + 0.05 * rng.normal(size=x.shape),
         "large": 1.5 * x + 0.5,
         "collapse": np.repeat(x[:1], n, axis=0),
-    }.get(kind)
-    fields: dict[str, Any] = {"drift": None, "kid": None, "rms_distance_mean": None, "rms_distance_max": None}
-    if q is not None:
-        fields = {
-            "drift": fid_drift(x, q, reference_from_features(real)),
-            "kid": kid_drift(x, q, real),
-            "prc": precision_recall(manifold_of(q), manifold_of(real)),
-            "rms_distance_mean": 0.05,
-            "rms_distance_max": 0.2,
-        }
+        "broken": np.zeros_like(x),
+    }[kind]
     base: dict[str, Any] = {
         "name": f"{kind}.onnx",
         "label": kind,
@@ -62,9 +54,15 @@ def _entry(kind: str, n: int = 400, **more: Any) -> ModelEntry:
         "runtime": RUNTIME,
         "size_bytes": 1_234_567,
         "latency_ms": 1.5,
-        "finite": q is not None,
+        "drift": fid_drift(x, q, reference_from_features(real)),
+        "kid": kid_drift(x, q, real),
+        "not_finite": n if kind == "broken" else 0,
+        "prc": precision_recall(manifold_of(q), manifold_of(real)),
+        "rms_distance_mean": 0.05,
+        "rms_distance_max": 0.2,
+        "grid": f"{kind}.png",
     }
-    return ModelEntry(**(base | fields | more))
+    return ModelEntry(**(base | more))
 
 
 def _report(*models: ModelEntry, **more: Any) -> Report:
@@ -133,7 +131,7 @@ def test_markdown() -> None:
     assert "no interval: 10 samples are fewer than 20" in text
     assert "4-bit values run on 8-bit kernels" in text
     assert "![small: float and quantized](grids/small%20one.png)" in text
-    assert "the quantized samples are not finite" in text
+    assert "broken: 400 of 400 images were not finite and count as mid-grey." in text
     for line in (
         "- steps: 20",
         "- sampler: ddim",
@@ -242,8 +240,8 @@ def test_a_report_of_before_these_fields_still_reads(tmp_path: Path) -> None:
         ("not json", "is no JSON"),
         ("[1]", "is no flatq report"),
         ('{"format": "other"}', "is no flatq report"),
-        ('{"format": "flatq-report", "version": 2}', "another format version"),
-        ('{"format": "flatq-report", "version": 1, "n": -1}', "damaged"),
+        ('{"format": "flatq-report", "version": 1}', "another format version"),
+        ('{"format": "flatq-report", "version": 2, "n": -1}', "damaged"),
     ],
 )
 def test_bad_file(tmp_path: Path, text: str | None, message: str) -> None:

@@ -109,7 +109,7 @@ def test_the_summary(tmp_path: Path) -> None:
     table = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(table) == 5
     assert all(line.count("|") == 6 for line in table)
-    assert "| ema broken | fail | - | - | - |" in table
+    assert "| ema broken | fail | - | 400 | - |" in table
     assert "- Note: a\\|note of two lines." in text
 
 

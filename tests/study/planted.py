@@ -158,9 +158,7 @@ def planted_cell(cell: Cell, models: Mapping[str, Planted]) -> CellResult:
                     digest="cd" * 32,
                     precision=name,
                     finite=planted.finite,
-                    drift=_drift(fid, jitter(planted.drifts.get(name, 0.0)) * fid)
-                    if planted.finite
-                    else None,
+                    drift=_drift(fid, jitter(planted.drifts.get(name, 0.0)) * fid),
                     distance=0.1,
                     integer_share=1.0,
                     parity=ParitySummary(layers=7, least_equal=1.0, problem=None)

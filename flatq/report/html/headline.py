@@ -79,7 +79,6 @@ def tolerance(source: PageSource) -> str:
     levels = {
         entry.looks.confidence if entry.looks is not None else entry.drift.confidence
         for entry in source.report.models
-        if entry.drift is not None
     }
     sure = f", at {joined([percent(level) for level in sorted(levels)])} confidence" if levels else ""
     return f"Tolerated: {joined(limits)}{over}{sure}{least}."

@@ -124,7 +124,7 @@ def changed(model: PageModel) -> Changed:
     if not rows.size:
         return Changed(model.label, "No image changed at all.")
     text = (
-        f"Mean paired RMSE {number(float(model.entry.rms_distance_mean or 0.0))}, largest "
+        f"Mean paired RMSE {number(model.entry.rms_distance_mean)}, largest "
         f"{number(float(pictures.distance[rows[0]]))}, of {count(len(pictures.distance), 'pair')}."
     )
     pairs = []
@@ -153,8 +153,6 @@ def _panel(images: Sequence[U8], caption: str, note: str, what: str) -> Picture:
 
 def _read(model: PageModel) -> tuple[Pictures | None, str | None]:
     """What a model keeps, or why there is none."""
-    if not model.entry.finite:
-        return None, "its samples are not finite, so there are no images"
     if model.entry.sidecar is None:
         return None, "the report names no file of features and images"
     if not (model.source.folder / model.entry.sidecar).is_file():

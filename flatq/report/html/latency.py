@@ -53,10 +53,7 @@ def scatters(
             _float_point(base.runtime, base.latency_ms) for base in baselines if base.latency_ms is not None
         ]
         points += [
-            point
-            for model in models
-            if model.entry.latency_ms is not None
-            for point in _points(model, model.entry.latency_ms)
+            _point(model, model.entry.latency_ms) for model in models if model.entry.latency_ms is not None
         ]
         title = "While sampling: one evaluation of the network at the sampling batch, ms"
         return _plots(title, "ms", points, {}, limit), []
@@ -72,9 +69,7 @@ def scatters(
     for batch in sorted({batch for speed in speeds for batch in speed.per_image_ms}):
         ms = {key: times[batch] for key, times in known.items() if batch in times}
         points = [_float_point(base.runtime, ms[_key(base)]) for base in baselines if _key(base) in ms]
-        for model in models:
-            if _key(model.entry) in ms:
-                points += _points(model, ms[_key(model.entry)])
+        points += [_point(model, ms[_key(model.entry)]) for model in models if _key(model.entry) in ms]
         floats = {
             f"float, {speed.runtime}": speed.per_image_ms[batch]
             for speed in speeds
@@ -95,13 +90,10 @@ def _float_point(runtime: Mapping[str, Any], ms: float) -> Point:
     return Point(ms, Interval(f"float, {runtime.get('runtime')}", 0.0))
 
 
-def _points(model: PageModel, ms: float) -> list[Point]:
-    """None where the model has no drift."""
+def _point(model: PageModel, ms: float) -> Point:
     drift = model.entry.drift
-    if drift is None:
-        return []
     middle = drift.raw if drift.corrected is None else drift.corrected
-    return [Point(ms, Interval(model.label, middle, drift.low, drift.high, state=outcome_of(model.entry)))]
+    return Point(ms, Interval(model.label, middle, drift.low, drift.high, state=outcome_of(model.entry)))
 
 
 def _plots(

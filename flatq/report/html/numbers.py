@@ -49,9 +49,7 @@ def measures(models: Sequence[PageModel]) -> tuple[list[tuple[str, str]], list[R
             parts.append((report, None))
         columns.append((model.label, model.entry.name))
         parts.append((report, model.entry))
-    levels = sorted(
-        {part.confidence for m in models for part in (m.entry.drift, m.entry.kid) if part is not None}
-    )
+    levels = sorted({part.confidence for m in models for part in (m.entry.drift, m.entry.kid)})
     sure = f"at {joined([percent(level) for level in levels])} confidence" if levels else ""
     rows = [
         Row(
@@ -72,7 +70,7 @@ def _of_drift(name: str, write: Callable[[Any], str]) -> Callable[[ModelEntry], 
     """A field of the drift."""
 
     def cell(entry: ModelEntry) -> Cell:
-        value = None if entry.drift is None else getattr(entry.drift, name)
+        value = getattr(entry.drift, name)
         return Cell() if value is None else Cell(write(value))
 
     return cell
@@ -85,22 +83,18 @@ def _verdict(entry: ModelEntry) -> Cell:
 
 def _corrected(entry: ModelEntry) -> Cell:
     drift = entry.drift
-    if drift is None:
-        return Cell(sub="samples not finite")
     if drift.corrected is None or drift.low is None:
         return Cell(sub=f"no interval: {drift.reason}")
     return Cell(signed(drift.corrected), ends(drift.low, drift.high), outcome_of(entry))
 
 
 def _fid_of_baseline(report: Report) -> Cell:
-    found = {number(entry.drift.fid_float) for entry in report.models if entry.drift is not None}
+    found = {number(entry.drift.fid_float) for entry in report.models}
     return Cell(found.pop()) if len(found) == 1 else Cell()
 
 
 def _kid(entry: ModelEntry) -> Cell:
     kid = entry.kid
-    if kid is None:
-        return Cell()
     against = "; from the float images" if kid.against == "float" else ""
     return Cell(signed(kid.drift), ends(kid.low, kid.high) + against)
 
@@ -110,22 +104,16 @@ def _prc(entry: ModelEntry | Baseline) -> Cell:
 
 
 def _variance(entry: ModelEntry) -> Cell:
-    if entry.kid is None:
-        return Cell()
     ratio = entry.kid.variance_share
     state = "fail" if ratio < COLLAPSE_VARIANCE else ""
     return Cell(percent(ratio) if math.isfinite(ratio) else "inf", state=state)
 
 
 def _paired_rmse(entry: ModelEntry) -> Cell:
-    if entry.rms_distance_mean is None:
-        return Cell()
     return Cell(number(entry.rms_distance_mean), f"at most {number(entry.rms_distance_max)}")
 
 
 def _images(entry: ModelEntry) -> Cell:
-    if entry.drift is None:
-        return Cell()
     look = "" if entry.looks is None else f"; look {entry.looks.taken} of {len(entry.looks.planned)}"
     return Cell(f"{entry.drift.n:,}", f"{entry.drift.n_over_rank:.1f} per feature rank{look}")
 

@@ -54,7 +54,7 @@ def render_html(sources: Sequence[PageSource], speeds: Sequence[Speed] = ()) -> 
     limit = _shared_limit(sources)
     plots, not_timed = scatters(models, speeds, limit)
     first = reports[0]
-    lanes = [_interval(model, limit) for model in models if model.entry.drift is not None]
+    lanes = [_interval(model, limit) for model in models]
     columns, rows = measures(models)
     text = open_template("page.html").render(
         outcome=headline.worst_outcome(models),
@@ -127,7 +127,6 @@ def _shared_limit(sources: Sequence[PageSource]) -> float | None:
 def _interval(model: PageModel, shared: float | None) -> Interval:
     """The drift, with the model's own tolerance where it is not the shared one."""
     drift, gate = model.entry.drift, model.source.report.gate
-    assert drift is not None
     limits = []
     if gate is not None and model.source.against == "float model":
         relative = None if gate.max_drift_rel is None else gate.max_drift_rel * drift.fid_float

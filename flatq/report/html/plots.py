@@ -296,7 +296,7 @@ def drift_plot(results: Sequence[MethodResult], width_inches: float) -> str:
         axes = figure.add_subplot()
         for result in results:
             drift = result.entry.drift
-            if drift is None or drift.corrected is None or drift.low is None or drift.high is None:
+            if drift.corrected is None or drift.low is None or drift.high is None:
                 continue
             number = methods.index(result.method)
             lane = bits.index(result.bits) + 0.2 * (2 * number - 1)
