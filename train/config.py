@@ -27,7 +27,7 @@ class TrainConfig(BaseModel):
         data: an image source of `flatq.images.load_images`; size, resize, limit and image_channels go there.
         method: "adm", the plain baseline; "ip", input perturbation (Ning et al. 2023); "sam",
             sharpness-aware minimization (Foret et al. 2021); "noise", gaussian weight noise, see
-            `flatq.train.weight_noise`.
+            `flatq.train.gradients`.
         rho: SAM's radius, the Euclidean norm of the perturbation of all weights. Used by "sam" alone.
         gamma: strength of the input perturbation, 0.1 for "ip" where it is None. With "sam" it adds input
             perturbation to SAM; "adm" refuses it.
@@ -47,13 +47,13 @@ class TrainConfig(BaseModel):
         ema_decays: one moving average each; the first is the checkpoint's `ema`, another one `ema_DECAY`.
         ema_warmup: decay rises as (1 + n) / (10 + n) up to its value; False takes it from the start.
         switch_ema: copies the first average back into the weights every so many steps, or after each
-            pass over the images ("epoch"): Switch EMA (Li et al. 2024).
+            epoch: Switch EMA (Li et al. 2024).
         swa_start, swa_period: SWA (Izmailov et al. 2018): the equal-weight mean of the weights after steps
-            start, start + period, ...; a start below 1 is a share of `steps`. None: no SWA.
+            start, start + period, ...; a start below 1 is a fraction of `steps`. None: no SWA.
         variance: "learned_range" learns the variance with the hybrid loss, see `flatq.train.objective`.
         timesteps: how t is drawn, see `flatq.train.timesteps`. Only "uniform" gives all methods the same.
         labels: trains with the classes of the images, num_classes of them (None: highest label plus one);
-            label_dropout is the share that loses its class, for classifier-free guidance.
+            label_dropout is the fraction that loses its class, for classifier-free guidance.
         seed: of all random streams, see `flatq.train.streams`.
         threads: torch threads during the run; None leaves them as they are.
         device: "auto" takes a CUDA device where there is one.

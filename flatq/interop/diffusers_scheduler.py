@@ -78,9 +78,8 @@ class _Settings(BaseModel):
         Raises:
             pydantic.ValidationError: numbers out of range.
         """
-        schedule = "table"
-        if self.trained_betas is None:
-            schedule = _OURS.get(str(self.beta_schedule), self.beta_schedule)
+        named = _OURS.get(str(self.beta_schedule), self.beta_schedule)
+        schedule = named if self.trained_betas is None else "table"
         fixed = schedule in ("table", "cosine")
         return ProcessConfig.model_validate(
             {
