@@ -121,7 +121,7 @@ class TrainConfig(BaseModel):
     swa_period: int = Field(default=50, gt=0)
 
     patch_size: int = Field(default=1, gt=0)
-    channels: tuple[int, ...] = Field(default=(32, 64), min_length=1)
+    channels: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(32, 64), min_length=1)
     layers_per_block: int = Field(default=1, gt=0)
     attention: tuple[int, ...] = ()
     head_dim: int = Field(default=8, gt=0)
@@ -240,7 +240,7 @@ def model_config_for(
 
     Raises:
         UsageError: images that are not square, a size that the patches or the levels do not divide, widths
-            below 1 or that the heads do not divide, attention at a resolution that no level has.
+            that the heads do not divide, attention at a resolution that no level has.
     """
     image_channels, height, width = image_shape
     channels, levels = config.channels, len(config.channels)
@@ -250,13 +250,6 @@ def model_config_for(
             expected="height and width alike",
             got=f"{height} x {width}",
             next_step="give a size, to which all images are resized and cropped",
-        )
-    if min(channels) < 1:
-        raise UsageError(
-            "a level of the UNet has no channels",
-            expected="widths of 1 or more",
-            got=str(list(channels)),
-            next_step="give positive widths, such as 32,64",
         )
     divisor = config.patch_size * 2 ** (levels - 1)
     if height % divisor:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from flatq.network import build_network
 from flatq.train.batches import read_images
 from flatq.train.config import TrainConfig, model_config_for
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Forecast", "forecast"]
 
@@ -49,9 +48,6 @@ def forecast(config: TrainConfig) -> Forecast:
         DataError: the images cannot be read, or lack the labels that the run needs.
         UsageError: a network that does not fit the images.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     size, channels, labels, images = config.size, config.image_channels, config.num_classes, None
     if size is None or channels is None or (config.labels and labels is None):
         found = read_images(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +13,7 @@ from numpy.typing import NDArray
 from flatq.errors import ArtifactError, MissingRuntimeError
 from flatq.failures import shortage
 from flatq.packages import require
-from flatq.runtime.base import (
-    UNCONDITIONED,
-    Condition,
-    bind_inputs,
-    default_threads,
-    failed_run,
-    inputs_of_file,
-)
+from flatq.runtime.base import CheckedRuntime, default_threads, inputs_of_file
 
 __all__ = ["Device", "OnnxRuntime", "cpu_options", "import_onnxruntime"]
 
@@ -62,7 +55,7 @@ def cpu_options(ort: Any, threads: int) -> Any:
     return options
 
 
-class OnnxRuntime:
+class OnnxRuntime(CheckedRuntime):
     """Runs an ONNX file whose inputs are the noised images, the timesteps and any conditions.
 
     Args:
@@ -78,6 +71,9 @@ class OnnxRuntime:
         ArtifactError: ONNX Runtime refuses the file (one that keeps data outside its folder, too), or its
             inputs are others.
     """
+
+    _backend = "ONNX Runtime"
+    _errors = (Exception,)  # it raises its own types, which share no base but Exception
 
     def __init__(
         self,
@@ -105,7 +101,7 @@ class OnnxRuntime:
         providers = [(first, dict(options)) if options else first, *others]
         try:
             self._session = ort.InferenceSession(str(path), session, providers=providers)
-        except Exception as error:  # ONNX Runtime raises its own types, which share no base but Exception
+        except Exception as error:
             raise shortage(error) or _refusal(path, self._version, error) from error
         if first not in self._session.get_providers():
             raise MissingRuntimeError(
@@ -130,28 +126,19 @@ class OnnxRuntime:
             **({} if self._device == "cpu" else {"providers": ", ".join(providers)}),
         }
 
-    def __call__(
-        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
-    ) -> NDArray[np.float32]:
-        feed = bind_inputs(self._inputs, x, t, cond)
-        try:
-            if self._device == "cpu":
-                output: NDArray[np.float32] = self._session.run(None, feed)[0]
-                return output
-            if self._bound is None or self._bound.batch != len(x):
-                self._bound = _Bound(self._ort, self._session, feed, "cuda")
-            return self._bound.run(feed)
-        except Exception as error:  # as above
-            raise failed_run("ONNX Runtime", error) from error
+    def _run(self, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        if self._device == "cpu":
+            output: NDArray[np.float32] = self._session.run(None, feed)[0]
+            return output
+        if self._bound is None or self._bound.batch != len(next(iter(feed.values()))):
+            self._bound = _Bound(self._ort, self._session, feed, "cuda")
+        return self._bound.run(feed)
 
     def end_profiling(self) -> Path:
         """Stop profiling and return the file, JSON; only where `profile_prefix` was given."""
         return Path(self._session.end_profiling())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._bound = None
         del self._session
 
