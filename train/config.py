@@ -148,28 +148,24 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        contradictions = (
-            (
-                self.method in ("adm", "noise") and self.gamma is not None,
-                'gamma needs the method "ip" or "sam"',
-            ),
-            (self.method != "sam" and self.sam_on != "all", 'sam_on needs the method "sam"'),
-            (self.method != "sam" and self.sam_every > 1, 'sam_every needs the method "sam"'),
-            (len(set(self.ema_decays)) < len(self.ema_decays), "ema_decays names a decay twice"),
-            (self.switch_ema is not None and not self.ema_decays, "switch_ema needs one of ema_decays"),
-            (
-                self.lr_schedule != "constant" and self.warmup >= self.steps,
-                "the warm-up leaves no steps for lr_schedule",
-            ),
-            (max(self.snapshot_steps, default=0) > self.steps, "snapshot_steps go beyond the last step"),
-            (self.snapshot_loss is not None and self.heldout is None, "snapshot_loss needs heldout images"),
-            (self.first_swa_step > self.steps, "swa_start lies beyond the last step"),
-            (self.stop_loss is not None and self.heldout is None, "stop_loss needs heldout images"),
-            (self.stop_weights == "ema" and not self.ema_decays, "stop_weights ema needs one of ema_decays"),
-            (self.label_dropout > 0 and not self.labels, "label_dropout needs labels"),
-            (self.num_classes is not None and not self.labels, "num_classes needs labels"),
-        )
-        for wrong, message in contradictions:
+        contradictions = {
+            'gamma needs the method "ip" or "sam"': self.gamma is not None
+            and self.method in ("adm", "noise"),
+            'sam_on needs the method "sam"': self.sam_on != "all" and self.method != "sam",
+            'sam_every needs the method "sam"': self.sam_every > 1 and self.method != "sam",
+            "ema_decays names a decay twice": len(set(self.ema_decays)) < len(self.ema_decays),
+            "switch_ema needs one of ema_decays": self.switch_ema is not None and not self.ema_decays,
+            "the warm-up leaves no steps for lr_schedule": self.lr_schedule != "constant"
+            and self.warmup >= self.steps,
+            "snapshot_steps go beyond the last step": max(self.snapshot_steps, default=0) > self.steps,
+            "snapshot_loss needs heldout images": self.snapshot_loss is not None and self.heldout is None,
+            "swa_start lies beyond the last step": self.first_swa_step > self.steps,
+            "stop_loss needs heldout images": self.stop_loss is not None and self.heldout is None,
+            "stop_weights ema needs one of ema_decays": self.stop_weights == "ema" and not self.ema_decays,
+            "label_dropout needs labels": self.label_dropout > 0 and not self.labels,
+            "num_classes needs labels": self.num_classes is not None and not self.labels,
+        }
+        for message, wrong in contradictions.items():
             if wrong:
                 raise ValueError(message)
         return self

@@ -167,13 +167,12 @@ class Steps:
     def state(self) -> dict[str, Any]:
         """All that decides how the run goes on; shares its memory. Every process has to take part."""
         self.read_losses()
+        device = self.workers.device
         rng = {
             "cpu": torch.get_rng_state(),
-            "cuda": None,
+            "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             "weight_noise": self._weight_noise.get_state(),
         }
-        if self.workers.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.workers.device)
         return {
             "config": self.config.model_dump(mode="json"),
             "data_digest": self.images.digest,

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flatq.checkpoint import Checkpoint, file_digest
 from flatq.errors import CheckpointError, UsageError
 from flatq.files import check_free_folder, replacing
-from flatq.interop.diffusers_library import quiet_diffusers
 from flatq.interop.diffusers_scheduler import process_of_scheduler, scheduler_arguments
-from flatq.interop.diffusers_source import DiffusersSource, locate, read_json, scheduler_file
+from flatq.interop.diffusers_source import DiffusersSource, locate, quiet_diffusers, read_json, scheduler_file
 from flatq.interop.diffusers_unet import UnetConfig, read_unet_config, read_unet_weights, same_network
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 from flatq.progress import Note
 from flatq.version import __version__
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["export_diffusers", "import_diffusers"]
 
@@ -158,7 +153,20 @@ def export_diffusers(checkpoint: Checkpoint, folder: Path, *, average: str | Non
         MissingRuntimeError: diffusers is not installed.
     """
     model = checkpoint.model
-    _check_expressible(model)
+    for field, why in (
+        ("patch_size", "it takes the image as it is, not folded into patches"),
+        ("attention_heads", "its heads follow from one attention_head_dim"),
+        ("timestep_channels", "its sinusoids are as wide as the first level"),
+        ("timestep_scale", "it is given the timestep as it is"),
+    ):
+        value, plain = getattr(model, field), ModelConfig.model_fields[field].default
+        if value != plain:
+            raise UsageError(
+                "a UNet2DModel of diffusers cannot be this network",
+                expected=f"{field} {plain}: {why}",
+                got=f"{field} {value}",
+                next_step="keep the checkpoint, or train a network without it",
+            )
     name = checkpoint.choose(average)
     check_free_folder(folder)
     arguments = scheduler_arguments(checkpoint.process, note)
@@ -174,26 +182,3 @@ def export_diffusers(checkpoint: Checkpoint, folder: Path, *, average: str | Non
         scheduler = diffusers.DDPMScheduler(**arguments)
         pipeline = diffusers.DDPMPipeline(unet=checkpoint.network(name).unet, scheduler=scheduler)
         pipeline.save_pretrained(partial)
-
-
-def _check_expressible(model: ModelConfig) -> None:
-    """Refuse a network that is more than a `UNet2DModel`.
-
-    Raises:
-        UsageError: by the first field that a `UNet2DModel` has no argument for.
-    """
-    plain = ModelConfig.model_fields
-    for field, why in (
-        ("patch_size", "it takes the image as it is, not folded into patches"),
-        ("attention_heads", "its heads follow from one attention_head_dim"),
-        ("timestep_channels", "its sinusoids are as wide as the first level"),
-        ("timestep_scale", "it is given the timestep as it is"),
-    ):
-        value = getattr(model, field)
-        if value != plain[field].default:
-            raise UsageError(
-                "a UNet2DModel of diffusers cannot be this network",
-                expected=f"{field} {plain[field].default}: {why}",
-                got=f"{field} {value}",
-                next_step="keep the checkpoint, or train a network without it",
-            )

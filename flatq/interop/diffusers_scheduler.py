@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, StrictBool, ValidationError, model_validator
 
 from flatq.errors import CheckpointError
-from flatq.interop.diffusers_library import quiet_diffusers
+from flatq.interop.diffusers_source import quiet_diffusers
 from flatq.process import ProcessConfig
 from flatq.progress import Note
 

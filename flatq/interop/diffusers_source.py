@@ -1,7 +1,7 @@
-"""Where a diffusers model lies, in a folder or on the hub, and where its parts are in there.
+"""The package diffusers, and where a model of it lies: in a folder or on the hub, with its parts.
 
-Only finds and fetches files; what they say is read elsewhere. Pipelines whose UNet flatq could not sample
-with are refused here.
+Only finds and fetches files; others read them. Pipelines whose UNet flatq could not sample with are refused
+here.
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flatq.errors import CheckpointError, one_line
+from flatq.errors import CheckpointError, MissingRuntimeError, one_line
+from flatq.library_logs import quiet_import
 from flatq.packages import require
 from flatq.progress import Note
 
-__all__ = ["DiffusersSource", "locate", "read_json", "scheduler_file"]
+__all__ = ["DiffusersSource", "locate", "quiet_diffusers", "read_json", "scheduler_file"]
 
 _PIPELINES = ("DDPMPipeline", "DDIMPipeline")
 """The pipelines that are a `UNet2DModel` and a scheduler, and nothing else."""
@@ -25,6 +28,31 @@ _PIPELINES = ("DDPMPipeline", "DDIMPipeline")
 _INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _FOLDERS = ("", "unet/", "unet_ema/")
+
+
+@contextmanager
+def quiet_diffusers() -> Iterator[Any]:
+    """The package, its log lines below errors silenced: what it would say, flatq says itself.
+
+    Raises:
+        MissingRuntimeError: diffusers or torch is not installed, or diffusers cannot load its own parts (as
+            0.36 beside torchao 0.18).
+    """
+    with quiet_import():
+        try:
+            import diffusers
+            import torch  # noqa: F401  (without it diffusers is imported all the same, and fails on use)
+
+            library: Any = diffusers
+            _ = library.UNet2DModel, library.DDPMScheduler  # loaded on first use, which may fail
+        except (ImportError, RuntimeError) as error:
+            raise MissingRuntimeError(
+                "diffusers is not installed or cannot be loaded",
+                expected="the packages torch and diffusers, of versions that fit together",
+                got=one_line(error),
+                next_step='pip install "flatq[cpu]"',
+            ) from error
+        yield library
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from pydantic import ValidationError
 
 from flatq.checkpoint import read_tensors
 from flatq.errors import CheckpointError, one_line
-from flatq.interop.diffusers_library import quiet_diffusers
-from flatq.interop.diffusers_source import read_json
+from flatq.interop.diffusers_source import quiet_diffusers, read_json
 from flatq.network_config import ModelConfig
 from flatq.progress import Note
 
@@ -67,20 +66,14 @@ class UnetConfig:
         if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
             size = size[0]
         channels, out = keys["in_channels"], keys["out_channels"]
+        positional = keys["time_embedding_type"] == "positional"
+        out_expected = f"{channels}, or twice that with a learned variance"
         for key, fits, expected in (
             ("class_embed_type", keys["class_embed_type"] is None, "null: labels are rows of an embedding"),
-            (
-                "time_embedding_type",
-                keys["time_embedding_type"] == "positional",
-                '"positional"; the others belong to score models',
-            ),
+            ("time_embedding_type", positional, '"positional"; the others belong to score models'),
             ("sample_size", type(size) is int, "the height and width of square images, such as 32"),
             ("in_channels", channels in (1, 3), "1 for grey images or 3 for RGB"),
-            (
-                "out_channels",
-                out in (channels, 2 * channels),
-                f"{channels}, or twice that with a learned variance",
-            ),
+            ("out_channels", out in (channels, 2 * channels), out_expected),
         ):
             if not fits:
                 raise CheckpointError(

@@ -21,7 +21,7 @@ Device = Literal["cpu", "cuda", "tensorrt"]
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # What a provider cannot run goes to the next one; that is for the few shape operators, and the provider named
-# first has to be there: `_open` looks.
+# first has to be there.
 _PROVIDERS: dict[Device, list[str]] = {
     "cpu": [_CPU],
     "cuda": [_CUDA, _CPU],
@@ -90,14 +90,21 @@ class OnnxRuntime(CheckedRuntime):
         self._threads = threads or default_threads()
         self._version = str(ort.__version__)
         self._device = device
-        _check_provider(ort, device)
+        first, *others = _PROVIDERS[device]
+        offered = ort.get_available_providers()
+        if first not in offered:
+            raise MissingRuntimeError(
+                f"this build of ONNX Runtime has no {first}",
+                expected="the package onnxruntime-gpu, and onnxruntime uninstalled first",
+                got="only " + ", ".join(offered),
+                next_step='pip uninstall onnxruntime && pip install "flatq[gpu]", or take --device cpu',
+            )
         session = cpu_options(ort, self._threads)
         if optimized_path is not None:
             session.optimized_model_filepath = str(optimized_path)
         if profile_prefix is not None:
             session.enable_profiling = True
             session.profile_file_prefix = str(profile_prefix)
-        first, *others = _PROVIDERS[device]
         providers = [(first, dict(options)) if options else first, *others]
         try:
             self._session = ort.InferenceSession(str(path), session, providers=providers)
@@ -169,17 +176,6 @@ class _Bound:
         # On the CPU the array would be the bound memory itself, which the next run writes again.
         output: NDArray[np.float32] = self._output.numpy().copy()
         return output
-
-
-def _check_provider(ort: Any, device: Device) -> None:
-    offered = ort.get_available_providers()
-    if _PROVIDERS[device][0] not in offered:
-        raise MissingRuntimeError(
-            f"this build of ONNX Runtime has no {_PROVIDERS[device][0]}",
-            expected="the package onnxruntime-gpu, and onnxruntime uninstalled first",
-            got="only " + ", ".join(offered),
-            next_step='pip uninstall onnxruntime && pip install "flatq[gpu]", or take --device cpu',
-        )
 
 
 def _refusal(path: Path, version: str, error: Exception) -> ArtifactError:
