@@ -36,7 +36,7 @@ from flatq.sampler import SamplePlan, sample
 from flatq.train import TrainConfig, train
 from flatq.train.configure import resolve
 from flatq.train.distributed import open_workers
-from flatq.train.dry_run import forecast, look_at_images
+from flatq.train.dry_run import forecast
 from flatq.train.loop import Trainer
 
 __all__ = ["main"]
@@ -74,7 +74,7 @@ def throughput(settings: Settings, results: Path) -> dict[str, Any]:
         for compiled in (False, True) if settings.compile else (False,):
             for method, gradients in (("adm", 1), ("sam", 2)):
                 config = _config(settings, data, method=method, compile=compiled)
-                size = forecast(config, look_at_images(config))
+                size = forecast(config)
                 run = Trainer(config, Path(folder), workers)
                 start = time.perf_counter()
                 for _ in range(5):

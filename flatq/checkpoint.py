@@ -6,6 +6,7 @@ Reads and writes `.pt` files (nothing is unpickled) and builds the diffusers net
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,7 @@ __all__ = [
     "load_checkpoint",
     "read_tensors",
     "save_checkpoint",
+    "write_tensors",
 ]
 
 AVERAGES = ("ema", "raw", "swa")
@@ -155,8 +157,6 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     Raises:
         CheckpointError: the file cannot be written.
     """
-    import torch
-
     content = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -168,19 +168,32 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         },
         "provenance": dict(checkpoint.provenance),
     }
+    write_tensors(content, path)
+    return replace(checkpoint, digest=file_digest(path), source=path)
+
+
+def write_tensors(content: Mapping[str, Any], path: Path) -> None:
+    """Write tensors and plain values to a `.pt` file; a kill leaves the old file or the new one, whole.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    import torch
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial, partial.open("wb") as file:  # given a name, torch hides a full disk
-            torch.save(content, file)
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
         full = shortage(error)
         raise CheckpointError(
             f"cannot write {path}",
             expected="a file name in a folder that can be written, and room for the weights",
             got=one_line(error) if full is None else full.got,
-            next_step="choose another -o",
+            next_step="make room or choose another path; a file that was there before is unchanged",
         ) from error
-    return replace(checkpoint, digest=file_digest(path), source=path)
 
 
 def read_tensors(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -181,20 +182,20 @@ def _configuration(preset: str | None, options: dict[str, Any], resumed: Path | 
 def _describe(config: TrainConfig) -> None:
     """TOML on stdout: the configuration, and the size of the run in comments."""
     from flatq.train.configure import to_toml
-    from flatq.train.dry_run import forecast, look_at_images
+    from flatq.train.dry_run import forecast
 
-    images = look_at_images(config)
-    size = forecast(config, images)
+    size = forecast(config)
     typer.echo(to_toml(config), nl=False)
-    classes = "" if images.labels is None else f", {images.labels} classes"
-    count = "" if images.count is None else f"{images.count:,} of "
-    typer.echo(f"# images: {count}{' x '.join(map(str, images.shape))}{classes}")
+    classes = "" if size.labels is None else f", {size.labels} classes"
+    count = "" if size.images is None else f"{size.images:,} of "
+    typer.echo(f"# images: {count}{' x '.join(map(str, size.image_shape))}{classes}")
     typer.echo(f"# parameters: {size.parameters:,}")
     typer.echo(f"# MACs of an image (multiply-adds of one forward pass): {size.macs:,}")
     typer.echo(f"# memory for weights, gradients, optimizer and averages: {_megabytes(size.weights_bytes)}")
     typer.echo(f"# memory for the activations of a batch, at least: {_megabytes(size.activations_bytes)}")
-    if size.images_bytes is not None:
-        typer.echo(f"# memory for the images: {_megabytes(size.images_bytes)}")
+    if size.images is not None:
+        images_bytes = size.images * math.prod(size.image_shape)
+        typer.echo(f"# memory for the images: {_megabytes(images_bytes)}")
 
 
 def _megabytes(count: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,11 @@ from flatq.sampler import SamplePlan, sample
 from flatq.train import TrainConfig, model_config_for, train
 from flatq.train.batches import Batch, Batches
 from flatq.train.distributed import Workers
-from flatq.train.initialise import zero_outputs
+from flatq.train.held_out import HeldOut
 from flatq.train.loop import Trainer
 from flatq.train.state import read_state
+from flatq.train.steps import zero_outputs
 from flatq.train.timesteps import Uniform
-from flatq.train.watch import HeldOut, WithWeights, save_samples
 
 CPU = torch.device("cpu")
 
@@ -216,7 +215,7 @@ def test_a_loss_that_is_not_finite_is_found_before_the_next_checkpoint(
         nonlocal drawn
         drawn += 1
         batch = draw(batches, sampler)
-        return replace(batch, noise=batch.noise * torch.nan) if drawn == 5 else batch
+        return batch._replace(noise=batch.noise * torch.nan) if drawn == 5 else batch
 
     monkeypatch.setattr(Batches, "draw", poisoned)
     config = _config(steps=60, save_every=3, timesteps=timesteps, train_steps=4, grid_every=100)
@@ -233,7 +232,7 @@ def test_passes_and_parts() -> None:
     drawn, ended = [], []
     for _ in range(5):
         drawn.append(batches.draw(Uniform(10)))
-        ended.append(batches.pass_ended)
+        ended.append(batches.epoch_ended)
     assert ended == [False, False, True, False, True]
     rows = torch.cat([batch.x0 for batch in drawn]).numpy()
     for start in (0, 10):  # each image once in each pass
@@ -342,19 +341,6 @@ def test_grids_show_the_average_and_disturb_nothing(tmp_path: Path) -> None:
     with TorchRuntime(with_grids.network("ema"), threads=1) as runtime:
         x = sample(runtime, with_grids.process, SamplePlan(steps=20), range(64), (1, 8, 8))
     assert np.array_equal(shown, np.asarray(make_grid(to_uint8(x), 8)))
-
-
-def test_other_weights_leave_the_networks_own_alone(tmp_path: Path) -> None:
-    config = _config()
-    model = model_config_for(config, (1, 8, 8))
-    network, other = build_network(model), build_network(model)
-    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 500])
-    swapped = WithWeights(network.eval(), other.unet.state_dict())
-    with torch.no_grad():
-        torch.testing.assert_close(swapped(x, t), other.eval()(x, t))
-        torch.testing.assert_close(WithWeights(network, None)(x, t), network(x, t))
-    save_samples(tmp_path / "a" / "b.png", network, model, config.process)
-    assert (tmp_path / "a" / "b.png").is_file()
 
 
 def test_zeroed_outputs_predict_zero_and_learn() -> None:
