@@ -110,7 +110,7 @@ class _Half:
         if not (np.isfinite(narrow.astype(np.float32)) == np.isfinite(wide)).all():
             raise ModelError(
                 f"a number of {tensor.name or name} is too large for {self.floats}",
-                expected=f"at most {float(ml_dtypes.finfo(self.dtype).max):g}",
+                expected=f"at most {float(ml_dtypes.finfo(self.dtype).max):g}",  # type: ignore[no-untyped-call]
                 got=f"{np.abs(wide).max():g}",
                 next_step="export with --float-precision fp32",
             )
