@@ -156,7 +156,7 @@ def _trained(settings: Settings, results: Path, name: str, **keys: Any) -> dict[
 def sampling(settings: Settings, results: Path) -> dict[str, Any]:
     """The EMA weights of SAM, quantized by rounding to nearest; on the same noise throughout."""
     from flatq.calib import CalibrationPlan
-    from flatq.export import export_artifact, export_checkpoint
+    from flatq.export.deploy import export_artifact, export_checkpoint
     from flatq.models import open_model
     from flatq.quantize.artifact import write_artifact
     from flatq.quantize.lowering import lower

@@ -88,7 +88,7 @@ def _peers(options: argparse.Namespace) -> dict[Path, dict[str, Any]]:
 
     from flatq.calib.inputs import CalibrationPlan
     from flatq.checkpoint import load_checkpoint
-    from flatq.export import export_checkpoint
+    from flatq.export.deploy import export_checkpoint
 
     checkpoint = load_checkpoint(options.checkpoint)
     plan = CalibrationPlan(images=options.calib_images, seed=options.calib_seed)

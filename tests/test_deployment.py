@@ -24,7 +24,7 @@ from flatq.backends import EXPORT_FLAGS, RuntimeSettings
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import Target, read_deployment
 from flatq.errors import ArtifactError, MissingRuntimeError, ModelError, UsageError
-from flatq.export import export_artifact, export_checkpoint
+from flatq.export.deploy import export_artifact, export_checkpoint
 from flatq.models import open_model
 from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.runtime.onnxruntime import OnnxRuntime
@@ -204,7 +204,7 @@ _BUILD = """
 import sys
 from pathlib import Path
 from flatq.errors import MissingRuntimeError
-from flatq.export import build_engine
+from flatq.export.engine import build_engine
 try:
     build_engine(Path({folder!r}))
 except MissingRuntimeError as error:

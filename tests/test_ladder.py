@@ -16,7 +16,7 @@ from flatq.evaluate.drift import fid_drift
 from flatq.evaluate.frechet import frechet_side
 from flatq.evaluate.ladder import ERRORS, check_ladder, climb
 from flatq.evaluate.moments import reference_from_features
-from flatq.export import export_artifact
+from flatq.export.deploy import export_artifact
 from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.report.model import read_report
 from flatq.sampler import SamplePlan

@@ -195,7 +195,7 @@ class _Search:
         digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
 
         def export(target: Target, out: Path) -> None:
-            from flatq.export import export_artifact
+            from flatq.export.deploy import export_artifact
 
             export_artifact(path, target, out)
 
@@ -222,7 +222,7 @@ class _Search:
 
     def _floats(self, path: Path, checkpoint: Checkpoint, weights: str, able: list[str]) -> None:
         def export(target: Target, out: Path) -> None:
-            from flatq.export import export_checkpoint
+            from flatq.export.deploy import export_checkpoint
 
             export_checkpoint(checkpoint, target, out, average=weights)
 
@@ -274,7 +274,7 @@ class _Search:
         out = self._scratch / str(self._exports)
         export(target, out)
         if runtime == "tensorrt":
-            from flatq.export import build_engine
+            from flatq.export.engine import build_engine
 
             build_engine(out, (min(self._batches), max(self._batches), max(self._batches)))
         return out, EXPORTED

@@ -14,7 +14,7 @@ from flatq.bench import read_result, subjects
 from flatq.bench.subjects import missing_runtime
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import load_checkpoint
-from flatq.export import export_artifact, export_checkpoint
+from flatq.export.deploy import export_artifact, export_checkpoint
 from flatq.quantize.artifact import write_artifact
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS

@@ -199,7 +199,7 @@ def test_each_process_takes_a_gpu(
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A checkpoint for digits and an artifact of it, exported."""
     from flatq.calib.inputs import CalibrationPlan
-    from flatq.export import export_artifact
+    from flatq.export.deploy import export_artifact
     from flatq.models import deployment_folder
     from flatq.quantize.artifact import write_artifact
     from flatq.quantize.rounding import quantize_checkpoint

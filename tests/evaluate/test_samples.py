@@ -14,7 +14,7 @@ from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.evaluate.cache import Cache
 from flatq.evaluate.features import open_features
 from flatq.evaluate.samples import Sampling, sample_key
-from flatq.export import export_checkpoint
+from flatq.export.deploy import export_checkpoint
 from flatq.models import Opening, deployment_folder, open_model
 from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.sampler import SamplePlan

@@ -13,7 +13,7 @@ from flatq.calib.inputs import CalibrationPlan, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import read_deployment
 from flatq.errors import ModelError, UsageError
-from flatq.export import export_artifact, export_checkpoint
+from flatq.export.deploy import export_artifact, export_checkpoint
 from flatq.labels import Classes
 from flatq.models import Model, open_model
 from flatq.noise import NoiseStream, normal

@@ -268,7 +268,7 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_constant_keys_and_one_token_give_numbers(bits: int, lone: Checkpoint, tmp_path: Path) -> None:
-    from flatq.export import export_artifact
+    from flatq.export.deploy import export_artifact
     from flatq.models import open_model
 
     artifact = _quantized(lone, attention_bits=bits, activation_range="mse")
