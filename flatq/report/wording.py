@@ -28,6 +28,7 @@ __all__ = [
     "percent",
     "precision_recall",
     "reference_in_words",
+    "sampling_settings",
     "scale",
     "signed",
     "size",
@@ -200,3 +201,9 @@ def reference_in_words(report: Report) -> str:
         "foreign-statistics": "statistics of others in ",
     }[reference.kind]
     return f"{kind}{reference.name}, {count}"
+
+
+def sampling_settings(report: Report) -> dict[str, Any]:
+    """The settings of the sampling plan that have a value; guidance only with labels."""
+    unused = {"guidance"} if report.labels is None else set()
+    return {key: value for key, value in report.plan.items() if value is not None and key not in unused}

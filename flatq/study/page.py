@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 
 from flatq.report.html.images import Picture
-from flatq.report.html.template import open_template
+from flatq.report.template import open_template
 from flatq.study.config import FLOAT, StudyConfig
 from flatq.study.plots import exposure_plots, fid_plots, noise_plots
 from flatq.study.results import CellResult

@@ -47,7 +47,7 @@ def scatters(
     Args:
         limit: the tolerance, where all models share it.
     """
-    baselines = [group.source.report.baseline for group in groups(models)]
+    baselines = [group[0].source.report.baseline for group in groups(models)]
     if not speeds:
         points = [
             _float_point(base.runtime, base.latency_ms) for base in baselines if base.latency_ms is not None

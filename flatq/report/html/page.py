@@ -10,15 +10,15 @@ from markupsafe import Markup
 from flatq.errors import DataError
 from flatq.evaluate.ladder import ERRORS
 from flatq.files import replacing
+from flatq.report.eval_command import eval_command
 from flatq.report.html import headline
 from flatq.report.html.images import changed, samples
 from flatq.report.html.latency import Speed, scatters
 from flatq.report.html.numbers import measures
 from flatq.report.html.page_models import PageModel, PageSource, groups, outcome_of, page_models
 from flatq.report.html.plots import Interval, interval_plots
-from flatq.report.html.settings import rerun
-from flatq.report.html.template import open_template
-from flatq.report.wording import cautions, neighbours, scale
+from flatq.report.template import open_template
+from flatq.report.wording import ROUNDING, cautions, neighbours, reference_in_words, sampling_settings, scale
 from flatq.verify.tables import integer_groups
 
 __all__ = ["render_html", "write_html"]
@@ -85,7 +85,11 @@ def render_html(sources: Sequence[PageSource], speeds: Sequence[Speed] = ()) -> 
         scatters=plots,
         benchmarked=bool(speeds),
         not_timed=not_timed,
-        again=[rerun(report) for report in reports],
+        reports=reports,
+        eval_command=eval_command,
+        roundings=ROUNDING,
+        reference_in_words=reference_in_words,
+        sampling_settings=sampling_settings,
     )
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
 
