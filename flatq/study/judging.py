@@ -10,11 +10,20 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flatq.errors import DataError
-from flatq.study.records import Found
+from flatq.report.model import Record
 
-__all__ = ["FEWEST_SEEDS", "Claim", "Condition", "JudgedClaim", "JudgedCondition", "judge_claims"]
+__all__ = [
+    "FEWEST_SEEDS",
+    "Claim",
+    "Condition",
+    "JudgedClaim",
+    "JudgedCondition",
+    "judge_claims",
+    "t_interval",
+]
 
 FEWEST_SEEDS = 5
 """With fewer seeds the estimates are shown without a verdict."""
@@ -26,7 +35,7 @@ _MOST_SEEDS = 1000
 ClaimVerdict = Literal["confirmed", "refuted", "undecided", "too few seeds"]
 
 
-class Condition(Found):
+class Condition(Record):
     """What a claim says of one contrast.
 
     Attributes:
@@ -41,14 +50,14 @@ class Condition(Found):
     threshold: float
 
 
-class Claim(Found):
+class Claim(Record):
     """Confirmed if all conditions hold, refuted if one does not."""
 
     name: str
     conditions: tuple[Condition, ...]
 
 
-class JudgedCondition(Found):
+class JudgedCondition(Record):
     """One test.
 
     Attributes:
@@ -71,7 +80,7 @@ class JudgedCondition(Found):
     seeds_needed: int | None
 
 
-class JudgedClaim(Found):
+class JudgedClaim(Record):
     """A claim and its tests."""
 
     name: str
@@ -105,6 +114,17 @@ def judge_claims(claims: Sequence[Claim]) -> list[JudgedClaim]:
     return found
 
 
+def t_interval(values: NDArray[np.float64]) -> tuple[float, float | None, float | None]:
+    """Mean of values [n] and the ends of its 95 % t interval; None for a single value."""
+    from scipy.stats import t
+
+    n, mean = len(values), float(values.mean())
+    if n == 1:
+        return mean, None, None
+    half = float(t.ppf(1 - _ALPHA / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half
+
+
 def _p(condition: Condition) -> float:
     """Two-sided p value of the t test against the threshold; without any spread 0, or 1 at the threshold."""
     from scipy.stats import t
@@ -128,21 +148,14 @@ def _holm(p: Sequence[float | None]) -> list[float | None]:
 
 
 def _judge(condition: Condition, p: float | None, adjusted: float | None) -> JudgedCondition:
-    from scipy.stats import t
-
-    values = np.array(condition.values)
-    n, mean = len(values), float(values.mean())
-    low = high = None
-    if n > 1:
-        half = float(t.ppf(1 - _ALPHA / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
-        low, high = mean - half, mean + half
+    mean, low, high = t_interval(np.array(condition.values))
     verdict: ClaimVerdict = "too few seeds" if adjusted is None else "undecided"
     if adjusted is not None and adjusted <= _ALPHA:
         holds = mean < condition.threshold if condition.side == "below" else mean > condition.threshold
         verdict = "confirmed" if holds else "refuted"
     return JudgedCondition(
         name=condition.name,
-        seeds=n,
+        seeds=len(condition.values),
         threshold=condition.threshold,
         side=condition.side,
         mean=mean,

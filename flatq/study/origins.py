@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from flatq.report.model import Record
 from flatq.study.config import StudyConfig
-from flatq.study.records import Found
 from flatq.study.results import CellResult, ImagesResult
 
 __all__ = ["CellOrigin", "LayerParity", "cautions", "common_origin", "layer_parity", "origin"]
@@ -14,7 +14,7 @@ __all__ = ["CellOrigin", "LayerParity", "cautions", "common_origin", "layer_pari
 _FEW_PER_RANK = 10
 
 
-class CellOrigin(Found):
+class CellOrigin(Record):
     """commit: "+" behind it where files differed from it. versions: of packages. seconds: of all its work."""
 
     cell: str
@@ -26,7 +26,7 @@ class CellOrigin(Found):
     train_seconds: float | None
 
 
-class LayerParity(Found):
+class LayerParity(Record):
     """Layers of one deployment against the PyTorch reference; problem: what verification refused."""
 
     cell: str

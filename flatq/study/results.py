@@ -14,7 +14,7 @@ from flatq.evaluate.drift import Drift
 from flatq.files import replacing
 from flatq.flatness.exposure import Exposure
 from flatq.flatness.result import Flatness
-from flatq.study.records import Found
+from flatq.report.model import Record
 
 __all__ = [
     "CellResult",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-class TrainedModel(Found):
+class TrainedModel(Record):
     """One moment of a run.
 
     Attributes:
@@ -45,7 +45,7 @@ class TrainedModel(Found):
     heldout_loss: dict[str, float] | None
 
 
-class ParitySummary(Found):
+class ParitySummary(Record):
     """Layers on the runtime against the PyTorch reference: how many, and the lowest share of equal elements.
 
     problem: what verification refused; None where it passed.
@@ -56,7 +56,7 @@ class ParitySummary(Found):
     problem: str | None
 
 
-class QuantizerResult(Found):
+class QuantizerResult(Record):
     """What a quantized model turned out to be on its runtime.
 
     Attributes:
@@ -77,7 +77,7 @@ class QuantizerResult(Found):
     picture: str | None
 
 
-class ImagesResult(Found):
+class ImagesResult(Record):
     """FID of one model's weights and of its quantized forms, all on the same noise.
 
     Attributes:
@@ -99,7 +99,7 @@ class ImagesResult(Found):
     picture: str | None
 
 
-class FlatnessResult(Found):
+class FlatnessResult(Record):
     """`damage` of `flatness` is in the order of `quantizers`."""
 
     kind: Literal["flatness"] = "flatness"
@@ -109,7 +109,7 @@ class FlatnessResult(Found):
     flatness: Flatness
 
 
-class ExposureResult(Found):
+class ExposureResult(Record):
     kind: Literal["exposure"] = "exposure"
     model: str
     weights: str
@@ -117,7 +117,7 @@ class ExposureResult(Found):
     quantizers: dict[str, Exposure]
 
 
-class CellResult(Found):
+class CellResult(Record):
     """All of one cell.
 
     Attributes:

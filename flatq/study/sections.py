@@ -11,7 +11,7 @@ from flatq.study.config import StudyConfig
 from flatq.study.evidence import origins_section, paper_section
 from flatq.study.findings import Choices, ClaimFinding, Findings
 from flatq.study.judging import FEWEST_SEEDS, JudgedClaim, JudgedCondition
-from flatq.study.layout import Entry, Section, Table, interval, three_digits
+from flatq.study.layout import Entry, Section, Table, estimate, interval, row, three_digits
 from flatq.study.summary import StudyReport
 
 __all__ = ["lead", "sections", "verdict_lines"]
@@ -126,7 +126,7 @@ def _claim(claim: ClaimFinding, config: ClaimConfig) -> tuple[Entry, ...]:
         )
     if claim.missing is not None:
         lines.append(f"Not measured: {claim.missing}.")
-    return (
+    return row(
         Entry(f"{claim.id}: {claim.title}", tuple(lines)),
         _verdict(claim.weak, claim.premise_absent, config.weak),
         _verdict(claim.paper, claim.premise_absent, config.paper),
@@ -196,24 +196,19 @@ def _controlled(
         models = {quantity.model for quantity in condition.value.calls}
         judged = [beside.get(name) if models & set(roles) else None for name, roles in controls.items()]
         if any(judged):
-            entries = [_estimate(one, place) for one in (getattr(claim, form), *judged)]
-            yield (Entry(claim.id, (condition.name,)), *entries)
-
-
-def _estimate(judged: JudgedClaim | None, place: int) -> Entry:
-    if judged is None:
-        return Entry(NONE)
-    part = judged.conditions[place]
-    lines = (interval(part.low, part.high), count(part.seeds, "seed"))
-    return Entry(three_digits(part.mean), tuple(filter(None, lines)))
+            entries = []
+            for one in (getattr(claim, form), *judged):
+                part = None if one is None else one.conditions[place]
+                entries.append(NONE if part is None else estimate(part.mean, part.low, part.high, part.seeds))
+            yield row(Entry(claim.id, (condition.name,)), *entries)
 
 
 def _questions(found: Findings) -> Section | None:
     rows = [
-        (
-            Entry("" if i else question.id, () if i else (question.title,)),
-            Entry(name),
-            Entry(value if isinstance(value, str) else _interval(value)),
+        row(
+            "" if i else Entry(question.id, (question.title,)),
+            name,
+            value if isinstance(value, str) else _interval(value),
         )
         for question in found.questions
         for i, (name, value) in enumerate(question.values.items())
@@ -232,16 +227,13 @@ def _agreement(found: Findings) -> Section | None:
     columns = list(dict.fromkeys((a.weights, a.quantizer) for a in found.agreement))
     rows = []
     for measure in dict.fromkeys(a.measure for a in found.agreement):
-        row = [Entry(measure)]
-        for column in columns:
-            a = by_key.get((measure, *column))
-            lines = () if a is None else (f"[{a.low:+.2f}, {a.high:+.2f}]",)
-            row.append(Entry(NONE if a is None else f"{a.correlation:+.2f}", lines))
-        rows.append(tuple(row))
-    of = {
-        column: next(a for a in found.agreement if (a.weights, a.quantizer) == column) for column in columns
-    }
-    sizes = {(a.models, a.seeds) for a in of.values()}
+        of = [by_key.get((measure, *column)) for column in columns]
+        cells = [
+            NONE if a is None else Entry(f"{a.correlation:+.2f}", (f"[{a.low:+.2f}, {a.high:+.2f}]",))
+            for a in of
+        ]
+        rows.append(row(measure, *cells))
+    sizes = {(a.models, a.seeds) for a in found.agreement}
     size = " or ".join(f"{models} points from {seeds} seeds" for models, seeds in sorted(sizes))
     head = ("measure", *(f"{quantizer}, {weights}" for weights, quantizer in columns))
     table = Table(head, tuple(rows), words=1)
@@ -278,7 +270,7 @@ def _choice_lines(choices: Choices) -> tuple[str, ...]:
 def _choice_tables(choices: Choices) -> tuple[Table, ...]:
     def table(head: tuple[str, str], values: dict[str, float], chosen: str) -> Table:
         mark = {chosen: " (chosen)"}
-        rows = [(Entry(name + mark.get(name, "")), Entry(number(value))) for name, value in values.items()]
+        rows = [row(name + mark.get(name, ""), number(value)) for name, value in values.items()]
         return Table(head, tuple(rows), words=1)
 
     return (
