@@ -13,7 +13,7 @@ from flatq.errors import DataError, UsageError
 from flatq.evaluate.difference import DriftDifference, MeasuredDrift, drift_difference
 from flatq.evaluate.drift import at_confidence
 from flatq.evaluate.gate import Tolerances, Verdict, decide_difference, judge
-from flatq.report.model import ModelEntry, Report, read_report
+from flatq.report.model import ExtractorEntry, ModelEntry, ReferenceEntry, Report, read_report
 from flatq.report.result import GateResult, gate_result
 from flatq.report.sidecar import read_sidecar
 from flatq.report.wording import not_finite
@@ -180,7 +180,10 @@ def _check_comparable(report: Report, earlier: Report) -> None:
     """
 
     def settings(of: Report) -> dict[str, tuple[str, str]]:
-        named = {"extractor": of.extractor, "reference": of.reference}
+        named: dict[str, ExtractorEntry | ReferenceEntry] = {
+            "extractor": of.extractor,
+            "reference": of.reference,
+        }
         found = {
             what: (part.digest, f"{part.name} (sha256 {part.digest[:16]}...)") for what, part in named.items()
         }

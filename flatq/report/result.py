@@ -66,6 +66,7 @@ def gate_result(
     """
     assert report.gate is not None
     verdicts = [entry.verdict for entry in report.models if entry.verdict is not None]
+    compared = [None] * len(verdicts) if differences is None else differences
     outcomes = {verdict.outcome for verdict in verdicts}
     outcome: Literal["pass", "fail", "inconclusive"] = "pass"
     if outcomes & {"fail", "inconclusive"}:
@@ -82,9 +83,7 @@ def gate_result(
             GatedModel(
                 name=entry.name, label=entry.label, verdict=verdict, drift=entry.drift, difference=difference
             )
-            for entry, verdict, difference in zip(
-                report.models, verdicts, differences or [None] * len(verdicts), strict=True
-            )
+            for entry, verdict, difference in zip(report.models, verdicts, compared, strict=True)
         ],
         notes=tuple(notes),
     )

@@ -141,7 +141,7 @@ def _images_fit(sidecar: Sidecar) -> bool:
         return False
     kept, left, right = sidecar.kept, sidecar.kept_float, sidecar.kept_quantized
     if kept is None or left is None or right is None:
-        return kept is left is right is None
+        return kept is None and left is None and right is None
     return bool(
         np.isin(kept, sidecar.indices).all()
         and left.dtype == right.dtype == np.uint8

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flatq.report.html.plots import COLOURS, INK, SOFT, format_signed, inline_plot, plain_axes
+from flatq.report.html.plots import (
+    COLOURS,
+    INK,
+    SOFT,
+    format_signed,
+    inline_plot,
+    logarithmic_axis,
+    plain_axes,
+)
 from flatq.study.config import FLOAT, StudyConfig
 from flatq.study.expressions import Quantity
 from flatq.study.results import CellResult
@@ -154,9 +162,7 @@ def _value_axis(axes: Axes, found: Sequence[float], signed: bool) -> None:
         axes.set_xscale("symlog", linthresh=_LINEAR_BELOW if signed else max(map(abs, found)) / 100)
         axes.xaxis.set_major_formatter(format_signed)
     elif max(found) > 4 * min(found):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        logarithmic_axis(axes)
 
 
 def _look(number: int) -> tuple[str, str]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from flatq.files import replacing
@@ -67,8 +66,8 @@ def write_demo_page(
         columns=COLUMNS,
         rows=list(map(cells, results)),
         plots=[
-            ("wide", Markup(drift_plot(results, _WIDE))),
-            ("narrow", Markup(drift_plot(results, _NARROW))),
+            ("wide", drift_plot(results, _WIDE)),
+            ("narrow", drift_plot(results, _NARROW)),
         ],
     )
     with replacing(path) as temporary:

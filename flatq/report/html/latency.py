@@ -91,9 +91,7 @@ def _float_point(runtime: Mapping[str, Any], ms: float) -> Point:
 
 
 def _point(model: PageModel, ms: float) -> Point:
-    drift = model.entry.drift
-    middle = drift.raw if drift.corrected is None else drift.corrected
-    return Point(ms, Interval(model.label, middle, drift.low, drift.high, state=outcome_of(model.entry)))
+    return Point(ms, Interval.of(model.label, model.entry.drift, outcome_of(model.entry)))
 
 
 def _plots(
@@ -104,4 +102,4 @@ def _plots(
     if drawn is None:
         return []
     numbers = [f"{point.drift.label}: {point.ms:.3g} {unit}, drift {point.drift.text}" for point in points]
-    return [Scatter(title, Markup(drawn[0]), ". ".join([title, *numbers]), bool(floats), drawn[1])]
+    return [Scatter(title, drawn[0], ". ".join([title, *numbers]), bool(floats), drawn[1])]
