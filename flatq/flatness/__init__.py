@@ -1,4 +1,4 @@
-"""How flat the loss is around a trained network's weights, and what that says of quantization.
+"""How flat the loss is around a trained network's weights, and what that means for quantization.
 
 Everything is measured on fixed draws of (x0, t, noise) that all models share, in evaluation mode, on the mean
 squared error of the network's output. Nothing is trained or written to a network.

@@ -90,8 +90,8 @@ def gate_result(
 
 
 def junit(result: GateResult) -> str:
-    """JUnit XML: a test case for each model. Inconclusive is an error, a failure or skipped, as
-    on_inconclusive says."""
+    """JUnit XML: a test case for each model. Inconclusive is an error, a failure or skipped, by
+    on_inconclusive."""
     as_what = {"error": "error", "fail": "failure", "pass": "skipped"}[result.on_inconclusive]
     elements = {"pass": "system-out", "fail": "failure", "inconclusive": as_what}
     suite = ElementTree.Element("testsuite", name="flatq gate", tests=str(len(result.models)))

@@ -40,7 +40,7 @@ class ClaimConfig(_Frozen):
         id: such as C2-raw. title: the claim in a few words.
         family: Holm's correction runs within a family and form.
         roles: names in the expressions -> models. Controls and rivals take the place of a role.
-        premise: without it the claim says nothing here; shown beside the verdict.
+        premise: without it the claim does not apply; shown beside the verdict.
     """
 
     id: str

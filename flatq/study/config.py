@@ -179,8 +179,8 @@ class StudyConfig(_Frozen):
         threads: CPU threads of a cell.
         device: that the float models, lowered graphs in torch and the Inception network run on.
         train: `TrainConfig` options of all runs.
-        sigma: of the weight noise that `lpf` in an expression speaks of.
-        steps, runtime: that `fid` and `drift` in an expression speak of unless they name others.
+        sigma: standard deviation of the weight noise of `lpf` in an expression.
+        steps, runtime: of `fid` and `drift` in an expression, unless it names others.
         controls: name -> roles that it replaces in every claim; reported beside, outside Holm's correction.
     """
 
@@ -214,7 +214,7 @@ class StudyConfig(_Frozen):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        models = [name for run in self.models_of.values() for name in run]
+        models = self.models
         twice = {name for name in models if models.count(name) > 1}
         if twice:
             raise ValueError(f"the model {sorted(twice)[0]} belongs to two runs")
@@ -259,6 +259,11 @@ class StudyConfig(_Frozen):
     def models_of(self) -> dict[str, dict[str, str]]:
         """Run -> model -> moment."""
         return {name: run.models or {name: "end"} for name, run in self.runs.items()}
+
+    @property
+    def models(self) -> list[str]:
+        """All models, in the order of the runs."""
+        return [model for models in self.models_of.values() for model in models]
 
     def pairs(self) -> Iterator[tuple[str, int]]:
         """Every (run, seed), the first seed of each run first, then the second, ..."""

@@ -1,4 +1,4 @@
-"""What the cells say: claims judged, controls and questions beside them, the pilot's choices.
+"""What the cells show: claims judged, controls and questions beside them, the pilot's choices.
 
 The tests are `flatq.study.judging`'s, the numbers `flatq.study.values`'. No files.
 """
@@ -112,7 +112,7 @@ class Choices(Record):
 
 
 class Findings(Record):
-    """All that the cells of a study say."""
+    """All findings of a study."""
 
     claims: tuple[ClaimFinding, ...]
     questions: tuple[QuestionFinding, ...]
@@ -248,11 +248,10 @@ def _agreement(study: StudyConfig, values: Values) -> list[RankAgreement]:
         for weights in spec.weights
         for quantizer in spec.damage
     )
-    models = [model for run in study.models_of.values() for model in run]
     found = []
     for weights, quantizer in keys:
         rows: list[tuple[int, dict[str, float], float]] = []
-        for model in models:
+        for model in study.models:
             for seed, cell in values.cells_of(model).items():
                 flat = values.flatness(cell, model, weights)
                 damage = values.value(Quantity("damage", model, weights, quantizer), seed)

@@ -36,7 +36,7 @@ ClaimVerdict = Literal["confirmed", "refuted", "undecided", "too few seeds"]
 
 
 class Condition(Record):
-    """What a claim says of one contrast.
+    """A contrast and the threshold that a claim sets.
 
     Attributes:
         name: such as "log ratio of LPF increase, SAM / ADM".
@@ -103,10 +103,10 @@ def judge_claims(claims: Sequence[Claim]) -> list[JudgedClaim]:
                 got=", ".join(map(str, condition.values)) or "no seed",
                 next_step="look at the cells that it is taken from",
             )
-    enough = [len(condition.values) >= FEWEST_SEEDS for condition in conditions]
-    p = [_p(condition) if ok else None for condition, ok in zip(conditions, enough, strict=True)]
-    adjusted = _holm(p)
-    judged = iter([_judge(c, one, two) for c, one, two in zip(conditions, p, adjusted, strict=True)])
+    tested = [condition for condition in conditions if len(condition.values) >= FEWEST_SEEDS]
+    p = [_p(condition) for condition in tested]
+    tests = iter(zip(p, _holm(p), strict=True))
+    judged = iter([_judge(c, *(next(tests) if c in tested else (None, None))) for c in conditions])
     found = []
     for claim in claims:
         parts = tuple(next(judged) for _ in claim.conditions)
@@ -136,15 +136,12 @@ def _p(condition: Condition) -> float:
     return float(2 * t.sf(abs(values.mean()) / error, len(values) - 1))
 
 
-def _holm(p: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment (Holm 1979) of those that are not None."""
-    order = sorted((i for i, value in enumerate(p) if value is not None), key=lambda i: p[i] or 0.0)
-    found: list[float | None] = [None] * len(p)
-    running = 0.0
-    for rank, i in enumerate(order):
-        running = max(running, min(1.0, (len(order) - rank) * (p[i] or 0.0)))
-        found[i] = running
-    return found
+def _holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (Holm 1979)."""
+    order, found = np.argsort(p, kind="stable"), np.empty(len(p))
+    steps = np.minimum(1.0, np.arange(len(p), 0, -1) * np.asarray(p)[order])
+    found[order] = np.maximum.accumulate(steps)
+    return [float(value) for value in found]
 
 
 def _judge(condition: Condition, p: float | None, adjusted: float | None) -> JudgedCondition:

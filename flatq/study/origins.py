@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from flatq.report.model import Record
 from flatq.study.config import StudyConfig
@@ -127,7 +126,6 @@ def layer_parity(cells: Iterable[CellResult]) -> Iterator[LayerParity]:
         for result in cell.images:
             for name, quantized in result.quantized.items():
                 if quantized.parity is not None:
-                    shared: dict[str, Any] = quantized.parity.model_dump()
                     yield LayerParity(
                         cell=cell.name,
                         model=result.model,
@@ -135,7 +133,7 @@ def layer_parity(cells: Iterable[CellResult]) -> Iterator[LayerParity]:
                         runtime=result.runtime,
                         steps=result.steps,
                         quantizer=name,
-                        **shared,
+                        **dict(quantized.parity),
                     )
 
 

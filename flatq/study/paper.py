@@ -83,8 +83,7 @@ def mean_over_seeds(values: Values, quantity: Quantity) -> MeanOverSeeds | None:
 def paper_rows(study: StudyConfig, values: Values) -> list[PaperRow]:
     """The rows of the models adm, ip and sam that the study has, on the study's runtime; 8-bit quantizers
     that were not measured there are left out."""
-    models = {model for run in study.models_of.values() for model in run}
-    rows = [row for row in _rows(study, values) if row.model in models]
+    rows = [row for row in _rows(study, values) if row.model in study.models]
     measured = {row.quantizer for row in rows if row.ours is not None}
     return [row for row in rows if row.quantizer is None or row.quantizer in measured]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,14 +49,14 @@ def noise_plots(study: StudyConfig, values: Values) -> list[Plot]:
             _seeds_plot(points, f"noise {weights}", "increase of the loss"),
         )
         for weights in ("raw", "ema", "swa")
-        if (points := [(m, "", _at_seeds(values, Quantity("lpf", m, weights))) for m in _models(study)])
+        if (points := [(m, "", _at_seeds(values, Quantity("lpf", m, weights))) for m in study.models])
         and any(found for _, _, found in points)
     ]
 
 
 def fid_plots(study: StudyConfig, values: Values) -> dict[tuple[int, str], list[Plot]]:
     """(steps, runtime) -> FID and drift against the quantizers, for each choice of weights; those that the
-    study speaks of come first."""
+    study judges come first."""
     main = (study.steps, study.runtime)
     settings = dict.fromkeys([main, *((spec.steps, spec.runtime) for spec in study.images)])
     found = {setting: list(_fid_plots(study, values, *setting)) for setting in settings}
@@ -70,7 +70,7 @@ def _fid_plots(study: StudyConfig, values: Values, steps: int, runtime: str) -> 
             points = [
                 (level, model, _at_seeds(values, Quantity(kind, model, weights, level, steps, runtime)))
                 for level in levels
-                for model in _models(study)
+                for model in study.models
             ]
             if any(found for _, _, found in points):
                 salt = f"{kind} {weights} {steps} {runtime}"
@@ -104,10 +104,6 @@ def exposure_plots(study: StudyConfig, cells: Sequence[CellResult]) -> list[Plot
     ]
 
 
-def _models(study: StudyConfig) -> list[str]:
-    return [model for run in study.models_of.values() for model in run]
-
-
 def _at_seeds(values: Values, quantity: Quantity) -> list[float]:
     found = [values.value(quantity, seed) for seed in values.seeds([quantity])]
     return [x for x in found if x is not None]
@@ -130,7 +126,10 @@ def _seeds_plot(
             axes.plot(found, [lane] * len(found), marker, markersize=4, color=colour, alpha=0.55)
             axes.plot([np.mean(found)], [lane], "|", markersize=13, markeredgewidth=2.5, color=colour)
         if models != [""]:
-            _legend(figure, {model: every.index(model) for model in models})
+            for model in models:
+                colour, marker = _look(every.index(model))
+                axes.plot([], [], marker, color=colour, label=model)
+            figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK)
         places: dict[str, list[float]] = {}
         for lane, group, _, _ in rows:
             places.setdefault(group, []).append(lane)
@@ -168,16 +167,6 @@ def _value_axis(axes: Axes, found: Sequence[float], signed: bool) -> None:
 def _look(number: int) -> tuple[str, str]:
     """Colour and marker of a model."""
     return COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
-
-
-def _legend(figure: Figure, models: Mapping[str, int]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = []
-    for model, number in models.items():
-        colour, marker = _look(number)
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=model))
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, labelcolor=INK)
 
 
 def _exposure_plot(by_name: dict[str, np.ndarray], ends: tuple[float, float], salt: str) -> str:

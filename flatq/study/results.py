@@ -46,7 +46,8 @@ class TrainedModel(Record):
 
 
 class ParitySummary(Record):
-    """Layers on the runtime against the PyTorch reference: how many, and the lowest share of equal elements.
+    """Layers on the runtime against the PyTorch reference: how many, and the lowest fraction of equal
+    elements.
 
     problem: what verification refused; None where it passed.
     """

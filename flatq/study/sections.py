@@ -1,4 +1,4 @@
-"""What the report of a study says, in order: verdicts, controls, questions, choices, the paper, origins."""
+"""The sections of a study's report, in order: verdicts, controls, questions, choices, the paper, origins."""
 
 from __future__ import annotations
 

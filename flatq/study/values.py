@@ -30,7 +30,7 @@ class Values:
     """The quantities of all cells, by model and seed.
 
     Args:
-        study: names the steps, the runtime and the sigma that quantities speak of by default.
+        study: gives the steps, the runtime and the sigma of quantities that name none.
         cells: at most one for each run and seed.
 
     Raises:

@@ -197,14 +197,11 @@ def interval_plots(lanes: Sequence[Interval], limit: float | None, salt: str) ->
         plain_axes(axes, "x")
 
     shapes = (("wide", 10.2, 1), ("narrow", 4.6, 2))
-    return [
-        (name, inline_plot(partial(draw, lines=lines), (width, _height(len(lanes), lines)), salt + name))
-        for name, width, lines in shapes
-    ]
-
-
-def _height(lanes: int, lines: int) -> float:
-    return 0.6 + (lanes + 0.5) * (0.38 + 0.24 * lines)
+    plots = []
+    for name, width, lines in shapes:
+        size = width, 0.6 + (len(lanes) + 0.5) * (0.38 + 0.24 * lines)
+        plots.append((name, inline_plot(partial(draw, lines=lines), size, salt + name)))
+    return plots
 
 
 def _draw_interval(axes: Axes, lane: Interval, y: float) -> None:
