@@ -16,6 +16,7 @@ from flatq.study.summary import StudyReport
 
 __all__ = ["lead", "sections", "verdict_lines"]
 
+_FORMS = {"weak": "weak form", "paper": "paper's form"}
 _TONES = {"confirmed": "pass", "refuted": "fail", "undecided": "inconclusive", "too few seeds": "none"}
 
 _HOW_JUDGED = (
@@ -60,12 +61,10 @@ def _summary(found: Findings) -> tuple[str, ...]:
     if not found.claims:
         return ()
     parts = []
-    for form, judged in (
-        ("weak form", [claim.weak for claim in found.claims]),
-        ("paper's form", [claim.paper for claim in found.claims]),
-    ):
+    for form, name in _FORMS.items():
+        judged = [getattr(claim, form) for claim in found.claims]
         words = Counter(_word(one) for one in judged if one is not None)
-        parts.append(f"{form}: {', '.join(f'{n} {word}' for word, n in words.items()) or 'no verdict'}")
+        parts.append(f"{name}: {', '.join(f'{n} {word}' for word, n in words.items()) or 'no verdict'}")
     absent = sum(claim.premise_absent for claim in found.claims)
     premise = f" The premise of {count(absent, 'claim')} is absent here." if absent else ""
     return (f"{count(len(found.claims), 'claim')}. {'; '.join(parts).capitalize()}.{premise}",)
@@ -91,11 +90,8 @@ def verdict_lines(report: StudyReport) -> list[str]:
     found = report.findings
     lines = [f"{len(report.cells)} of {count(report.expected, 'cell')}"]
     for claim in found.claims:
-        words = [
-            f"{form}: {_word(judged)}"
-            for form, judged in (("weak form", claim.weak), ("paper's form", claim.paper))
-            if judged is not None
-        ]
+        judged = {name: getattr(claim, form) for form, name in _FORMS.items()}
+        words = [f"{name}: {_word(one)}" for name, one in judged.items() if one is not None]
         words += ["premise absent"] if claim.premise_absent else []
         words += [claim.missing] if claim.missing is not None else []
         lines.append(f"{claim.id}: {'; '.join(words)}")
@@ -173,9 +169,9 @@ def _controls(study: StudyConfig, found: Findings) -> Section | None:
     tables = []
     for form, title in (("weak", ""), ("paper", "Further contrasts, of the paper's form")):
         rows = [
-            row
+            line
             for claim, config in zip(found.claims, study.claims, strict=True)
-            for row in _controlled(claim, config, form, {name: study.controls[name] for name in names})
+            for line in _controlled(claim, config, form, {name: study.controls[name] for name in names})
         ]
         if rows:
             table = Table(("claim", "as claimed", *names), tuple(rows), title, folded=form == "paper")
