@@ -61,11 +61,7 @@ def judge_report(
     differences = _growth(report, folder, earlier_report, earlier_folder)
     verdicts = [
         decide_difference(
-            difference,
-            entry.kid,
-            limit,
-            min_samples=settings.min_samples,
-            not_finite=entry.not_finite,
+            difference, entry.kid, limit, min_samples=settings.min_samples, not_finite=entry.not_finite
         )
         for entry, difference in zip(report.models, differences, strict=True)
     ]
