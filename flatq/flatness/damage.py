@@ -66,7 +66,7 @@ def damage(
 
     Args:
         target: whose lowered Q/DQ graph stands for the quantized model.
-        gradient, base: of the landscape at the weights.
+        gradient, base: gradient and losses at the weights.
     """
     error = quantization_error(artifact, landscape.weights)
     bins = landscape.draws.bins.numpy()

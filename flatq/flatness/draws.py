@@ -67,7 +67,7 @@ def make_draws(
     spread over [0, T) as evenly as all of them. Noise is that of image index i, draw 0 of the probes' stream.
 
     Args:
-        classes: of the network; labels are the images' own where they have some, else round-robin.
+        classes: the network's; labels are the images' own where they have some, else round-robin.
 
     Raises:
         DataError: as `spread_rows`.

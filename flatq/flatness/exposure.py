@@ -33,7 +33,7 @@ class ExposureStep(Frozen):
     """One kept timestep, from high noise to low.
 
     Attributes:
-        t: of the training process.
+        t: timestep of the training process.
         norm_training, norm_sampling: Euclidean norm of the predicted noise, mean over images.
         squared_training, squared_sampling: its square, mean over images.
         delta: (s_sampling - s_training)^2, s the standard deviation of x_t over images, root mean square over

@@ -103,7 +103,7 @@ def weight_noise(weights: Vector, seed: int, index: int, first_draw: int = 1) ->
     """Standard normal noise for every tensor, the same for all networks of one architecture.
 
     Args:
-        index: of the perturbation; tensor number i takes draw `first_draw` + i of image index `index`.
+        index: number of the perturbation; tensor number i takes draw `first_draw` + i of image index `index`.
     """
 
     def noise(draw: int, w: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,7 @@ def measure_flatness(
     """Measure the flatness of a checkpoint, and the damage that its artifacts' quantization errors do.
 
     Args:
-        images: of the shape that the network takes.
+        images: must have the network's image shape.
         weights_variant: raw, ema or swa; None for the checkpoint's default.
         artifacts: folders of `flatq quantize`, each made from these weights.
 

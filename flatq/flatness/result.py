@@ -81,7 +81,7 @@ class Ascent(Frozen):
 
 
 class Curvature(Frozen):
-    """Of the mean loss's Hessian."""
+    """Largest eigenvalue and trace of the mean loss's Hessian."""
 
     largest_eigenvalue: Estimate
     trace: Estimate
@@ -102,7 +102,7 @@ class Damage(Frozen):
     """What an artifact's own quantization error d does to the loss.
 
     Attributes:
-        artifact, precision, digest: of the artifact.
+        artifact, precision, digest: the artifact's name, precision and sha256.
         weights: increase at w + d, weights alone.
         quantized: increase in the lowered Q/DQ graph, weights and activations.
         random: increase under gaussian noise with the norm of d in each tensor, mean over draws of it.

@@ -27,7 +27,7 @@ def judge_report(
     """The report with its new verdicts, and the result.
 
     Args:
-        folder: of the report, where its sidecars are; None for a report that is in memory only.
+        folder: the report's, with its sidecars; None for a report that is in memory only.
 
     Raises:
         UsageError: no tolerance, or tolerances that do not go with an earlier report.
@@ -84,7 +84,7 @@ def regate(report: Report, tolerances: Tolerances, folder: Path | None = None) -
     """The verdict on each of the report's models, in their order.
 
     Args:
-        folder: of the report, where the sidecars of a relative tolerance are; None has none.
+        folder: the report's, with the sidecars that a relative tolerance needs.
 
     Raises:
         UsageError, DataError: as `judge` and `read_sidecar`.

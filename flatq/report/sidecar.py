@@ -35,7 +35,7 @@ U8 = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class Sidecar:
-    """Of one model's n pairs; each array but the first is None where it was not kept.
+    """Arrays of one model's n pairs; each but the first is None where it was not kept.
 
     Attributes:
         indices: i64 [n], of the image in each row.

@@ -73,7 +73,7 @@ class PilotConfig(_Frozen):
     """What a pilot study chooses, by the rules of the page: SAM's radius, the naive quantizers, SAM's loss.
 
     Attributes:
-        plain: the model without SAM. radii: SAM's models by radius. sigma: of the weight noise.
+        plain: the model without SAM. radii: SAM's models by radius. sigma: that of the weight noise.
         at_8, at_4: candidates for the naive quantizers, mildest first.
     """
 

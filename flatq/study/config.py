@@ -156,7 +156,7 @@ class Cost(_Frozen):
         passes_per_second: images through one gradient pass.
         evaluations_per_second: images through one network evaluation while sampling.
         seconds_per_artifact: quantization and export.
-        megabytes: of a checkpoint with its training state.
+        megabytes: size of a checkpoint with its training state.
     """
 
     device: str
@@ -180,7 +180,7 @@ class StudyConfig(_Frozen):
         device: that the float models, lowered graphs in torch and the Inception network run on.
         train: `TrainConfig` options of all runs.
         sigma: standard deviation of the weight noise of `lpf` in an expression.
-        steps, runtime: of `fid` and `drift` in an expression, unless it names others.
+        steps, runtime: what `fid` and `drift` in an expression mean, unless it names others.
         controls: name -> roles that it replaces in every claim; reported beside, outside Holm's correction.
     """
 
@@ -330,7 +330,7 @@ class Cell:
 
     @property
     def place(self) -> int:
-        """Of the seed among the run's."""
+        """Position of the seed among the run's seeds, from 0."""
         return self.study.runs[self.run].seeds.index(self.seed)
 
     @property

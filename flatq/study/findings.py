@@ -51,7 +51,7 @@ class ClaimFinding(Record):
         weak, paper: None without conditions of that form, or where one of them has no seed.
         missing: what was not measured at any seed, or not together; None where every condition has a seed.
         premise: what the claim presupposes; premise_absent: whether its interval excludes it.
-        seeds: of each condition, weak form first; values: the contrast at each of them.
+        seeds: each condition's, weak form first; values: the contrast at each of them.
     """
 
     id: str
@@ -97,8 +97,8 @@ class Choices(Record):
     Attributes:
         ratios: radius -> mean over seeds of the LPF increase, SAM's over plain's.
         rho: the radius. loss: SAM's mean held-out loss at that radius, raw weights.
-        drift_at_8: of each candidate, plain's with EMA, over plain's FID.
-        fid_ratio_at_4: of each candidate, FID of plain's raw weights over that without quantization.
+        drift_at_8: candidate -> drift of plain with EMA, over plain's FID.
+        fid_ratio_at_4: candidate -> FID of plain's raw weights, over that without quantization.
         naive_at_8, naive_at_4: the quantizers.
     """
 
@@ -240,8 +240,8 @@ def _beside(claim: ClaimConfig, controls: Mapping[str, Mapping[str, str]], value
 
 
 def _agreement(study: StudyConfig, values: Values) -> list[RankAgreement]:
-    """Of every flatness measure with the damage of every quantizer, over models and seeds; measures that are
-    the same in all cells are left out."""
+    """Rank agreement of each flatness measure with each quantizer's damage, over models and seeds;
+    measures that are the same in all cells are left out."""
     keys = dict.fromkeys(
         (weights, quantizer)
         for spec in study.flatness
@@ -310,7 +310,7 @@ def _ranks(values: F64, times: F64) -> F64:
 
 
 def _choose(study: StudyConfig, values: Values) -> Choices | None:
-    """By the rules fixed beforehand; None without rules, or while a measurement is missing."""
+    """The choices by the rules fixed beforehand; None without rules, or while a measurement is missing."""
     pilot = study.pilot
     if pilot is None:
         return None

@@ -61,7 +61,7 @@ class JudgedCondition(Record):
     """One test.
 
     Attributes:
-        mean, low, high: of the contrast over seeds, with an unadjusted 95 % interval; None for a single seed.
+        mean, low, high: the contrast's mean over seeds and its unadjusted 95 % interval; None for one seed.
         p: two-sided, against the threshold. p_adjusted: after Holm.
         seeds_needed: seeds with which a spread and mean like these would decide with 80 % power at the
             unadjusted level; None where it is decided, or where more than 1,000 would be needed.

@@ -14,7 +14,7 @@ _FEW_PER_RANK = 10
 
 
 class CellOrigin(Record):
-    """commit: "+" behind it where files differed from it. versions: of packages. seconds: of all its work."""
+    """commit: "+" behind it where files differed. versions: package -> version. seconds: total wall time."""
 
     cell: str
     commit: str | None
@@ -40,7 +40,7 @@ class LayerParity(Record):
 
 
 def origin(cell: CellResult) -> CellOrigin:
-    """Of one cell."""
+    """The origin of one cell."""
     versions = {"python": cell.environment.get("python", "?"), **cell.environment.get("versions", {})}
     return CellOrigin(
         cell=cell.name,

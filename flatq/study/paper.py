@@ -56,7 +56,7 @@ class PaperRow(Record):
     """One number of the paper and ours.
 
     Attributes:
-        steps: of sampling; None for the flatness, which needs none.
+        steps: sampling steps; None for the flatness.
         quantizer: ours, for the change of the FID at 8 bits.
         ours: None where it was not measured.
     """

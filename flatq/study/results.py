@@ -64,7 +64,7 @@ class QuantizerResult(Record):
         finite: False where it samples images that are not finite, which count as mid-grey.
         drift: as `flatq.evaluate.drift`, of n images.
         distance: mean over pairs of the root mean square difference to the float model's image, in [-1, 1].
-        integer_share: of the multiply-accumulates; None where no kernel was audited.
+        integer_share: fraction of the multiply-accumulates in integers; None where no kernel was audited.
         picture: PNG as base64, the first images in a row.
     """
 
@@ -82,7 +82,7 @@ class ImagesResult(Record):
     """FID of one model's weights and of its quantized forms, all on the same noise.
 
     Attributes:
-        fid: of the float model, corrected for bias where it can be. n_over_rank: images over feature ranks.
+        fid: the float model's, corrected for bias where it can be. n_over_rank: images over feature ranks.
     """
 
     kind: Literal["images"] = "images"
@@ -122,11 +122,11 @@ class CellResult(Record):
     """All of one cell.
 
     Attributes:
-        settings: all that decides the numbers; digest: of these.
-        commit: of flatq, None outside a git checkout; with "+" where files were changed.
+        settings: all that decides the numbers; digest: their sha256.
+        commit: flatq's, None outside a git checkout; with "+" where files were changed.
         instructions: the CPU's, see `flatq.runtime.cpu.instruction_set`.
         missing: model -> why it does not exist, such as a loss that was never reached.
-        seconds: of each step of the work; a step that was interrupted counts from its last start.
+        seconds: wall time of each step; a step that was interrupted counts from its last start.
     """
 
     format: Literal["flatq-study-cell"] = "flatq-study-cell"

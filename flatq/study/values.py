@@ -100,7 +100,7 @@ class Values:
         return next((r for r in cell.flatness if (r.model, r.weights) == (model, weights)), None)
 
     def _images(self, cell: CellResult, quantity: Quantity) -> float | None:
-        """Of the study's steps and runtime, unless the quantity names others."""
+        """FID or drift at the study's steps and runtime, unless the quantity names others."""
         steps, runtime = quantity.steps or self._study.steps, quantity.runtime or self._study.runtime
         wanted = (quantity.model, quantity.weights, steps, runtime)
         found = next((r for r in cell.images if (r.model, r.weights, r.steps, r.runtime) == wanted), None)

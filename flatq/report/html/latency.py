@@ -18,7 +18,7 @@ __all__ = ["Scatter", "Speed", "scatters"]
 class Speed:
     """What a benchmark measured of one model on one runtime: ms for an image at each batch size.
 
-    digest: of the model, as in a report. runtime: its name. is_float: whether it is a float model.
+    digest: the model's sha256, as in a report. runtime: its name. is_float: whether it is a float model.
     """
 
     digest: str

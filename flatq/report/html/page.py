@@ -40,7 +40,7 @@ def render_html(sources: Sequence[PageSource], speeds: Sequence[Speed] = ()) -> 
 
     Args:
         sources: at least one; their distances have to compare.
-        speeds: of a benchmark of the same models.
+        speeds: a benchmark's times of the same models.
 
     Raises:
         DataError: reports of other features, references or roundings.

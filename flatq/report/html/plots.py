@@ -54,7 +54,7 @@ _TONES = {
     "plain": "#050513",
     "total": INK,
 }
-"""By the outcome of a model, or the part of its drift."""
+"""Outcome of a model, or part of its drift -> colour."""
 _VARIABLES = {
     **dict(zip(COLOURS, _NAMES, strict=True)),
     **{colour: name for name, colour in _TONES.items() if name not in ("plain", "total")},
@@ -125,7 +125,7 @@ def inline_plot(draw: Callable[[Figure], None], size: tuple[float, float], salt:
 
     Args:
         size: inches, at 72 CSS pixels and text of 11 pixels; it scales as a whole.
-        salt: of the ids in it, another one for each plot of a page.
+        salt: makes the ids of a plot unique on its page.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -237,7 +237,7 @@ def scatter_plot(
     Args:
         floats: label -> ms of float models without a drift, each a dotted line.
         limit: the tolerance, where all models share it.
-        unit: of the latencies.
+        unit: unit of the latencies.
     """
     ys = [0.0, *_values([p.drift for p in points]), *([] if limit is None else [limit])]
     xs = [*(point.ms for point in points), *floats.values()]
@@ -299,7 +299,7 @@ def drift_plot(results: Sequence[MethodResult], width_inches: float) -> Markup:
     Results without an interval are left out.
 
     Args:
-        results: of at most two methods.
+        results: results of at most two methods.
     """
     methods = list(dict.fromkeys(result.method for result in results))
     bits = list(dict.fromkeys(result.bits for result in results))
