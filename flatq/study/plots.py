@@ -113,6 +113,8 @@ def _seeds_plot(
     points: Sequence[tuple[str, str, list[float]]], salt: str, what: str, *, signed: bool = False
 ) -> str:
     """A lane for each (group, model) with a value: seeds as points, their mean as a bar."""
+    from matplotlib.lines import Line2D
+
     every = list(dict.fromkeys(model for _, model, _ in points))  # so that a model keeps its colour
     points = [point for point in points if point[2]]
     models = [model for model in every if model in {model for _, model, _ in points}]
@@ -126,10 +128,11 @@ def _seeds_plot(
             axes.plot(found, [lane] * len(found), marker, markersize=4, color=colour, alpha=0.55)
             axes.plot([np.mean(found)], [lane], "|", markersize=13, markeredgewidth=2.5, color=colour)
         if models != [""]:
+            handles = []
             for model in models:
                 colour, marker = _look(every.index(model))
-                axes.plot([], [], marker, color=colour, label=model)
-            figure.legend(loc="outside upper left", ncols=3, frameon=False, labelcolor=INK)
+                handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=model))
+            figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, labelcolor=INK)
         places: dict[str, list[float]] = {}
         for lane, group, _, _ in rows:
             places.setdefault(group, []).append(lane)
