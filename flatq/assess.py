@@ -33,7 +33,7 @@ from flatq.noise import NOISE_VERSION
 from flatq.report.environment import environment
 from flatq.report.grids import save_pair_grid
 from flatq.report.model import Baseline, ExtractorEntry, ModelEntry, Options, ReferenceEntry, Report
-from flatq.report.pictures import kept_rows, pictures_at
+from flatq.report.sidecar import kept_rows
 from flatq.report.write import write_report
 from flatq.runtime.base import default_threads
 from flatq.sampler import check_labels
@@ -247,6 +247,7 @@ class _Run:
         task.out.mkdir(parents=True, exist_ok=True)
         stem = f"{number:02d}-{model.name}"
         sidecar = f"{stem}.npz"
+        rows = kept_rows(distance, model.image_shape)
         arrays: dict[str, NDArray[Any] | None] = {
             "indices": np.arange(task.first, task.first + n),
             "image_distance": distance,
@@ -254,9 +255,10 @@ class _Run:
             "influence_float": comparison.influence_float,
             "features_quantized": q.features,
             "influence_quantized": comparison.influence_quantized,
+            "kept": rows + task.first,
+            "kept_float": float_set.images(rows),
+            "kept_quantized": quantized.images(rows),
         }
-        rows = kept_rows(distance, model.image_shape)
-        arrays |= pictures_at(rows + task.first, float_set.images(rows), quantized.images(rows))
         grid = f"{stem}.png"
         shown = np.arange(min(_GRID_IMAGES, n))
         pairs = float_set.images(shown), quantized.images(shown)

@@ -15,10 +15,10 @@ from flatq.export.settings import ExportSettings
 from flatq.launch import Processes
 from flatq.models import checkpoint_beside, deployment_folder, kind_of
 from flatq.report.gating import judge_report
-from flatq.report.html.page import write_html
 from flatq.report.html.page_models import PageSource
 from flatq.report.model import Report, read_report
 from flatq.report.result import GateResult
+from flatq.report.write import write_html
 
 __all__ = ["evaluate", "gate"]
 

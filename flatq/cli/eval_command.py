@@ -214,10 +214,9 @@ def command(
             typer.echo(plan_text(report, out, max_drift, max_drift_rel))
         for page in ("report.md", "report.html"):
             typer.echo(str(out / page))
-        verdicts = [entry.verdict for entry in report.models if entry.verdict is not None]
         if report.gate is None:
             return
-        result = gate_result(report, verdicts, report.gate, on_inconclusive=on_inconclusive)
+        result = gate_result(report, on_inconclusive)
         print_verdicts(result)
         publish(result, junit=junit)
         raise typer.Exit(result.exit_code)

@@ -22,7 +22,7 @@ from flatq.images import ImageSet, Resize, load_images, make_grid
 from flatq.models import deployment_folder, open_model
 from flatq.progress import Progress
 from flatq.report.model import ModelEntry
-from flatq.report.pictures import read_pictures
+from flatq.report.sidecar import read_sidecar
 from flatq.sampler import SamplePlan
 from flatq.study.config import FLOAT, StudyConfig
 from flatq.study.results import (
@@ -143,8 +143,8 @@ class Subject:
         )
 
     def _picture(self, out: Path, entry: ModelEntry, side: Literal["float", "quantized"]) -> str | None:
-        kept = read_pictures(entry, out) if self.pictures else None
-        pixels = None if kept is None else kept.of_float if side == "float" else kept.of_quantized
+        kept = read_sidecar(entry, out) if self.pictures else None
+        pixels = None if kept is None else kept.kept_float if side == "float" else kept.kept_quantized
         if pixels is None:
             return None
         stream = io.BytesIO()
