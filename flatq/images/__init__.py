@@ -16,7 +16,7 @@ No torch.
 """
 
 from flatq.images.archives import IMAGE_SUFFIXES
-from flatq.images.digits import DIGITS_TRAIN_COUNT, digit_labels
+from flatq.images.digits import DIGITS_TRAIN_COUNT
 from flatq.images.grid import make_grid, save_grid
 from flatq.images.labels import check_labels
 from flatq.images.pixels import Rounding, to_float, to_uint8
@@ -31,7 +31,6 @@ __all__ = [
     "Resize",
     "Rounding",
     "check_labels",
-    "digit_labels",
     "load_images",
     "make_grid",
     "resize_image",

@@ -89,8 +89,8 @@ def load_images(
     Raises:
         UsageError: a resize without a size, or one that there is not.
         DataError: a missing path, no images, a broken image or archive, images of different sizes or kinds, a
-            name in a zip that leaves the folder, a member of a zip that unpacks to an absurd size, an array
-            of another dtype or shape, labels that are no integers of 0 or more or not one for each image.
+            member of a zip that unpacks to an absurd size, an array of another dtype or shape, labels that
+            are no integers of 0 or more or not one for each image.
         MissingRuntimeError: digits without scikit-learn, parquet without pyarrow.
     """
     for option, value in (("size", size), ("limit", limit)):

@@ -9,7 +9,6 @@ import pytest
 from pictures import png, rgb, write_zip
 from PIL import Image
 
-import flatq.images
 from flatq.errors import DataError
 from flatq.images import load_images
 
@@ -109,23 +108,3 @@ def test_the_record_of_what_was_changed(tmp_path: Path) -> None:
     # one image of a set is enough
     colour.save(tmp_path / "0" / "b.png")
     assert load_images(tmp_path / "0", channels=3).preprocessing == "grey to RGB"
-
-
-def test_public_names() -> None:
-    assert set(flatq.images.__all__) == {
-        "DIGITS_TRAIN_COUNT",
-        "IMAGE_SUFFIXES",
-        "RESIZES",
-        "ImageSet",
-        "Resize",
-        "Rounding",
-        "check_labels",
-        "digit_labels",
-        "load_images",
-        "make_grid",
-        "resize_image",
-        "save_grid",
-        "to_float",
-        "to_uint8",
-    }
-    assert all(hasattr(flatq.images, name) for name in flatq.images.__all__)

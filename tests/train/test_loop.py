@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatq.checkpoint import load_checkpoint
 from flatq.errors import DataError, ModelError, UsageError
-from flatq.images import digit_labels, load_images, to_float
+from flatq.images import load_images, to_float
 from flatq.network import build_network
 from flatq.sampler import SamplePlan, sample
 from flatq.train import TrainConfig, model_config_for, train
@@ -245,7 +245,7 @@ def test_passes_and_parts() -> None:
 
 
 def test_labels_with_dropout(tmp_path: Path) -> None:
-    pixels, labels = load_images("digits:train").pixels, digit_labels("digits:train")
+    pixels, labels = load_images("digits:train").pixels, load_images("digits:train").labels
     config = _config(labels=True, label_dropout=0.25, batch_size=1500)
     batch = Batches(pixels, config, labels, 10).draw(Uniform(1000))
     assert batch.label is not None
