@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flatq.assessment import EvaluateSettings
 from flatq.checkpoint import file_digest
 from flatq.errors import ArtifactError, DataError, UsageError
-from flatq.evaluate.cache import Cache, Note, cache_folder, open_cache
+from flatq.evaluate.cache import Cache, cache_folder, open_cache
 from flatq.evaluate.compare import Comparison, compare
 from flatq.evaluate.extractor import Extractor
 from flatq.evaluate.features import open_extractor
@@ -31,6 +31,7 @@ from flatq.images import load_images, to_float
 from flatq.launch import Processes
 from flatq.models import kind_of, open_model, parent_weights
 from flatq.noise import NOISE_VERSION
+from flatq.progress import Note, Progress
 from flatq.report.environment import environment
 from flatq.report.grids import save_pair_grid
 from flatq.report.model import Baseline, ExtractorEntry, ModelEntry, Options, ReferenceEntry, Report
@@ -40,9 +41,6 @@ from flatq.runtime.base import default_threads
 from flatq.sampler import check_labels
 
 __all__ = ["EvaluateSettings", "assess"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is sampled, images times steps done, total)."""
 
 _GRID_IMAGES = 32
 _ALONE = Processes()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
-from flatq.deployment import Deployment, Target
+from flatq.deployment import Deployment, Target, is_float
 from flatq.errors import UsageError
 from flatq.runtime.base import Precision, Runtime
 
@@ -124,7 +124,7 @@ def check_place(deployment: Deployment, folder: Path, settings: RuntimeSettings)
         UsageError: it names the right target.
     """
     target, runtime, device = deployment.target, settings.runtime, settings.device
-    quantized = _is_quantized(deployment)
+    quantized = not is_float(deployment.precision)
     if quantized or runtime != "onnxruntime":
         right = target_of(settings)
         fits = target == right or (target == "generic" and right == "onnxruntime")
@@ -175,8 +175,4 @@ def _tensorrt_options(deployment: Deployment) -> dict[str, str]:
     """What ONNX Runtime's TensorRT provider has to be allowed, since its networks are not strongly typed."""
     allowed = {"fp16": "trt_fp16_enable", "bf16": "trt_bf16_enable"}.get(deployment.float_precision)
     options = {allowed: "1"} if allowed else {}
-    return options | ({"trt_int8_enable": "1"} if _is_quantized(deployment) else {})
-
-
-def _is_quantized(deployment: Deployment) -> bool:
-    return deployment.precision not in get_args(Precision)
+    return options | ({"trt_int8_enable": "1"} if not is_float(deployment.precision) else {})

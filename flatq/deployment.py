@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,7 +17,16 @@ from flatq.inputs import InputSpec
 from flatq.labels import Classes
 from flatq.process import ProcessConfig
 
-__all__ = ["AUDIT", "MANIFEST", "PARITY", "Deployment", "FloatPrecision", "Target", "read_deployment"]
+__all__ = [
+    "AUDIT",
+    "MANIFEST",
+    "PARITY",
+    "Deployment",
+    "FloatPrecision",
+    "Target",
+    "is_float",
+    "read_deployment",
+]
 
 MANIFEST = "flatq.json"
 AUDIT, PARITY = "audit.json", "verify.json"
@@ -71,6 +80,11 @@ class Deployment(BaseModel):
             return self.sha256
         named = sorted({self.file: self.sha256, **self.files}.items())
         return hashlib.sha256("".join(f"{name}:{sha256}\n" for name, sha256 in named).encode()).hexdigest()
+
+
+def is_float(precision: str) -> bool:
+    """Whether the precision of a model is that of a float model, not a recipe's name."""
+    return precision in get_args(FloatPrecision)
 
 
 def read_deployment(folder: Path) -> tuple[Deployment, Path]:

@@ -163,16 +163,20 @@ def make_plan(
 
 
 def parse_list(text: str, option: str, kind: type[_Number]) -> list[_Number]:
-    """Numbers separated by commas.
+    """Positive numbers separated by commas.
 
     Raises:
         UsageError: something else.
     """
     try:
-        return [kind(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
+        numbers = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = [kind(0)]
+    if not all(number > 0 for number in numbers):
         raise UsageError(
             f"{option} is not valid",
-            expected="numbers separated by commas, such as " + ("1,8" if kind is int else "0.999,0.9999"),
+            expected="positive numbers separated by commas, such as "
+            + ("1,8" if kind is int else "0.999,0.9999"),
             got=text,
-        ) from error
+        )
+    return numbers

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flatq.errors import DataError
-from flatq.files import replacing
+from flatq.files import writing
+from flatq.progress import Note
 
-__all__ = ["Cache", "Note", "cache_folder", "open_cache", "write_npz"]
-
-Note = Callable[[str], None]
-"""Called with one line that a user should see."""
+__all__ = ["Cache", "cache_folder", "open_cache", "write_npz"]
 
 
 def cache_folder() -> Path:
@@ -103,17 +100,8 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, ArrayLike]) -> 
     Raises:
         DataError: the file cannot be written.
     """
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-    except OSError as error:
-        raise DataError(
-            f"cannot write {target}",
-            expected="a file name in a folder that can be written",
-            got=error.strerror or str(error),
-        ) from error
+    with writing(Path(path)) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _text(key: Mapping[str, Any], part: str = "") -> str:
