@@ -7,14 +7,14 @@ Reads and writes `.pt` files (nothing is unpickled) and builds the diffusers net
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import ValidationError
 
-from flatq.archive import check_archive, is_archive
 from flatq.errors import CheckpointError, UsageError, one_line
 from flatq.failures import shortage
 from flatq.files import file_digest, replacing
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AVERAGES",
     "Checkpoint",
+    "check_archive",
     "check_weights",
     "choose_weights",
     "file_digest",
@@ -207,7 +208,7 @@ def read_tensors(path: Path) -> Any:
     whole = False
     try:
         with path.open("rb") as stream:
-            if is_archive(stream):
+            if stream.read(4) == b"PK\3\4":  # older files are a bare pickle, not a zip archive
                 check_archive(stream)
                 whole = True
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -215,7 +216,7 @@ def read_tensors(path: Path) -> Any:
         raise CheckpointError(
             f"{path} cannot be read as plain tensors",
             expected="a file that torch.load(weights_only=True) accepts",
-            got=_what_was_pickled(error),
+            got=_pickled_content(error),
             next_step="save the state dict alone; flatq never unpickles code",
         ) from error
     except Exception as error:  # the unpickler raises whatever damaged bytes lead it to
@@ -227,6 +228,19 @@ def read_tensors(path: Path) -> Any:
             got=f"{path.stat().st_size} bytes; {one_line(error)}",
             next_step="copy the file again, or write it again",
         ) from error
+
+
+def check_archive(stream: BinaryIO) -> None:
+    """Check the CRC-32 of every member of a zip archive, which torch does not.
+
+    Raises:
+        zipfile.BadZipFile: damaged, names the member. Headers that make no sense raise other exceptions:
+            ValueError, NotImplementedError, struct.error and the like.
+    """
+    with zipfile.ZipFile(stream) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"checksum mismatch in {damaged}")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -278,9 +292,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(model, process, weights, provenance, file_digest(path), path)
 
 
-def _what_was_pickled(error: Exception) -> str:
-    """The heart of torch's message, without its advice to unpickle after all."""
+def _pickled_content(error: Exception) -> str:
+    """What torch's message names, without its advice to unpickle after all."""
     if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"a pickled {found[1]}"
-    heart = " ".join(str(error).split()).rsplit("WeightsUnpickler error: ", 1)[-1]
-    return heart.split(" Please file", 1)[0][:200]
+    text = " ".join(str(error).split()).rsplit("WeightsUnpickler error: ", 1)[-1]
+    return text.split(" Please file", 1)[0][:200]

@@ -26,6 +26,7 @@ from flatq.runtime.base import Runtime
 from flatq.verify import Audit, read_audit
 
 __all__ = [
+    "Kind",
     "Model",
     "Opening",
     "checkpoint_beside",

@@ -17,7 +17,7 @@ from flatq.errors import UsageError
 from flatq.labels import Classes
 from flatq.noise import NoiseStream, normal
 from flatq.process import Prediction, Process, ProcessConfig
-from flatq.runtime.base import UNCONDITIONED, Condition, Runtime
+from flatq.runtime.base import UNCONDITIONED, Condition
 from flatq.samplers import SAMPLERS
 from flatq.schedule import count_steps
 
@@ -25,6 +25,9 @@ __all__ = ["SamplePlan", "check_batch_size", "check_labels", "sample", "sample_b
 
 Progress = Callable[[int], None]
 """Called with the number of network evaluations times images since the last call."""
+
+Network = Callable[[NDArray[np.float32], NDArray[np.int64], Condition], NDArray[np.float32]]
+"""A `flatq.runtime.base.Runtime`, or what calls one: called with x, t and the conditions."""
 
 Observer = Callable[[int, NDArray[np.float32], NDArray[np.int64], Condition, NDArray[np.float32]], None]
 """Called after each evaluation with (step index, x, t, what else the network is told, its output)."""
@@ -87,7 +90,7 @@ class SamplePlan(BaseModel):
 
 
 def sample_batches(
-    runtime: Runtime,
+    network: Network,
     config: ProcessConfig,
     plan: SamplePlan,
     indices: Sequence[int],
@@ -122,7 +125,7 @@ def sample_batches(
         # kernels would make something of it.
         finite = np.asarray(np.isfinite(x).all(axis=(1, 2, 3), keepdims=True))
         t = np.full(len(x), process.timesteps[i], dtype=np.int64)
-        output = runtime(np.where(finite, x, np.float32(0)), t, cond)
+        output = network(np.where(finite, x, np.float32(0)), t, cond)
         output = output if finite.all() else np.where(finite, output, np.float32(np.nan))
         if observe is not None:
             observe(i, x, t, cond, output)
@@ -196,7 +199,7 @@ def _guide(
 
 
 def sample(
-    runtime: Runtime,
+    network: Network,
     config: ProcessConfig,
     plan: SamplePlan,
     indices: Sequence[int],
@@ -205,4 +208,4 @@ def sample(
 ) -> NDArray[np.float32]:
     """All images of `sample_batches` in one array [n, C, H, W]; same arguments, same errors."""
     empty = np.empty((0, *image_shape), dtype=np.float32)
-    return np.concatenate([empty, *sample_batches(runtime, config, plan, indices, image_shape, **options)])
+    return np.concatenate([empty, *sample_batches(network, config, plan, indices, image_shape, **options)])

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from flatq.api.exporting import export
-from flatq.api.results import Note, Progress, silent
+from flatq.api.results import silent
 from flatq.assessment import EvaluateSettings, GateSettings
 from flatq.backends import target_of
 from flatq.errors import UsageError
 from flatq.export.settings import ExportSettings
 from flatq.launch import Processes
 from flatq.models import checkpoint_beside, deployment_folder, kind_of
+from flatq.progress import Note, Progress
 from flatq.report.gating import judge_report
 from flatq.report.html.page import write_html
 from flatq.report.html.page_models import PageSource

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from flatq.api.results import Progress, Samples, Saved, path_of
+from flatq.api.results import Samples, Saved, path_of
 from flatq.backends import RuntimeSettings
 from flatq.errors import ModelError, UsageError
 from flatq.models import Model, open_model
+from flatq.progress import Progress
 from flatq.sampler import SamplePlan
 from flatq.sampler import sample as draw
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -44,6 +46,7 @@ __all__ = [
     "gate_option",
     "images_option",
     "make_plan",
+    "naming_options",
     "output_option",
     "parse_list",
     "runtime_option",
@@ -150,15 +153,29 @@ def make_plan(
     steps: str, sampler: str, eta: float, seed: int, label: int | None, guidance: float
 ) -> SamplePlan:
     """A sampling plan from options; a `UsageError` names the one that is wrong."""
+    given = {"steps": steps, "sampler": sampler, "eta": eta, "seed": seed, "label": label}
+    with naming_options():
+        return SamplePlan.model_validate({**given, "guidance": guidance})
+
+
+@contextmanager
+def naming_options(**options: str) -> Iterator[None]:
+    """A context in which a setting that pydantic refuses is a `UsageError` that names its option.
+
+    Args:
+        options: the option's name where it is not the setting's.
+    """
     from pydantic import ValidationError
 
-    given = {"steps": steps, "sampler": sampler, "eta": eta, "seed": seed, "label": label}
     try:
-        return SamplePlan.model_validate({**given, "guidance": guidance})
+        yield
     except ValidationError as error:
         first = error.errors()[0]
+        name = str(first["loc"][-1])
         raise UsageError(
-            f"--{first['loc'][0]} is not valid", expected=first["msg"], got=str(first["input"])
+            f"--{options.get(name, name).replace('_', '-')} is not valid",
+            expected=first["msg"],
+            got=str(first["input"]),
         ) from error
 
 

@@ -27,7 +27,6 @@ from flatq.cli.options import (
     make_plan,
 )
 from flatq.errors import UsageError
-from flatq.files import replacing
 
 __all__ = ["command"]
 
@@ -55,9 +54,8 @@ def command(
     ] = None,
 ) -> None:
     """Sample images; the same index gives the same noise whatever the batch size or runtime."""
-    import numpy as np
-
     import flatq
+    from flatq.evaluate.cache import write_npz
     from flatq.images import save_grid
     from flatq.sampler import check_labels
 
@@ -78,11 +76,8 @@ def command(
             note(f"labels: {model.classes.describe(label)}; guidance {guidance:g}")
         pixels = flatq.sample(model, n, plan, first=first, batch_size=batch_size, progress=bar).pixels
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as temporary, temporary.open("wb") as file:
-            np.savez(file, arr_0=pixels.transpose(0, 2, 3, 1))
+        write_npz(out, {"arr_0": pixels.transpose(0, 2, 3, 1)})
         typer.echo(str(out))
     if grid is not None:
-        grid.parent.mkdir(parents=True, exist_ok=True)
         save_grid(grid, pixels, columns=max(1, round(n**0.5)), scale=max(1, 64 // pixels.shape[-1]))
         typer.echo(str(grid))

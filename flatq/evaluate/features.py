@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.errors import DataError, UsageError
+from flatq.errors import DataError, UsageError, one_line
 from flatq.evaluate.extractor import Extractor
 from flatq.evaluate.moments import Rows
 from flatq.runtime.onnxruntime import import_onnxruntime
@@ -132,7 +132,7 @@ def _session(data: bytes, path: Path, threads: int) -> Any:
         raise DataError(
             f"ONNX Runtime {ort.__version__} cannot load the feature network {path}",
             expected="one ONNX file with its weights inside",
-            got=_one_line(error),
+            got=one_line(error),
             next_step="export it again, without external data",
         ) from error
 
@@ -174,7 +174,7 @@ def _run(session: Any, output: str, path: Path, dim: int | None, batch: NDArray[
         raise DataError(
             f"the feature network {path} fails on uint8 {list(batch.shape)}",
             expected=_CONTRACT,
-            got=_one_line(error),
+            got=one_line(error),
         ) from error
     array = result if isinstance(result, np.ndarray) else None
     if (
@@ -192,7 +192,3 @@ def _run(session: Any, output: str, path: Path, dim: int | None, batch: NDArray[
             next_step="pool and flatten inside the network",
         )
     return array
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from flatq.errors import DataError
 from flatq.evaluate.cache import Cache
 from flatq.evaluate.extractor import Extractor
-from flatq.evaluate.features import open_extractor
 from flatq.evaluate.moments import Moments, Reference, Rows, moments_of, reference_from_moments
 from flatq.evaluate.precision_recall import (
     MAX_POINTS,
@@ -22,12 +20,11 @@ from flatq.evaluate.precision_recall import (
     manifold_of,
     precision_recall,
 )
-from flatq.evaluate.statistics_file import ReferenceSource, StoredReference, save_reference
-from flatq.images import ImageSet, Resize, load_images
-from flatq.runtime.base import default_threads
+from flatq.evaluate.statistics_file import ReferenceSource, StoredReference
+from flatq.images import ImageSet
 from flatq.version import __version__
 
-__all__ = ["MeasuredReference", "from_statistics", "measure_reference", "reference_key", "write_statistics"]
+__all__ = ["MeasuredReference", "from_statistics", "measure_reference", "reference_key"]
 
 _VERSION = 2
 
@@ -147,41 +144,3 @@ def from_statistics(stored: StoredReference, extractor: Extractor) -> MeasuredRe
             next_step="make them of images of the model's shape: flatq stats DATA --size N",
         )
     return MeasuredReference(extractor, stored.reference, stored.source)
-
-
-def write_statistics(
-    data: str,
-    out: Path,
-    *,
-    features: str | None = None,
-    inception_weights: Path | None = None,
-    device: str = "cpu",
-    size: int | None = None,
-    resize: Resize | None = None,
-    limit: int | None = None,
-    channels: int | None = None,
-    threads: int | None = None,
-    cache: Cache | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> MeasuredReference:
-    """Measures images and writes their statistics to `out`.
-
-    Args:
-        data, size, resize, limit, channels: as `flatq.images.load_images`.
-        features, inception_weights, device: as `open_extractor`.
-        threads: of the CPU; all cores by default.
-
-    Raises:
-        InputError, MissingRuntimeError: as those and `measure_reference`; `out` cannot be written.
-    """
-    images = load_images(data, size=size, resize=resize, limit=limit, channels=channels)
-    extractor = open_extractor(
-        features,
-        image_shape=images.shape,
-        inception_weights=inception_weights,
-        device=device,
-        threads=threads or default_threads(),
-    )
-    measured = measure_reference(images, extractor, cache=cache, progress=progress)
-    save_reference(out, measured.statistics, measured.source, extractor)
-    return measured

@@ -10,8 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,11 +21,11 @@ from flatq.evaluate.compare import FeatureSet
 from flatq.evaluate.extractor import Extractor
 from flatq.evaluate.moments import F64, Rows
 from flatq.evaluate.reference import MeasuredReference
-from flatq.images import to_uint8
+from flatq.images import Rounding, to_uint8
 from flatq.launch import Processes
 from flatq.models import Model
 from flatq.noise import NOISE_VERSION
-from flatq.runtime.base import UNCONDITIONED, Condition, Runtime
+from flatq.runtime.base import Condition
 from flatq.runtime.cpu import instruction_set
 from flatq.sampler import SamplePlan, check_batch_size, sample
 from flatq.version import __version__
@@ -60,7 +59,7 @@ class Sampling:
     plan: SamplePlan
     first: int
     batch_size: int
-    rounding: Literal["round", "truncate"]
+    rounding: Rounding
     extractor: Extractor
     cache: Cache
     processes: Processes = field(default_factory=Processes)
@@ -227,7 +226,15 @@ class SampleSet:
         """The images first + begin to first + stop - 1; the network's calls are timed if it holds `full`."""
         how, model = self._sampling, self.model
         start = time.perf_counter()
-        timed = _Timed(model.runtime, full)
+        calls: list[float] = []
+
+        def timed(x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition) -> NDArray[np.float32]:
+            begin = time.perf_counter()
+            output = model.runtime(x, t, cond)
+            if len(x) == full:
+                calls.append(time.perf_counter() - begin)
+            return output
+
         samples = sample(
             timed,
             model.process,
@@ -242,8 +249,8 @@ class SampleSet:
         images = to_uint8(samples, how.rounding)
         seconds = time.perf_counter() - start
         features, extracting = self._extract(images)
-        calls, not_finite = np.array(timed.seconds, np.float64), int(np.count_nonzero(~finite))
-        return _Batch(images, not_finite, calls, features, (seconds, extracting))
+        not_finite = int(np.count_nonzero(~finite))
+        return _Batch(images, not_finite, np.array(calls), features, (seconds, extracting))
 
     def _extract(self, images: U8) -> tuple[Rows, float]:
         start = time.perf_counter()
@@ -313,32 +320,3 @@ def sample_key(model: Model, sampling: Sampling) -> dict[str, Any]:
 
 def _part(span: Span) -> str:
     return f"{span[0]}-{span[1]}"
-
-
-class _Timed:
-    """A runtime that notes how long each call of a full batch takes."""
-
-    def __init__(self, runtime: Runtime, batch_size: int) -> None:
-        self._runtime, self._batch_size = runtime, batch_size
-        self.seconds: list[float] = []
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return self._runtime.identity
-
-    def __call__(
-        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
-    ) -> NDArray[np.float32]:
-        start = time.perf_counter()
-        output = self._runtime(x, t, cond)
-        if len(x) == self._batch_size:
-            self.seconds.append(time.perf_counter() - start)
-        return output
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing: who opened the runtime closes it."""

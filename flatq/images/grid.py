@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flatq.files import replacing
+from flatq.files import writing
 from flatq.images.pixels import U8
 
 __all__ = ["make_grid", "save_grid"]
@@ -31,6 +31,10 @@ def make_grid(pixels: U8, columns: int, scale: int = 1) -> Image.Image:
 
 
 def save_grid(path: str | Path, pixels: U8, columns: int, scale: int = 1) -> None:
-    """Writes `make_grid` as PNG to a file in a folder that exists, atomically."""
-    with replacing(Path(path)) as temporary:
+    """Writes `make_grid` as PNG, atomically.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    with writing(Path(path)) as temporary:
         make_grid(pixels, columns, scale).save(temporary, format="PNG")

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import builtins
 import hashlib
 import json
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -204,13 +204,6 @@ def test_the_file_is_read_once(tmp_path: Path) -> None:
 
 
 def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def block(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.split(".")[0] == "onnxruntime":
-            raise ImportError("blocked")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", block)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingRuntimeError, match=r'pip install "flatq\[cpu\]"'):
         open_features(None, image_shape=(1, 8, 8))
