@@ -252,21 +252,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     import torch
 
     content = read_tensors(path)
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    about = {k: content.get(k) for k in ("format", "version")} if isinstance(content, dict) else {}
+    if about != {"format": _FORMAT, "version": _VERSION}:
+        keys = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(
-            f"{path} is not a flatq checkpoint",
-            expected=f"a file with format {_FORMAT!r}",
-            got=", ".join(map(str, list(content)[:4])) + ", ..."
-            if isinstance(content, dict)
-            else str(type(content)),
-            next_step="a bare state dict says nothing of its network; `flatq import` reads it with its flags",
-        )
-    if content.get("version") != _VERSION:
-        raise CheckpointError(
-            f"{path} has another checkpoint version",
-            expected=f"version {_VERSION}",
-            got=f"version {content.get('version')}",
-            next_step="use the flatq that wrote it, or write it again",
+            f"{path} is not a flatq checkpoint of this version",
+            expected=f"format {_FORMAT}, version {_VERSION}",
+            got=f"format {about['format']}, version {about['version']}" if any(about.values()) else keys,
+            next_step="use the flatq that wrote it; `flatq import` reads a bare state dict with its flags",
         )
     try:
         model = ModelConfig.model_validate(content["model"])

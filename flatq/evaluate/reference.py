@@ -121,19 +121,14 @@ def from_statistics(stored: StoredReference, extractor: Extractor) -> MeasuredRe
         DataError: statistics of another extractor, of other dimensions, or of images of another shape.
     """
     name = stored.source.name
-    if stored.reference.dim != extractor.dim:
-        raise DataError(
-            f"the statistics of {name} do not fit the extractor {extractor.name}",
-            expected=f"{extractor.dim} dimensions",
-            got=f"{stored.reference.dim} dimensions",
-            next_step="name the extractor that they were made with: --features",
-        )
-    if stored.extractor_digest not in (None, extractor.digest):
+    if stored.reference.dim != extractor.dim or stored.extractor_digest not in (None, extractor.digest):
         raise DataError(
             f"the statistics of {name} were made with another extractor",
-            expected=f"{extractor.name}, sha256 {extractor.digest[:16]}...",
-            got=f"{stored.extractor_name}, sha256 {str(stored.extractor_digest)[:16]}...",
-            next_step="name the extractor that they were made with, or make them again with `flatq stats`",
+            expected=f"{extractor.name}, {extractor.dim} dimensions, sha256 {extractor.digest[:16]}...",
+            got=f"{stored.extractor_name or 'unknown'}, {stored.reference.dim} dimensions, sha256 "
+            f"{str(stored.extractor_digest)[:16]}...",
+            next_step="name the extractor that they were made with: --features; or make them again with "
+            "`flatq stats`",
         )
     shape = stored.source.image_shape
     if shape is not None and shape != extractor.image_shape:

@@ -15,8 +15,6 @@ No torch.
     grid.py      many images in one picture
 """
 
-from flatq.images.archives import IMAGE_SUFFIXES
-from flatq.images.digits import DIGITS_TRAIN_COUNT
 from flatq.images.grid import make_grid, save_grid
 from flatq.images.labels import check_labels
 from flatq.images.pixels import Rounding, to_float, to_uint8
@@ -24,8 +22,6 @@ from flatq.images.resize import RESIZES, Resize, resize_image
 from flatq.images.source import ImageSet, load_images
 
 __all__ = [
-    "DIGITS_TRAIN_COUNT",
-    "IMAGE_SUFFIXES",
     "RESIZES",
     "ImageSet",
     "Resize",

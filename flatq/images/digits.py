@@ -9,9 +9,7 @@ from flatq.images.labels import I64
 from flatq.images.pixels import U8
 from flatq.packages import require
 
-__all__ = ["DIGITS_TRAIN_COUNT", "read_digits"]
-
-DIGITS_TRAIN_COUNT = 1500
+__all__ = ["read_digits"]
 
 
 def read_digits(source: str) -> tuple[U8, I64]:
@@ -21,7 +19,7 @@ def read_digits(source: str) -> tuple[U8, I64]:
         DataError: `source` is not one of the digits.
         MissingRuntimeError: scikit-learn is not installed.
     """
-    parts = {"digits:train": slice(DIGITS_TRAIN_COUNT), "digits:heldout": slice(DIGITS_TRAIN_COUNT, None)}
+    parts = {"digits:train": slice(1500), "digits:heldout": slice(1500, None)}
     if source != "digits" and source not in parts:
         raise DataError(
             f"there is no part {source}", expected='"digits", "digits:train" or "digits:heldout"', got=source

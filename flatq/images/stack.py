@@ -93,19 +93,14 @@ def _stack(frames: Iterable[tuple[str, Image.Image]], n: int, target: Target) ->
         array = _to_array(frame, name, target, done)
         if out is None:
             out, first_name = np.empty((n, *array.shape), np.uint8), name
-        if array.shape[0] != out.shape[1]:
-            kinds = {1: "grey", 3: "RGB"}
-            raise DataError(
-                f"{name} is {kinds[array.shape[0]]}, {first_name} is {kinds[out.shape[1]]}",
-                expected="images of one kind",
-                next_step="ask for one kind: channels 1 (grey) or 3 (RGB)",
-            )
         if array.shape != out.shape[1:]:
+            shapes = [f"{'grey' if c == 1 else 'RGB'}, {h} x {w}" for c, h, w in (out.shape[1:], array.shape)]
             raise DataError(
-                f"{name} has another size than {first_name}",
-                expected=f"{out.shape[2]} x {out.shape[3]} (height x width)",
-                got=f"{array.shape[1]} x {array.shape[2]}",
-                next_step=f"give a size and one way to get there by resize: {resize_choices()}",
+                f"{name} is of another kind or size than {first_name}",
+                expected=f"{shapes[0]} (height x width)",
+                got=shapes[1],
+                next_step="ask for channels 1 (grey) or 3 (RGB), or give a size and one way to get there by "
+                f"resize: {resize_choices()}",
             )
         out[i] = array
     assert out is not None
