@@ -299,21 +299,8 @@ class _Run:
             n=n,
             first_index=task.first,
             last_index=task.first + n - 1,
-            extractor=ExtractorEntry(
-                name=extractor.name,
-                digest=extractor.digest,
-                dim=extractor.dim,
-                kind=extractor.kind,
-                preprocessing=extractor.preprocessing,
-                published=extractor.published,
-            ),
-            reference=ReferenceEntry(
-                name=source.name,
-                digest=source.digest,
-                n=source.n,
-                kind=source.kind,
-                preprocessing=source.preprocessing,
-            ),
+            extractor=ExtractorEntry.model_validate(extractor, from_attributes=True),
+            reference=ReferenceEntry.model_validate(source, from_attributes=True),
             rounding=task.rounding,
             baseline=Baseline(
                 name=f"{model.name} ({model.weights})",

@@ -36,13 +36,6 @@ EXPORT_FLAGS: dict[Target, str] = {
 }
 """The option of `flatq export` for each target."""
 
-_RUNTIME_OF: dict[Target, str] = {
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-    "tensorrt": "tensorrt",
-    "generic": "onnxruntime",
-}
-
 
 @dataclass(frozen=True)
 class RuntimeSettings:
@@ -78,7 +71,9 @@ class RuntimeSettings:
 
 def runtime_of(target: Target, device: str | None = None) -> str:
     """The runtime that a target's deployment runs on if none is named."""
-    return "onnxruntime" if (target, device) == ("tensorrt", "tensorrt") else _RUNTIME_OF[target]
+    if target == "generic" or (target, device) == ("tensorrt", "tensorrt"):
+        return "onnxruntime"
+    return target
 
 
 def target_of(settings: RuntimeSettings) -> Target:

@@ -12,7 +12,6 @@ from flatq.evaluate.cache import Cache
 from flatq.evaluate.extractor import Extractor
 from flatq.evaluate.moments import Moments, Reference, Rows, moments_of, reference_from_moments
 from flatq.evaluate.precision_recall import (
-    MAX_POINTS,
     NEIGHBOURS,
     Manifold,
     PrecisionRecall,
@@ -74,7 +73,7 @@ def measure_reference(
     Raises:
         DataError: images that do not fit the extractor, or too few or too alike for statistics.
     """
-    n, dim = len(images.pixels), extractor.dim
+    n = len(images.pixels)
     if n < 2:
         raise DataError(
             f"{images.name} holds too few images for reference statistics",
@@ -84,8 +83,7 @@ def measure_reference(
         )
     source = ReferenceSource("images", images.name, images.digest, n, images.shape, images.preprocessing)
     key = reference_key(images, extractor)
-    shapes = {"mu": (dim,), "sigma": (dim, dim), "features": (min(n, MAX_POINTS), dim)}
-    found = None if cache is None else cache.load("reference", key, shapes)
+    found = None if cache is None else cache.load("reference", key)
     if found is not None:
         statistics = reference_from_moments(Moments(n, found["mu"], found["sigma"]))
         return MeasuredReference(extractor, statistics, source, found["features"])

@@ -262,8 +262,7 @@ class SampleSet:
         if arrays is None:
             return None
         images, seconds = arrays["images"], float(arrays["seconds"])
-        shapes = {"features": (len(images), self._sampling.extractor.dim), "seconds": ()}
-        kept = self._sampling.cache.load("features", self._feature_key, shapes, _part(span))
+        kept = self._sampling.cache.load("features", self._feature_key, _part(span))
         if kept is not None:
             features, extracting = kept["features"], float(kept["seconds"])
         else:
@@ -272,9 +271,7 @@ class SampleSet:
         return _Batch(images, int(arrays["not_finite"]), arrays["calls"], features, (seconds, extracting))
 
     def _arrays(self, span: Span) -> dict[str, NDArray[Any]] | None:
-        k = span[1] - span[0]
-        shapes = {"images": (k, *self.model.image_shape), "not_finite": (), "seconds": (), "calls": (-1,)}
-        return self._sampling.cache.load("samples", self._key, shapes, _part(span))
+        return self._sampling.cache.load("samples", self._key, _part(span))
 
     def _store(self, span: Span, batch: _Batch) -> None:
         arrays: dict[str, ArrayLike] = {

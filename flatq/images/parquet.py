@@ -38,25 +38,14 @@ def parquet_shards(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.suffix.lower() == ".parquet" and not path.name.startswith(".") and path.is_file()
     )
-    numbered = [_NUMBERED.fullmatch(path.name) for path in shards]
-    sets = {match and (match[1], int(match[3])) for match in numbered}
-    if len(sets) > 1:
+    numbered = [match for path in shards if (match := _NUMBERED.fullmatch(path.name))]
+    sets = {(match[1], int(match[3])) for match in numbered}
+    if numbered and not (len(sets) == 1 and len(shards) == len(numbered) == int(numbered[0][3])):
         raise DataError(
-            f"{folder} holds the shards of several sets",
-            expected="one set, such as train-00000-of-00004.parquet and on",
+            f"{folder} does not hold all shards of one set, and nothing else",
+            expected="such as train-00000-of-00004.parquet to train-00003-of-00004.parquet",
             got=", ".join(path.name for path in shards[:8]) + (", ..." if len(shards) > 8 else ""),
-            next_step="give each set a folder of its own, or name a single file",
-        )
-    present = [int(match[2]) for match in numbered if match]
-    total = next((int(match[3]) for match in numbered if match), 0)
-    missing = sorted(set(range(total)) - set(present))
-    if missing:
-        raise DataError(
-            f"{folder} does not hold all shards",
-            expected=f"the shards 0..{total - 1}",
-            got=f"{len(present)}, without {', '.join(map(str, missing[:8]))}"
-            + (", ..." if len(missing) > 8 else ""),
-            next_step="download the others too, or name a single file",
+            next_step="add the missing ones, give each set a folder of its own, or name a single file",
         )
     return shards
 

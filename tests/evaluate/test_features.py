@@ -155,7 +155,7 @@ def test_any_output_name_where_there_is_one(tmp_path: Path, digits: np.ndarray) 
         ({"shape": (1, 1, 8, 8)}, "N dynamic"),
         ({"shape": ("n", 64)}, "does not take these images"),
         ({"body": "map"}, r"got: .*float32 \[2, 1, 8, 8\]"),
-        ({"outputs": ("a", "b")}, "name the output `features`"),
+        ({"outputs": ("a", "b")}, "output named `features`"),
     ],
 )
 def test_networks_that_break_the_contract(tmp_path: Path, options: dict[str, Any], reason: str) -> None:

@@ -97,11 +97,10 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
 
 def test_shards_that_do_not_belong_together(tmp_path: Path) -> None:
     _write(tmp_path / "train-00000-of-00002.parquet", rgb(1), [0])
-    with pytest.raises(DataError, match="does not hold all shards") as caught:
+    with pytest.raises(DataError, match="does not hold all shards"):
         load_images(tmp_path)
-    assert "1, without 1" in str(caught.value)
     _write(tmp_path / "test-00000-of-00001.parquet", rgb(1), [0])
-    with pytest.raises(DataError, match="shards of several sets"):
+    with pytest.raises(DataError, match="does not hold all shards of one set"):
         load_images(tmp_path)
     (tmp_path / "test-00000-of-00001.parquet").unlink()
     _write(tmp_path / "train-00001-of-00002.parquet", rgb(1))
