@@ -89,14 +89,12 @@ def measure(n: int, size: int, dim: int, folder: Path) -> dict[str, Any]:
         drawn.grow(n)
         drawn.images(np.arange(min(n, 32)))
         sides.append(drawn.features(n, reference))
-    first, second = sides
-    assert first is not None
-    found = compare(first, second)
+    found = compare(*sides)
     return {
         "n": n,
         "size": size,
         "dim": dim,
-        "raw": None if found.drift is None else found.drift.raw,
+        "raw": found.drift.raw,
         "seconds": time.perf_counter() - start,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "goal_bytes": GOALS.get(size),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -75,9 +74,6 @@ def assess(
     if task.max_samples is not None:
         tolerances.check()
         looks = plan_looks(task.images, task.max_samples, task.looks, task.confidence)
-    if processes.count > 1 and task.runtime.threads is None:
-        threads = max(1, default_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        task = replace(task, runtime=replace(task.runtime, threads=threads))
     floats = task.baseline_runtime
     if floats.threads is None:
         floats = replace(floats, threads=task.runtime.threads)

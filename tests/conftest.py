@@ -1,4 +1,4 @@
-"""Fixtures that several rooms' tests use."""
+"""Fixtures that the tests of several packages use."""
 
 from __future__ import annotations
 
@@ -215,6 +215,6 @@ def tiny_artifacts(tiny: Checkpoint, built_once: BuiltOnce) -> dict[str, Artifac
     calibration = CalibrationPlan(images=2, steps=2)
 
     def artifact(name: str) -> Artifact:
-        return quantize_checkpoint(tiny, PRESETS[name], calibration=calibration, threads=2)
+        return quantize_checkpoint(tiny, PRESETS[name], calibration=calibration, threads=1)
 
     return {name: built_once(f"tiny-{name}", partial(artifact, name)) for name in ("w8a8", "w4a8", "w4a4")}

@@ -148,5 +148,12 @@ def failed_run(backend: str, error: Exception) -> InputError:
 
 
 def default_threads() -> int:
-    """The number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """`OMP_NUM_THREADS`, where set, as for torch; else the number of cores this process may use.
+
+    Under a launcher, which sets `OMP_NUM_THREADS` by itself, the cores are divided among its processes.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"]))
+    chosen = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(chosen) if chosen.isdigit() and int(chosen) else cores

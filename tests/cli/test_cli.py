@@ -23,7 +23,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = TrainConfig(data="digits", steps=3, batch_size=8, channels=(16, 32), patch_size=2, threads=2)
+    config = TrainConfig(data="digits", steps=3, batch_size=8, channels=(16, 32), patch_size=2, threads=1)
     source = train(config, tmp_path_factory.mktemp("digits")).source
     assert source is not None
     return source

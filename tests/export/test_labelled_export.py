@@ -29,7 +29,7 @@ def folder(labelled: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The artifact w8a8 with its deployment inside, and the float deployment beside it."""
     out = tmp_path_factory.mktemp("labels")
     calibration = CalibrationPlan(images=5, steps=2, guidance=2.0)
-    artifact = quantize_checkpoint(labelled, PRESETS["w8a8"], calibration=calibration, threads=2)
+    artifact = quantize_checkpoint(labelled, PRESETS["w8a8"], calibration=calibration, threads=1)
     write_artifact(artifact, out / "w8a8")
     export_artifact(out / "w8a8", "onnxruntime", out / "w8a8" / "onnxruntime")
     export_checkpoint(labelled, "onnxruntime", out / "fp32")

@@ -72,7 +72,7 @@ def test_every_recipe_and_network_builds(
 ) -> None:
     calibration = CalibrationPlan(images=2, steps=1)
     artifact = quantize_checkpoint(
-        checkpoints[network_name], PRESETS[recipe], calibration=calibration, threads=2
+        checkpoints[network_name], PRESETS[recipe], calibration=calibration, threads=1
     )
     write_artifact(artifact, tmp_path / "a")
     export_artifact(tmp_path / "a", "tensorrt", tmp_path / "d")
@@ -133,7 +133,7 @@ def test_integer_attention_builds(
 def test_float_branches_and_split_shortcuts_build(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     recipe = recipe_for_bits(4, 4, split_shortcuts=True, low_rank=4)
     artifact = quantize_checkpoint(
-        checkpoints["digits"], recipe, calibration=CalibrationPlan(images=2, steps=1), threads=2
+        checkpoints["digits"], recipe, calibration=CalibrationPlan(images=2, steps=1), threads=1
     )
     write_artifact(artifact, tmp_path / "a")
     branches = len(branched(artifact.manifest.decisions))

@@ -11,6 +11,7 @@ import onnx.parser
 import pytest
 import torch
 
+from flatq.runtime.base import default_threads
 from flatq.runtime.torch import TorchRuntime
 
 _IDLE = """
@@ -73,3 +74,15 @@ def test_onnx_runtime_takes_no_processor_time_between_calls(tmp_path: Path) -> N
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
     ran = subprocess.run([sys.executable, "-c", _IDLE, str(path)], capture_output=True, text=True, check=True)
     assert float(ran.stdout) < 0.02
+
+
+def test_threads_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch has them; a launcher's own OMP_NUM_THREADS does not count."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = default_threads()
+    assert cores >= 1
+    monkeypatch.setenv("OMP_NUM_THREADS", f"{cores + 3}")
+    assert default_threads() == cores + 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", f"{cores}")
+    assert default_threads() == 1

@@ -1,4 +1,4 @@
-"""One torch thread for all tests of this room: the networks are tiny."""
+"""One torch thread for all tests of this package: the networks are tiny."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def _float(checkpoint: Checkpoint) -> Tuned:
 
 def _quantized(checkpoint: Checkpoint, recipe: QuantRecipe) -> Tuned:
     artifact = quantize_checkpoint(
-        checkpoint, recipe, calibration=CalibrationPlan(images=2, steps=2), threads=2
+        checkpoint, recipe, calibration=CalibrationPlan(images=2, steps=2), threads=1
     )
     return _tuned(checkpoint, to_onnx(lower(artifact, "onnxruntime").graph, checkpoint.model))
 
