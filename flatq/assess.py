@@ -82,7 +82,7 @@ def assess(
     weights = parent_weights(task.models, checkpoint, task.weights)
     with ExitStack() as stack:
         baseline = stack.enter_context(open_model(checkpoint, floats, weights=weights))
-        check_labels(task.plan, baseline.classes)
+        check_labels(task.sampling, baseline.classes)
         why = "" if task.weights else " (the default)" if weights is None else " (those of the models)"
         note(f"weights of the baseline: {baseline.weights}{why}")
         cache = _open_cache(task, stack, note)
@@ -90,7 +90,7 @@ def assess(
         # before anything is sampled, so that a reference that does not fit is found at once
         reference = processes.each(lambda: measure() if processes.main else None)
         sampling = Sampling(
-            plan=task.plan,
+            settings=task.sampling,
             first=task.first,
             batch_size=task.batch_size,
             rounding=task.rounding,
@@ -289,9 +289,9 @@ class _Run:
         assert self.reference is not None
         source, extractor = self.reference.source, self.reference.extractor
         report = Report(
-            plan=task.plan.model_dump(),
+            plan=task.sampling.model_dump(),
             noise_version=NOISE_VERSION,
-            labels=None if model.classes is None else model.classes.describe(task.plan.label),
+            labels=None if model.classes is None else model.classes.describe(task.sampling.label),
             n=n,
             first_index=task.first,
             last_index=task.first + n - 1,

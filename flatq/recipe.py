@@ -1,4 +1,4 @@
-"""What to quantize and how: schemes, rules, recipes, and the form of the decisions that `flatq.plan` makes.
+"""What to quantize and how: schemes, rules, recipes, and the decisions that `flatq.layer_decisions` makes.
 
 Pure data, no torch: the same types stand in the manifest of an artifact and in a report. How a decision
 becomes a graph is `flatq.quantize`'s work.

@@ -16,7 +16,8 @@ from flatq.network import Denoiser
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 from flatq.runtime.torch import TorchRuntime
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 from flatq.train.batches import read_images
 from flatq.train.config import TrainConfig
 from flatq.train.objective import Objective
@@ -141,7 +142,7 @@ def save_samples(
             x = sample(
                 runtime,
                 process,
-                SamplePlan(steps=min(_GRID_STEPS, process.train_steps)),
+                SamplingSettings(steps=min(_GRID_STEPS, process.train_steps)),
                 range(_GRID_IMAGES),
                 model.image_shape,
                 classes=model.classes,

@@ -62,8 +62,8 @@ def evaluate(
         if kind_of(path) != "artifact":
             continue
         calibrated = read_manifest(path).calibration.update
-        if calibrated != settings.plan.update:
-            note(f"{path} was calibrated with another sampler: {calibrated}, not {settings.plan.update}")
+        if calibrated != settings.sampling.update:
+            note(f"{path} was calibrated with another sampler: {calibrated}, not {settings.sampling.update}")
         folder = deployment_folder(path, target)
         missing = together.agree(target in ("onnxruntime", "openvino") and not folder.exists())
         if missing:

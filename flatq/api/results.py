@@ -13,7 +13,7 @@ from flatq.checkpoint import Checkpoint
 from flatq.deployment import Deployment
 from flatq.errors import MissingRuntimeError, UsageError
 from flatq.images import to_uint8
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 from flatq.verify import Audit, Parity
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ class Samples:
 
     Attributes:
         images: float32 [n, C, H, W], finite, about [-1, 1].
-        plan: how they were sampled.
+        settings: how they were sampled.
         first: index of the first image; the noise depends on the seed and the index alone.
     """
 
     images: NDArray[np.float32]
-    plan: SamplePlan
+    settings: SamplingSettings
     first: int
 
     @property

@@ -9,8 +9,8 @@ from flatq.backends import RuntimeSettings
 from flatq.errors import ModelError, UsageError
 from flatq.models import Model, open_model
 from flatq.progress import Progress
-from flatq.sampler import SamplePlan
 from flatq.sampler import sample as draw
+from flatq.sampling_settings import SamplingSettings
 
 __all__ = ["load", "sample"]
 
@@ -37,7 +37,7 @@ def load(
 def sample(
     model: Model | Saved,
     n: int,
-    plan: SamplePlan = SamplePlan(),
+    settings: SamplingSettings = SamplingSettings(),
     *,
     first: int = 0,
     batch_size: int = 64,
@@ -59,19 +59,19 @@ def sample(
         )
     if not isinstance(model, Model):
         with load(model) as opened:
-            return sample(opened, n, plan, first=first, batch_size=batch_size, progress=progress)
+            return sample(opened, n, settings, first=first, batch_size=batch_size, progress=progress)
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
         if progress is not None:
-            progress("sampling", done, n * plan.evaluations)
+            progress("sampling", done, n * settings.evaluations)
 
     images = draw(
         model.runtime,
         model.process,
-        plan,
+        settings,
         range(first, first + n),
         model.image_shape,
         classes=model.classes,
@@ -85,4 +85,4 @@ def sample(
             got="NaN or infinity",
             next_step="check the weights; quantize from another checkpoint",
         )
-    return Samples(images, plan, first)
+    return Samples(images, settings, first)

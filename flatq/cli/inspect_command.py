@@ -112,9 +112,9 @@ def _branches(decisions: Sequence[Decision]) -> str:
 def _print_artifact(manifest: Manifest) -> None:
     from flatq.verify.tables import numbered, text_table
 
-    parent, plan = manifest.parent, manifest.calibration
+    parent, about = manifest.parent, manifest.calibration
     typer.echo(f"recipe {manifest.recipe.name}, {parent['weights']} weights of {parent['file']}")
-    typer.echo(f"calibrated on {plan.images} images, {plan.steps} steps, {plan.update}, seed {plan.seed}")
+    typer.echo(f"calibrated on {about.images} images, {about.steps} steps, {about.update}, seed {about.seed}")
     typer.echo(f"rounding: {manifest.rounding.describe()}")
     for name, why in manifest.rounding_notes.items():
         typer.echo(f"  {name}: {why}")

@@ -12,10 +12,10 @@ import typer
 
 from flatq.errors import UsageError
 from flatq.images import Resize
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 
 __all__ = [
-    "PLAN",
+    "SAMPLING",
     "BatchSize",
     "Cache",
     "Confidence",
@@ -45,16 +45,16 @@ __all__ = [
     "Weights",
     "gate_option",
     "images_option",
-    "make_plan",
     "naming_options",
     "output_option",
     "parse_list",
     "runtime_option",
+    "sampling_settings",
 ]
 
 _Number = TypeVar("_Number", int, float)
 
-PLAN = SamplePlan()
+SAMPLING = SamplingSettings()
 """The defaults of the sampling options."""
 
 sampling_option = partial(typer.Option, rich_help_panel="Sampling")
@@ -149,13 +149,13 @@ Junit = Annotated[Path | None, output_option(help="File to write the verdicts to
 PrintJson = Annotated[bool, output_option("--json", help="Print JSON.")]
 
 
-def make_plan(
+def sampling_settings(
     steps: str, sampler: str, eta: float, seed: int, label: int | None, guidance: float
-) -> SamplePlan:
-    """A sampling plan from options; a `UsageError` names the one that is wrong."""
+) -> SamplingSettings:
+    """Sampling settings from options; a `UsageError` names the one that is wrong."""
     given = {"steps": steps, "sampler": sampler, "eta": eta, "seed": seed, "label": label}
     with naming_options():
-        return SamplePlan.model_validate({**given, "guidance": guidance})
+        return SamplingSettings.model_validate({**given, "guidance": guidance})
 
 
 @contextmanager

@@ -11,7 +11,16 @@ import typer
 
 from flatq.calib import CalibrationPlan
 from flatq.cli.common import note, progress_bar
-from flatq.cli.options import Eta, Guidance, Sampler, Steps, Threads, Weights, make_plan, naming_options
+from flatq.cli.options import (
+    Eta,
+    Guidance,
+    Sampler,
+    Steps,
+    Threads,
+    Weights,
+    naming_options,
+    sampling_settings,
+)
 from flatq.quantize.methods import Method, WeightRounding
 from flatq.quantize.settings import QuantizeSettings
 from flatq.recipe import ActivationRange, WeightRange, branch_of, half_name, recipe_for_bits
@@ -157,8 +166,8 @@ def command(
 
     import flatq
 
-    plan = make_plan(steps, sampler, eta, seed, None, guidance)
-    calibration = CalibrationPlan(images=calib_images, **plan.model_dump())
+    sampling = sampling_settings(steps, sampler, eta, seed, None, guidance)
+    calibration = CalibrationPlan(images=calib_images, **sampling.model_dump())
     with naming_options(batch="learning-batch"):
         rounding = WeightRounding.model_validate(
             {

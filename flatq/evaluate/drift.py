@@ -44,7 +44,7 @@ __all__ = [
 MIN_RATIO = 2.5
 """Samples per feature rank under which there is no interval."""
 FULL_RATIO = 10.0
-"""Samples per feature rank that a plan asks for: from there on the bias is known well."""
+"""Samples per feature rank from which on the bias is known well."""
 MIN_SAMPLES = 20
 """Samples under which there is no interval: the normal quantile needs about that many."""
 

@@ -27,7 +27,8 @@ from flatq.models import Model
 from flatq.noise import NOISE_VERSION
 from flatq.runtime.base import Condition
 from flatq.runtime.cpu import instruction_set
-from flatq.sampler import SamplePlan, check_batch_size, sample
+from flatq.sampler import check_batch_size, sample
+from flatq.sampling_settings import SamplingSettings
 from flatq.version import __version__
 
 __all__ = ["SampleSet", "Sampling", "sample_key"]
@@ -46,7 +47,7 @@ class Sampling:
     """How an evaluation draws images, keeps them and turns them into features.
 
     Attributes:
-        plan: the steps and the noise of an image.
+        settings: the steps and the noise of an image.
         first: index of the first image.
         batch_size: images at a time; kernels may sum in another order for another one.
         rounding: of samples to uint8, as `to_uint8`.
@@ -56,7 +57,7 @@ class Sampling:
         progress: called with (name of the model, images times steps done, total).
     """
 
-    plan: SamplePlan
+    settings: SamplingSettings
     first: int
     batch_size: int
     rounding: Rounding
@@ -149,7 +150,7 @@ class SampleSet:
             kept = _Kept(span[1], batch.not_finite, batch.calls, sum(batch.seconds))
             found[span] = kept, batch.features
             done += span[1] - span[0]
-            steps = self._sampling.plan.evaluations
+            steps = self._sampling.settings.evaluations
             self._sampling.progress(self.model.name, done * steps, (n - have) * steps)
 
         def look_up() -> list[Span]:
@@ -238,7 +239,7 @@ class SampleSet:
         samples = sample(
             timed,
             model.process,
-            how.plan,
+            how.settings,
             range(how.first + span[0], how.first + span[1]),
             model.image_shape,
             classes=model.classes,
@@ -308,7 +309,7 @@ def sample_key(model: Model, sampling: Sampling) -> dict[str, Any]:
         "process": model.process.model_dump(mode="json"),
         "classes": None if model.classes is None else model.classes.model_dump(mode="json"),
         "shape": list(model.image_shape),
-        "plan": sampling.plan.model_dump(mode="json"),
+        "plan": sampling.settings.model_dump(mode="json"),
         "first": sampling.first,
         "batch_size": sampling.batch_size,
         "rounding": sampling.rounding,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flatq.evaluate.drift import beyond_relative_tolerance
-from flatq.evaluate.sample_size import Plan, plan_from_pilot
+from flatq.evaluate.sample_size import SampleSizes, sizes_from_pilot
 from flatq.report.model import ModelEntry, Report
 from flatq.report.sidecar import read_sidecar
 
@@ -14,7 +14,7 @@ __all__ = ["plan_text", "plans_of"]
 
 def plans_of(
     report: Report, folder: Path, max_drift: float | None, max_drift_rel: float | None
-) -> list[Plan]:
+) -> list[SampleSizes]:
     """A plan for each model. At most one of the tolerances.
 
     Raises:
@@ -47,7 +47,7 @@ def plan_text(report: Report, folder: Path, max_drift: float | None, max_drift_r
 
 def _plan(
     report: Report, entry: ModelEntry, folder: Path, max_drift: float | None, max_drift_rel: float | None
-) -> Plan:
+) -> SampleSizes:
     drift = entry.drift
     if max_drift_rel is not None:
         kept = read_sidecar(entry, folder)
@@ -56,7 +56,7 @@ def _plan(
     seconds = None
     if entry.seconds_per_image is not None and report.baseline.seconds_per_image is not None:
         seconds = entry.seconds_per_image + report.baseline.seconds_per_image
-    return plan_from_pilot(drift, seconds, max_drift)
+    return sizes_from_pilot(drift, seconds, max_drift)
 
 
 def _duration(seconds: float | None) -> str:

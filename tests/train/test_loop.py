@@ -19,7 +19,8 @@ from flatq.checkpoint import load_checkpoint
 from flatq.errors import DataError, ModelError, UsageError
 from flatq.images import load_images, to_float
 from flatq.network import build_network
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 from flatq.train import TrainConfig, model_config_for, train
 from flatq.train.batches import Batch, Batches
 from flatq.train.distributed import Workers
@@ -340,7 +341,7 @@ def test_grids_show_the_average_and_disturb_nothing(tmp_path: Path) -> None:
     from flatq.runtime.torch import TorchRuntime
 
     with TorchRuntime(with_grids.network("ema"), threads=1) as runtime:
-        x = sample(runtime, with_grids.process, SamplePlan(steps=20), range(64), (1, 8, 8))
+        x = sample(runtime, with_grids.process, SamplingSettings(steps=20), range(64), (1, 8, 8))
     assert np.array_equal(shown, np.asarray(make_grid(to_uint8(x), 8)))
 
 
