@@ -61,8 +61,6 @@ def assess(
         InputError: whatever of the paths, data, features and options does not fit together.
         MissingRuntimeError: a runtime is not installed.
     """
-    if task.images < 2:
-        raise UsageError("too few images", expected="at least 2", got=str(task.images), next_step="raise -n")
     if not task.models:
         raise UsageError("no model to evaluate", expected="at least one artifact", got="none")
     checkpoint = task.baseline

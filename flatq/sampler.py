@@ -20,7 +20,7 @@ from flatq.runtime.base import UNCONDITIONED, Condition
 from flatq.samplers import SAMPLERS
 from flatq.sampling_settings import SamplingSettings
 
-__all__ = ["check_batch_size", "check_labels", "sample", "sample_batches"]
+__all__ = ["check_labels", "sample", "sample_batches"]
 
 Progress = Callable[[int], None]
 """Called with the number of network evaluations times images since the last call."""
@@ -49,6 +49,7 @@ def sample_batches(
 
     Args:
         image_shape: [C, H, W].
+        batch_size: at least 1.
         classes: the labels that the network takes; None for a network without.
         stream: of the noise.
 
@@ -56,10 +57,9 @@ def sample_batches(
         float32 [<= batch_size, C, H, W], about [-1, 1]; not finite where the model is not.
 
     Raises:
-        UsageError: a batch size below 1; labels as `check_labels`.
+        UsageError: as `check_labels`.
         ModelError: the model's output does not have the shape that the process needs.
     """
-    check_batch_size(batch_size)
     check_labels(settings, classes)
     process = Process.from_config(config, settings.steps)
 
@@ -96,14 +96,6 @@ def sample_batches(
 
     for start in range(0, len(indices), batch_size):
         yield draw(indices[start : start + batch_size])
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raises:
-    UsageError: a batch size below 1.
-    """
-    if batch_size < 1:
-        raise UsageError("the batch is empty", expected="a batch size of at least 1", got=str(batch_size))
 
 
 def check_labels(settings: SamplingSettings, classes: Classes | None) -> None:

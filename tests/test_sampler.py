@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from toy_runtime import Toy
 
 from flatq import noise
-from flatq.errors import ModelError, UsageError
+from flatq.errors import ModelError
 from flatq.noise import NoiseStream
 from flatq.process import ProcessConfig
 from flatq.runtime.base import UNCONDITIONED, Condition
@@ -116,10 +116,8 @@ def test_a_network_that_loses_images_is_refused() -> None:
         sample(Short(), FIXED, SamplingSettings(steps=2), range(3), SHAPE)
 
 
-def test_no_images_and_empty_batches() -> None:
+def test_no_images() -> None:
     assert sample(Toy(), FIXED, SamplingSettings(steps=2), [], SHAPE).shape == (0, *SHAPE)
-    with pytest.raises(UsageError, match="batch"):
-        sample(Toy(), FIXED, SamplingSettings(steps=2), range(2), SHAPE, batch_size=0)
 
 
 @pytest.mark.parametrize(

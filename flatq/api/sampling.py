@@ -6,7 +6,7 @@ import numpy as np
 
 from flatq.api.results import Samples, Saved, path_of
 from flatq.backends import RuntimeSettings
-from flatq.errors import ModelError, UsageError
+from flatq.errors import ModelError
 from flatq.models import Model, open_model
 from flatq.progress import Progress
 from flatq.sampler import sample as draw
@@ -43,20 +43,16 @@ def sample(
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> Samples:
-    """Sample n images; the same index gives the same noise whatever the batch size or the runtime.
+    """Sample n >= 1 images; the same index gives the same noise whatever the batch size or the runtime.
 
     Args:
         model: as `load` opens it; anything else is opened for this call with the defaults.
         first: index of the first image.
 
     Raises:
-        UsageError: n below 1, or labels and guidance that the model does not take.
+        UsageError: labels and guidance that the model does not take.
         ModelError: the samples are not finite.
     """
-    if n < 1 or first < 0:
-        raise UsageError(
-            "no images", expected="-n at least 1 and --first at least 0", got=f"-n {n} --first {first}"
-        )
     if not isinstance(model, Model):
         with load(model) as opened:
             return sample(opened, n, settings, first=first, batch_size=batch_size, progress=progress)

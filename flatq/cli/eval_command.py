@@ -79,7 +79,7 @@ def command(
     inception_weights: InceptionWeights = None,
     features_device: FeaturesDevice = "cpu",
     cache: Cache = True,
-    n: Annotated[int, _evaluation("-n", help="Number of images per model.")] = EvaluateSettings.images,
+    n: Annotated[int, _evaluation("-n", min=2, help="Number of images per model.")] = EvaluateSettings.images,
     first: First = EvaluateSettings.first,
     steps: Steps = str(SAMPLING.steps),
     sampler: Sampler = SAMPLING.sampler,

@@ -65,12 +65,9 @@ gate_option = partial(typer.Option, rich_help_panel="Gate")
 output_option = partial(typer.Option, rich_help_panel="Output")
 
 RuntimeName = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
-_Sampler = Literal["ancestral", "ddim"]
 _Device = Literal["cpu", "cuda", "tensorrt"]
-_TorchDevice = Literal["cpu", "cuda"]
 _Precision = Literal["fp32", "bf16", "fp16"]
 _Hint = Literal["latency", "throughput"]
-_Weights = Literal["raw", "ema", "swa"]
 _OnInconclusive = Literal["pass", "fail", "error"]
 
 Steps = Annotated[
@@ -79,10 +76,10 @@ Steps = Annotated[
         help="Number of sampling steps, or guided-diffusion's ddimN or section counts such as 10,15,20."
     ),
 ]
-Sampler = Annotated[_Sampler, sampling_option(help="Sampler.")]
+Sampler = Annotated[Literal["ancestral", "ddim"], sampling_option(help="Sampler.")]
 Eta = Annotated[float, sampling_option(help="DDIM eta; 0 is deterministic.")]
 Seed = Annotated[int, sampling_option(help="Random seed of the sampling noise.")]
-First = Annotated[int, sampling_option(help="Index of the first image.")]
+First = Annotated[int, sampling_option(min=0, help="Index of the first image.")]
 Label = Annotated[
     int | None,
     sampling_option(help="Class of all images; by default classes are assigned round-robin by image index."),
@@ -90,9 +87,9 @@ Label = Annotated[
 Guidance = Annotated[
     float, sampling_option(help="Classifier-free guidance scale; 1 is the plain conditional model.")
 ]
-BatchSize = Annotated[int, sampling_option(help="Number of images sampled at a time.")]
+BatchSize = Annotated[int, sampling_option(min=1, help="Number of images sampled at a time.")]
 Weights = Annotated[
-    _Weights | None,
+    Literal["raw", "ema", "swa"] | None,
     typer.Option(
         help="Weights variant of a checkpoint; by default ema if the checkpoint has it, else raw.",
         rich_help_panel="Model",
@@ -122,7 +119,7 @@ InceptionWeights = Annotated[
         help="Inception weights of torch-fidelity, a .pth file; by default from torch's cache, or downloaded."
     ),
 ]
-FeaturesDevice = Annotated[_TorchDevice, features_option(help="Device of the Inception network.")]
+FeaturesDevice = Annotated[Literal["cpu", "cuda"], features_option(help="Device of the Inception network.")]
 ResizeChoice = Annotated[
     Resize | None,
     images_option("--resize", help="How images of another size are resized; refused by default."),

@@ -33,7 +33,7 @@ __all__ = ["command"]
 
 def command(
     path: Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint, artifact or deployment folder.")],
-    n: Annotated[int, typer.Option("-n", help="Number of images.")] = 64,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 64,
     first: First = 0,
     steps: Steps = str(SAMPLING.steps),
     sampler: Sampler = SAMPLING.sampler,

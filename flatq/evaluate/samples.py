@@ -27,7 +27,7 @@ from flatq.models import Model
 from flatq.noise import NOISE_VERSION
 from flatq.runtime.base import Condition
 from flatq.runtime.cpu import instruction_set
-from flatq.sampler import check_batch_size, sample
+from flatq.sampler import sample
 from flatq.sampling_settings import SamplingSettings
 from flatq.version import __version__
 
@@ -104,10 +104,8 @@ class SampleSet:
 
     def __init__(self, model: Model, sampling: Sampling) -> None:
         """Raises:
-        UsageError: a batch size below 1.
         DataError: a process would draw other samples than the first one.
         """
-        check_batch_size(sampling.batch_size)
         self.model, self.identity = model, model.runtime.identity
         self.n, self.not_finite = 0, 0
         self._sampling = sampling
