@@ -37,7 +37,7 @@ def evaluate(
 
     Args:
         processes: of a launch, which share the sampling and all call this; from
-            `flatq.processes.evaluating_together`.
+            `flatq.launch.evaluating_together`.
 
     Returns:
         The report, with a verdict for each model where the settings have a tolerance.
