@@ -32,7 +32,8 @@ from flatq.checkpoint import load_checkpoint
 from flatq.images import load_images, save_grid, to_uint8
 from flatq.report.environment import environment
 from flatq.runtime.torch import TorchRuntime
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 from flatq.train import TrainConfig, train
 from flatq.train.configure import resolve
 from flatq.train.distributed import open_workers
@@ -56,7 +57,9 @@ def smoke(settings: Settings, results: Path) -> dict[str, Any]:
                 run.advance()
             found[f"{method}_weights_finite"] = all(bool(p.isfinite().all()) for p in run.parameters)
         with TorchRuntime(run.network.eval(), device=settings.training["device"]) as runtime:
-            x = sample(runtime, run.config.process, SamplePlan(steps=2), range(8), run.model.image_shape)
+            x = sample(
+                runtime, run.config.process, SamplingSettings(steps=2), range(8), run.model.image_shape
+            )
     found["samples_finite"] = bool(np.isfinite(x).all())
     assert all(found.values()), found
     return found
@@ -167,7 +170,7 @@ def sampling(settings: Settings, results: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(results / "sam" / "ckpt.pt")
     device = settings.training["device"]
     shape = checkpoint.model.image_shape
-    plan = SamplePlan(steps=settings.steps)
+    plan = SamplingSettings(steps=settings.steps)
     found: dict[str, Any] = {"plan": plan.model_dump(mode="json"), "weights": "sam ema", "runs": {}}
     images: dict[str, Any] = {}
 

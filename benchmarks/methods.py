@@ -240,7 +240,7 @@ def main() -> None:
             baseline=options.checkpoint,
             data=options.data,
             out=options.work / "eval",
-            plan=flatq.SamplePlan(steps=options.steps),
+            sampling=flatq.SamplingSettings(steps=options.steps),
             images=options.n,
             features=options.features,
             runtime=flatq.RuntimeSettings(options.runtime, threads=options.threads),

@@ -19,12 +19,13 @@ from flatq.labels import Classes
 from flatq.noise import NoiseStream
 from flatq.process import ProcessConfig
 from flatq.runtime.base import Condition, Runtime
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 
 __all__ = ["CalibrationPlan", "CalibrationSet", "collect_inputs"]
 
 
-class CalibrationPlan(SamplePlan):
+class CalibrationPlan(SamplingSettings):
     """How calibration inputs are drawn: a sampling plan for some images; part of the artifact.
 
     Every step of the sampling gives `images` inputs, and as many without a label where guidance asks for

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from flatq.recipe import recipe_for_bits
     from flatq.report.model import Report
     from flatq.report.result import GateResult
-    from flatq.sampler import SamplePlan
+    from flatq.sampling_settings import SamplingSettings
     from flatq.train.config import TrainConfig
     from flatq.verify.verification import Verified
 
@@ -56,8 +56,8 @@ __all__ = [
     "Quantized",
     "Report",
     "RuntimeSettings",
-    "SamplePlan",
     "Samples",
+    "SamplingSettings",
     "TrainConfig",
     "Verified",
     "WeightRounding",
@@ -87,7 +87,7 @@ _HOMES = {
     "flatq.recipe": "recipe_for_bits",
     "flatq.report.model": "Report",
     "flatq.report.result": "GateResult",
-    "flatq.sampler": "SamplePlan",
+    "flatq.sampling_settings": "SamplingSettings",
     "flatq.train.config": "TrainConfig",
     "flatq.verify.verification": "Verified",
 }

@@ -15,7 +15,8 @@ from flatq.network import Denoiser
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 from flatq.runtime.torch import TorchRuntime
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 from flatq.train.batches import read_images
 from flatq.train.config import TrainConfig
 from flatq.train.objective import Objective
@@ -109,6 +110,6 @@ def save_samples(
         device=str(next(network.parameters()).device),
         threads=torch.get_num_threads(),
     )
-    plan = SamplePlan(steps=min(_GRID_STEPS, process.train_steps))
-    x = sample(runtime, process, plan, range(_GRID_IMAGES), model.image_shape, classes=model.classes)
+    settings = SamplingSettings(steps=min(_GRID_STEPS, process.train_steps))
+    x = sample(runtime, process, settings, range(_GRID_IMAGES), model.image_shape, classes=model.classes)
     save_grid(path, to_uint8(x), columns=8)

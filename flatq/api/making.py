@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flatq.api.results import Note, Progress, Quantized, checkpoint_of, path_of, silent
+from flatq.api.results import Quantized, checkpoint_of, path_of, silent
 from flatq.checkpoint import Checkpoint, choose_weights
 from flatq.files import check_free_folder
+from flatq.progress import Note, Progress
 from flatq.quantize.settings import QuantizeSettings
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ __all__ = ["command"]
 
 _KEYS = {"ema": "ema_decays", "layers": "layers_per_block", "patch": "patch_size"}
 _LISTS = ("ema", "channels", "attention")
+_NOT_SETTINGS = ("run", "preset", "settings", "dry_run", "resume")
 
 
 _data = partial(typer.Option, rich_help_panel="Data")
@@ -111,16 +112,9 @@ def command(
     train RUN ...` or torchrun.
     """
     given = {
-        "data": data, "method": method, "rho": rho, "gamma": gamma, "sam_every": sam_every, "sam_on": sam_on,
-        "sigma": sigma, "lr_schedule": lr_schedule, "steps": steps,
-        "max_minutes": max_minutes, "heldout": heldout, "stop_loss": stop_loss, "batch_size": batch_size,
-        "lr": lr, "warmup": warmup, "precision": precision, "ema": ema, "swa_start": swa_start,
-        "swa_period": swa_period, "channels": channels, "layers": layers, "attention": attention,
-        "head_dim": head_dim, "patch": patch, "dropout": dropout, "schedule": schedule, "variance": variance,
-        "timesteps": timesteps, "size": size, "limit": limit, "flip": flip, "seed": seed,
-        "threads": threads, "device": device,
-    }  # fmt: skip
-    options = _options({name: value for name, value in given.items() if value is not None}, settings or [])
+        name: value for name, value in locals().items() if name not in _NOT_SETTINGS and value is not None
+    }
+    options = _options(given, settings or [])
 
     import flatq
 

@@ -21,7 +21,8 @@ from flatq.models import Model
 from flatq.noise import NoiseStream, normal
 from flatq.process import Process
 from flatq.runtime.base import UNCONDITIONED, Condition
-from flatq.sampler import SamplePlan, sample_batches
+from flatq.sampler import sample_batches
+from flatq.sampling_settings import SamplingSettings
 
 __all__ = ["Exposure", "ExposureStep", "measure_exposure"]
 
@@ -63,7 +64,7 @@ class Exposure(Frozen):
     weights_variant: str
     precision: str
     runtime: dict[str, Any]
-    plan: SamplePlan
+    plan: SamplingSettings
     images: int
     dimension: int
     steps: tuple[ExposureStep, ...]
@@ -95,26 +96,27 @@ class _Step:
 
 
 def measure_exposure(
-    model: Model, images: ImageSet, plan: SamplePlan, n: int, *, batch_size: int = 64
+    model: Model, images: ImageSet, settings: SamplingSettings, n: int, *, batch_size: int = 64
 ) -> Exposure:
     """Measure both sides on n images each.
 
     The training side takes n images spread evenly over the source, each with the noise of its index (draw 0
-    of the probes' stream, seed `plan.seed`) at every kept timestep. The sampling side draws images 0 to n-1.
+    of the probes' stream, seed `settings.seed`) at every kept timestep. The sampling side draws images 0 to
+    n - 1.
 
     Raises:
         UsageError: a process that does not predict the noise, or guidance, under which training has no such
             prediction.
         DataError: as `spread_rows`.
     """
-    if model.process.prediction != "epsilon" or plan.guidance != 1:
+    if model.process.prediction != "epsilon" or settings.guidance != 1:
         raise UsageError(
             "exposure bias is measured on the predicted noise",
             expected="a process that predicts the noise (epsilon), without guidance",
-            got=f"prediction {model.process.prediction}, guidance {plan.guidance:g}",
+            got=f"prediction {model.process.prediction}, guidance {settings.guidance:g}",
         )
     rows = spread_rows(images, n)
-    process = Process.from_config(model.process, plan.steps)
+    process = Process.from_config(model.process, settings.steps)
     channels = model.image_shape[0]
     sampling = [_Step() for _ in process.timesteps]
     training = [_Step() for _ in process.timesteps]
@@ -125,7 +127,7 @@ def measure_exposure(
     for _ in sample_batches(
         model.runtime,
         model.process,
-        plan,
+        settings,
         range(n),
         model.image_shape,
         classes=model.classes,
@@ -136,8 +138,8 @@ def measure_exposure(
     for start in range(0, n, batch_size):
         indices = range(start, min(start + batch_size, n))
         x0 = to_float(images.pixels[rows[start : start + batch_size]])
-        noise = normal(plan.seed, indices, 0, model.image_shape, stream=NoiseStream.PROBES)
-        cond = UNCONDITIONED if model.classes is None else model.classes.condition(indices, plan.label)
+        noise = normal(settings.seed, indices, 0, model.image_shape, stream=NoiseStream.PROBES)
+        cond = UNCONDITIONED if model.classes is None else model.classes.condition(indices, settings.label)
         for i, t in enumerate(process.timesteps):
             x = process.add_noise(x0, noise, i).astype(np.float32)
             output = model.runtime(x, np.full(len(x), t, dtype=np.int64), cond)
@@ -148,7 +150,7 @@ def measure_exposure(
         weights_variant=model.weights,
         precision=model.precision,
         runtime=model.runtime.identity,
-        plan=plan,
+        plan=settings,
         images=n,
         dimension=int(np.prod(model.image_shape)),
         steps=tuple(

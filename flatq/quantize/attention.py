@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable
 import torch
 from torch import fx
 
-from flatq.plan import plan
+from flatq.layer_decisions import decide_layers
 from flatq.quantize.trace import DECOMPOSED, Layer, add_call, find_layers, rewrite_layers
 from flatq.recipe import Decision, QuantRecipe
 
@@ -24,7 +24,7 @@ _aten = torch.ops.aten
 
 def planned_attentions(graph: fx.GraphModule, recipe: QuantRecipe) -> list[str]:
     """The attentions of a traced graph whose products the recipe quantizes."""
-    return quantized_attentions(plan(recipe, [layer.candidate for layer in find_layers(graph)]))
+    return quantized_attentions(decide_layers(recipe, [layer.candidate for layer in find_layers(graph)]))
 
 
 def quantized_attentions(decisions: Iterable[Decision]) -> list[str]:

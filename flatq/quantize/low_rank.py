@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from flatq.plan import branch_rank, plan
+from flatq.layer_decisions import branch_rank, decide_layers
 from flatq.quantize.trace import Layer, add_call, find_layers, hold_weight, rewrite_layers
 from flatq.recipe import Decision, QuantRecipe, branch_names, branch_of
 
@@ -34,7 +34,9 @@ def planned_branches(graph: fx.GraphModule, recipe: QuantRecipe) -> dict[str, in
     if not recipe.low_rank:
         return {}
     layers = find_layers(graph)
-    schemes = {(d.node, d.port): d.scheme for d in plan(recipe, [layer.candidate for layer in layers])}
+    schemes = {
+        (d.node, d.port): d.scheme for d in decide_layers(recipe, [layer.candidate for layer in layers])
+    }
     ranks = {}
     for layer in layers:
         name, shape = layer.candidate.node, layer.candidate.shape

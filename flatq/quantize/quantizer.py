@@ -70,7 +70,7 @@ class FlatqQuantizer(Quantizer):  # type: ignore[misc]
     """Annotates the planned ports of a traced graph.
 
     Args:
-        decisions: of `flatq.plan.plan`.
+        decisions: of `flatq.layer_decisions.decide_layers`.
         grid: (decision, operator) -> the grid of that port, or None to leave it alone.
     """
 

@@ -14,7 +14,7 @@ from torch import fx
 from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ModelError
-from flatq.plan import plan
+from flatq.layer_decisions import decide_layers
 from flatq.progress import Progress
 from flatq.quantize.artifact import Artifact, Manifest
 from flatq.quantize.attention import decompose, planned_attentions
@@ -107,7 +107,7 @@ def quantize_checkpoint(
         d.model_copy(update={"reason": f"{d.reason}; {equalized[d.node]}"})
         if d.node in equalized and d.port == "input"
         else d
-        for d in plan(recipe, [layer.candidate for layer in layers])
+        for d in decide_layers(recipe, [layer.candidate for layer in layers])
     ]
     observers = _observe(graph, layers, decisions, recipe)
     # It is the float model still: sampling with it draws the inputs and sees the ranges at once.

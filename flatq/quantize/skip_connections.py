@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from flatq.plan import plan
+from flatq.layer_decisions import decide_layers
 from flatq.quantize.trace import HALF, Layer, add_call, find_layers, hold_weight, rewrite_layers
 from flatq.recipe import Decision, QuantRecipe, half_name, whole_name
 
@@ -28,7 +28,9 @@ def planned_splits(graph: fx.GraphModule, recipe: QuantRecipe) -> list[str]:
     if not recipe.split_shortcuts:
         return []
     layers = find_layers(graph)
-    inputs = {d.node: d for d in plan(recipe, [layer.candidate for layer in layers]) if d.port == "input"}
+    inputs = {
+        d.node: d for d in decide_layers(recipe, [layer.candidate for layer in layers]) if d.port == "input"
+    }
     return [
         layer.candidate.node
         for layer in layers

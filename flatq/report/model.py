@@ -146,7 +146,7 @@ class Options(Record):
 
 
 class Report(Record):
-    """All of report.json. plan: the fields of the `SamplePlan`. noise_version: `flatq.noise.NOISE_VERSION` of
+    """All of report.json. plan: fields of `SamplingSettings`. noise_version: `flatq.noise.NOISE_VERSION` of
     the samples; reports that are older than the field have 1. labels: which label an image got, in words;
     None for a network without classes. n: the number of pairs; a model that was decided on earlier has fewer.
     gate: what the verdicts rest on, if there are any. options: None in reports that are older than they."""

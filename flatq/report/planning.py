@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flatq.evaluate.drift import beyond_relative_tolerance
-from flatq.evaluate.sample_size import plan_from_pilot
+from flatq.evaluate.sample_size import sizes_from_pilot
 from flatq.report.model import Report
 from flatq.report.sidecar import read_sidecar
 from flatq.report.wording import NONE, number
@@ -31,7 +31,7 @@ def plan_text(report: Report, folder: Path, max_drift: float | None, max_drift_r
             drift = beyond_relative_tolerance(drift, max_drift_rel, *influences)
         if entry.seconds_per_image is not None and report.baseline.seconds_per_image is not None:
             seconds = entry.seconds_per_image + report.baseline.seconds_per_image
-        plan = plan_from_pilot(drift, seconds, max_drift)
+        plan = sizes_from_pilot(drift, seconds, max_drift)
         if plan.resolvable is None:
             told = f"give no interval: {plan.reason}"
         else:

@@ -23,7 +23,7 @@ from flatq.models import deployment_folder, open_model
 from flatq.progress import Progress
 from flatq.report.model import ModelEntry
 from flatq.report.sidecar import read_sidecar
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 from flatq.study.config import FLOAT, StudyConfig
 from flatq.study.results import (
     ExposureResult,
@@ -86,7 +86,7 @@ class Subject:
                 baseline=self.checkpoint.source,
                 data=self.study.data,
                 out=out,
-                plan=SamplePlan(steps=steps),
+                sampling=SamplingSettings(steps=steps),
                 images=n,
                 features=self.study.features,
                 runtime=self._where(runtime),
@@ -174,7 +174,9 @@ class Subject:
             else:
                 opened = open_model(self.artifact(name, runtime), self._where(runtime))
             with opened.runtime:
-                found[name] = measure_exposure(opened, self._training_images(), SamplePlan(steps=steps), n)
+                found[name] = measure_exposure(
+                    opened, self._training_images(), SamplingSettings(steps=steps), n
+                )
         return ExposureResult(model=self.model, weights=self.weights, runtime=runtime, quantizers=found)
 
     def _training_images(self) -> ImageSet:

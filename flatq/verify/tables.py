@@ -64,12 +64,14 @@ def _cells(entry: AuditEntry) -> tuple[str, ...]:
     )
 
 
-def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, columns two spaces apart; `MACs` is aligned on the right."""
+def text_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ("MACs",)
+) -> list[str]:
+    """The lines of a table, columns two spaces apart; those of `numbers` are aligned on the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     return [
         "  ".join(
-            cell.rjust(width) if name == "MACs" else cell.ljust(width)
+            cell.rjust(width) if name in numbers else cell.ljust(width)
             for cell, width, name in zip(row, widths, head, strict=True)
         ).rstrip()
         for row in (head, *rows)

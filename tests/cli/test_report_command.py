@@ -11,8 +11,8 @@ import pytest
 from command_line import Cli
 from networks import checkpoint
 
-from flatq.bench.machine import this_machine
 from flatq.bench.result import BenchResult, Entry, Measured, speeds_of, write_result
+from flatq.bench.run import this_machine
 from flatq.bench.timing import Latency
 from flatq.checkpoint import file_digest
 from flatq.report.eval_command import eval_command

@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatq.checkpoint import load_checkpoint
 from flatq.errors import DataError, ModelError, UsageError
-from flatq.images import digit_labels, load_images, to_float
+from flatq.images import load_images, to_float
 from flatq.network import build_network
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 from flatq.train import TrainConfig, model_config_for, train
 from flatq.train.batches import Batch, Batches
 from flatq.train.distributed import Workers
@@ -244,7 +245,7 @@ def test_passes_and_parts() -> None:
 
 
 def test_labels_with_dropout(tmp_path: Path) -> None:
-    pixels, labels = load_images("digits:train").pixels, digit_labels("digits:train")
+    pixels, labels = load_images("digits:train").pixels, load_images("digits:train").labels
     config = _config(labels=True, label_dropout=0.25, batch_size=1500)
     batch = Batches(pixels, config, labels, 10).draw(Uniform(1000))
     assert batch.label is not None
@@ -339,7 +340,7 @@ def test_grids_show_the_average_and_disturb_nothing(tmp_path: Path) -> None:
     from flatq.runtime.torch import TorchRuntime
 
     with TorchRuntime(with_grids.network("ema"), threads=1) as runtime:
-        x = sample(runtime, with_grids.process, SamplePlan(steps=20), range(64), (1, 8, 8))
+        x = sample(runtime, with_grids.process, SamplingSettings(steps=20), range(64), (1, 8, 8))
     assert np.array_equal(shown, np.asarray(make_grid(to_uint8(x), 8)))
 
 
