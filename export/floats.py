@@ -66,6 +66,8 @@ class _Half:
         set_nodes(self.model, self.made, list(self.model.graph.initializer))
 
     def _is_float(self, name: str) -> bool:
+        if name in self.constants:
+            return bool(self.constants[name].data_type == TensorProto.FLOAT)
         return name in self.values and self.values[name].type.tensor_type.elem_type == TensorProto.FLOAT
 
     def _halve(self, node: onnx.NodeProto, scales: Mapping[str, NDArray[np.bool_]]) -> None:

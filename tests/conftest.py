@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flatq.quantize.artifact import Artifact
 
 BuiltOnce = Callable[[str, Callable[[], Any]], Any]
+TinyExport = Callable[[str, str], Path]
 
 _KEPT: list[object] = []  # a torch.library.Library takes its operators along when it is deleted
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -70,16 +71,20 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def built_once(tmp_path_factory: pytest.TempPathFactory) -> BuiltOnce:
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all pytest-xdist workers have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def built_once(common_folder: Path) -> BuiltOnce:
     """`built_once(name, build)`: what `build()` returns, pickled by the first pytest-xdist worker that asks
     for it, so that the others only read it."""
     from filelock import FileLock
 
-    base = tmp_path_factory.getbasetemp()
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
     def get(name: str, build: Callable[[], Any]) -> Any:
-        path = folder / f"{name}.pickle"
+        path = common_folder / f"{name}.pickle"
         with FileLock(f"{path}.lock"):
             if not path.exists():
                 path.write_bytes(pickle.dumps(build()))
@@ -218,3 +223,24 @@ def tiny_artifacts(tiny: Checkpoint, built_once: BuiltOnce) -> dict[str, Artifac
         return quantize_checkpoint(tiny, PRESETS[name], calibration=calibration, threads=1)
 
     return {name: built_once(f"tiny-{name}", partial(artifact, name)) for name in ("w8a8", "w4a8", "w4a4")}
+
+
+@pytest.fixture(scope="session")
+def tiny_export(
+    tiny: Checkpoint, tiny_artifacts: dict[str, Artifact], built_once: BuiltOnce, common_folder: Path
+) -> TinyExport:
+    """`tiny_export("w4a8", "onnxruntime")`: the deployment folder of `tiny` for a target, in that of its
+    artifact; "fp32" and "fp16" are float exports. Each is made once for all tests, which do not change it."""
+    from flatq.export.deploy import export_artifact, export_checkpoint
+    from flatq.quantize.artifact import write_artifact
+
+    def build(name: str, target: Any) -> Path:
+        folder = common_folder / "exports" / name
+        if name in tiny_artifacts:
+            built_once(f"artifact-{name}", lambda: write_artifact(tiny_artifacts[name], folder))
+            export_artifact(folder, target, folder / target)
+        else:
+            export_checkpoint(tiny, target, folder / target, float_precision=name)
+        return folder / target
+
+    return lambda name, target: built_once(f"export-{name}-{target}", partial(build, name, target))

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,9 +25,9 @@ from flatq.backends import EXPORT_FLAGS, RuntimeSettings
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import Target, read_deployment
 from flatq.errors import ArtifactError, MissingRuntimeError, ModelError, UsageError
-from flatq.export.deploy import export_artifact, export_checkpoint
+from flatq.export.deploy import export_checkpoint
 from flatq.models import open_model
-from flatq.quantize.artifact import Artifact, write_artifact
+from flatq.quantize.artifact import Artifact
 from flatq.runtime.onnxruntime import OnnxRuntime
 from flatq.sampler import sample
 from flatq.sampling_settings import SamplingSettings
@@ -37,21 +38,16 @@ TARGETS: tuple[Target, ...] = ("onnxruntime", "openvino", "tensorrt", "generic")
 
 
 @pytest.fixture(scope="module")
-def artifact(tiny_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifact(tiny_export: Callable[[str, str], Path]) -> Path:
     """w4a8 of `tiny`, exported for every target."""
-    folder = tmp_path_factory.mktemp("deployed") / "w4a8"
-    write_artifact(tiny_artifacts["w4a8"], folder)
-    for target in TARGETS:
-        if target != "openvino" or find_spec("openvino"):
-            export_artifact(folder, target, folder / target)
-    return folder
+    targets = [target for target in TARGETS if target != "openvino" or find_spec("openvino")]
+    *_, last = (tiny_export("w4a8", target) for target in targets)
+    return last.parent
 
 
 @pytest.fixture(scope="module")
-def fp32(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("deployed") / "fp32"
-    export_checkpoint(tiny, "onnxruntime", folder)
-    return folder
+def fp32(tiny_export: Callable[[str, str], Path]) -> Path:
+    return tiny_export("fp32", "onnxruntime")
 
 
 def _link(names: list[str], site: Path) -> set[str]:

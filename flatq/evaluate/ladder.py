@@ -57,11 +57,7 @@ def climb(
     confidence: float = 0.95,
     not_finite: tuple[Stage, ...] = (),
 ) -> Ladder:
-    """The ladder of all four stages' samples, row i of each from the same noise.
-
-    Raises:
-        DataError: a stage is missing, or has another number of samples.
-    """
+    """The ladder of all four stages' samples, row i of each from the same noise."""
     named = {str(stage): side for stage, side in sides.items()}
     return Ladder(
         fids={stage: side.distance for stage, side in sorted(sides.items())},

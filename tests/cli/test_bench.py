@@ -111,19 +111,12 @@ def test_engines_are_built_for_the_batch_sizes_of_the_run(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Over an exporter and a builder that only take notes: the real ones need a GPU."""
-    import flatq.export
+    from flatq.export import deploy, engine
 
     made: list[tuple[str, object]] = []
     for name in ("export_artifact", "export_checkpoint"):
-        monkeypatch.setattr(
-            flatq.export, name, lambda _, target, out, **__: made.append((target, out)), raising=False
-        )
-    monkeypatch.setattr(
-        flatq.export,
-        "build_engine",
-        lambda folder, batches: made.append((folder.name, batches)),
-        raising=False,
-    )
+        monkeypatch.setattr(deploy, name, lambda _, target, out, **__: made.append((target, out)))
+    monkeypatch.setattr(engine, "build_engine", lambda folder, batches: made.append((folder.name, batches)))
     monkeypatch.setattr(models_on_runtimes, "missing_runtime", lambda _: None)
     task = BenchTask((artifact,), ("tensorrt",), batches=(8, 1, 4))
     found, left_out = models_on_runtimes.models_on_runtimes(task, tmp_path, print)

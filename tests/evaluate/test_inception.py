@@ -110,7 +110,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="plain tensors"):
         open_inception(image_shape=SHAPE, weights=file)
     torch.save({"epoch": 3}, file)
-    with pytest.raises(DataError, match="epoch"):
+    with pytest.raises(DataError, match="do not fit"):
         open_inception(image_shape=SHAPE, weights=file)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,8 @@ NAMES = ("w8a8", "w4a8", "w4a4")
 
 
 @pytest.fixture(scope="module")
-def files(
-    tiny: Checkpoint, tiny_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("exports")
-    for name in NAMES:
-        write_artifact(tiny_artifacts[name], folder / name)
-        export_artifact(folder / name, "onnxruntime", folder / name / "onnxruntime")
-    export_checkpoint(tiny, "onnxruntime", folder / "fp32" / "onnxruntime")
-    return {name: folder / name / "onnxruntime" / "model.onnx" for name in (*NAMES, "fp32")}
+def files(tiny_export: Callable[[str, str], Path]) -> dict[str, Path]:
+    return {name: tiny_export(name, "onnxruntime") / "model.onnx" for name in (*NAMES, "fp32")}
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import read_deployment
 from flatq.errors import ArtifactError, MissingRuntimeError, ModelError, UsageError
-from flatq.export.deploy import export_artifact, export_checkpoint
+from flatq.export.deploy import export_artifact
 from flatq.models import open_model
 from flatq.quantize.artifact import Artifact, read_artifact, write_artifact
 from flatq.quantize.lowering import Lowered, lower
@@ -31,16 +32,8 @@ NAMES = ("w8a8", "w4a8", "w4a4")
 
 
 @pytest.fixture(scope="module")
-def folders(
-    tiny: Checkpoint, tiny_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("openvino")
-    for name in NAMES:
-        write_artifact(tiny_artifacts[name], folder / name)
-        export_artifact(folder / name, "openvino", folder / name / "openvino")
-    export_checkpoint(tiny, "openvino", folder / "fp32" / "openvino")
-    export_checkpoint(tiny, "openvino", folder / "fp16" / "openvino", float_precision="fp16")
-    return {name: folder / name / "openvino" for name in (*NAMES, "fp32", "fp16")}
+def folders(tiny_export: Callable[[str, str], Path]) -> dict[str, Path]:
+    return {name: tiny_export(name, "openvino") for name in (*NAMES, "fp32", "fp16")}
 
 
 def _inputs(n: int) -> tuple[np.ndarray, np.ndarray]:

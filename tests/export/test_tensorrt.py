@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from flatq.deployment import FloatPrecision
 from flatq.errors import MissingRuntimeError, ModelError, UsageError
 from flatq.export.deploy import export_artifact
 from flatq.export.engine import build_engine, build_serialized, parse
-from flatq.quantize.artifact import Artifact, read_manifest, write_artifact
+from flatq.quantize.artifact import read_manifest, write_artifact
 from flatq.quantize.low_rank import branched
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS, recipe_for_bits
@@ -41,12 +42,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoin
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tiny_export: Callable[[str, str], Path]) -> Path:
     """The deployment of `tiny` at w4a8."""
-    folder = tmp_path_factory.mktemp("exported")
-    write_artifact(tiny_artifacts["w4a8"], folder / "w4a8")
-    export_artifact(folder / "w4a8", "tensorrt", folder / "w4a8" / "tensorrt")
-    return folder / "w4a8" / "tensorrt"
+    return tiny_export("w4a8", "tensorrt")
 
 
 def _makers(network: Any) -> dict[str, Any]:

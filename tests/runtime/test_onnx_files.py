@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,14 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from flatq.checkpoint import Checkpoint
 from flatq.errors import ArtifactError
-from flatq.export.deploy import export_checkpoint
 from flatq.models import open_model
 from flatq.runtime.onnxruntime import OnnxRuntime
 
 
 @pytest.fixture(scope="module")
-def fp32(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("deployed") / "fp32"
-    export_checkpoint(tiny, "onnxruntime", folder)
-    return folder
+def fp32(tiny_export: Callable[[str, str], Path]) -> Path:
+    return tiny_export("fp32", "onnxruntime")
 
 
 def _change(folder: Path, out: Path, model: onnx.ModelProto) -> Path:

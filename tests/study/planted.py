@@ -236,7 +236,7 @@ def planted_cell(cell: Cell, models: Mapping[str, Planted]) -> CellResult:
                 weights_variant=weights,
                 precision=name,
                 runtime={"runtime": runtime},
-                sampling=SamplingSettings(steps=steps),
+                plan=SamplingSettings(steps=steps),
                 images=100,
                 dimension=64,
                 steps=tuple(

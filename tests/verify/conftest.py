@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 from exports import Deployments
@@ -20,20 +21,21 @@ def deployments(
     tiny: Checkpoint,
     labelled: Checkpoint,
     tiny_artifacts: dict[str, Artifact],
+    tiny_export: Callable[[str, str], Path],
     built_once: Callable[[str, Callable[[], Artifact]], Artifact],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Deployments:
     """`tiny` by w8a8, w4a8, w4a4 and w8, and `labelled` by w8a8 with guidance."""
-    threads = min(2, os.cpu_count() or 1)
     few = CalibrationPlan(images=2, steps=2)
     guided = CalibrationPlan(images=5, steps=2, guidance=2.0)
     more = {
         "w8": built_once(
-            "tiny-w8", lambda: quantize_checkpoint(tiny, PRESETS["w8"], calibration=few, threads=threads)
+            "tiny-w8", lambda: quantize_checkpoint(tiny, PRESETS["w8"], calibration=few, threads=1)
         ),
         "labelled": built_once(
             "labelled-guided",
-            lambda: quantize_checkpoint(labelled, PRESETS["w8a8"], calibration=guided, threads=threads),
+            lambda: quantize_checkpoint(labelled, PRESETS["w8a8"], calibration=guided, threads=1),
         ),
     }
-    return Deployments({**tiny_artifacts, **more}, tmp_path_factory.mktemp("verify"))
+    made = {name: partial(tiny_export, name) for name in tiny_artifacts}
+    return Deployments({**tiny_artifacts, **more}, tmp_path_factory.mktemp("verify"), made)
