@@ -134,7 +134,7 @@ def test_a_baseline_that_is_missing_is_named(tiny_artifacts: dict[str, Artifact]
     assert "EvaluateSettings(baseline=" in str(raised.value)
 
 
-@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("target", [pytest.param("openvino", marks=pytest.mark.slow), "onnxruntime"])
 def test_a_layer_that_may_saturate_names_the_way_out(
     tiny_artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target
 ) -> None:

@@ -157,7 +157,7 @@ def test_the_generic_file_is_plain_onnx(artifact: Path, tiny_artifacts: dict[str
     assert 0 < len(quantizers) <= len(planned)  # layers that read one tensor share its quantizer
 
 
-@pytest.mark.parametrize("target", ["generic", "openvino"])
+@pytest.mark.parametrize("target", [pytest.param("generic", marks=pytest.mark.slow), "openvino"])
 def test_a_float_export_is_the_network_for_every_label(
     target: Target, labelled: Checkpoint, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ def test_attention_products_stay_float(
     assert not {"MatMul", "FusedMatMul", "Softmax"} & set(operators)
 
 
+@pytest.mark.slow
 def test_a_plain_export_is_as_torch_writes_it(
     files: dict[str, Path], tiny: Checkpoint, tmp_path: Path
 ) -> None:

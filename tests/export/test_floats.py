@@ -160,6 +160,7 @@ def test_what_a_target_does_not_take_is_refused_by_name(
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.slow
 def test_the_manifest_says_the_type(tiny_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     write_artifact(tiny_artifacts["w8a8"], tmp_path / "a")
     export_artifact(tmp_path / "a", "tensorrt", tmp_path / "d", float_precision="fp16")

@@ -287,6 +287,7 @@ def test_sampling_follows_the_original_s_trajectory(shared_data: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_from_import_to_a_deployment_with_labels(tmp_path: Path) -> None:
     # What diffusers' arguments cannot say: uneven heads, and a first level twice as wide.
     flags = SMALL | {"class_cond": True, "channel_mult": "2,1", "attention_resolutions": "16"}

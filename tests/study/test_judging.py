@@ -67,6 +67,7 @@ def test_fewer_than_five_seeds_have_no_verdict() -> None:
     assert judge_claims([_claim([1.0])])[0].conditions[0].low is None
 
 
+@pytest.mark.slow
 def test_family_wise_error_is_within_nominal() -> None:
     """Nine claims at their thresholds, correlated within a seed: any verdict at all is an error."""
     rng, runs = np.random.default_rng(0), 600

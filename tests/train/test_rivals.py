@@ -152,6 +152,7 @@ def test_contradictions_are_refused(changes: dict[str, Any]) -> None:
         _config(**changes)
 
 
+@pytest.mark.slow
 def test_snapshots_are_the_runs_that_end_there(tmp_path: Path) -> None:
     """One run with everything against three shorter ones, also where it was killed on the way."""
     options: dict[str, Any] = {

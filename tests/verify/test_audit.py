@@ -45,7 +45,10 @@ def _shares(artifact: Artifact) -> tuple[int, int]:
     return layers, attentions
 
 
-@pytest.mark.parametrize(("name", "bits"), [("w8a8", 8), ("w4a8", 4), ("w4a4", 4), ("labelled", 8)])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("w8a8", 8), ("w4a8", 4), ("w4a4", 4), pytest.param("labelled", 8, marks=pytest.mark.slow)],
+)
 def test_onnx_runtime_runs_every_layer_but_the_edges_in_integers(
     name: str, bits: int, deployments: Deployments
 ) -> None:
@@ -78,6 +81,7 @@ def test_onnx_runtime_runs_every_layer_but_the_edges_in_integers(
         assert entry.reason is None
 
 
+@pytest.mark.slow
 def test_weights_alone_are_float_with_a_reason(deployments: Deployments) -> None:
     audit = _audit(deployments, "w8")
     assert audit.integer_share == 0

@@ -35,7 +35,7 @@ def _verify(deployments: Deployments, name: str, folder: Path | None = None) -> 
     )
 
 
-@pytest.mark.parametrize("name", ["w8a8", "w4a8", "w4a4", "labelled"])
+@pytest.mark.parametrize("name", ["w8a8", "w4a8", "w4a4", pytest.param("labelled", marks=pytest.mark.slow)])
 def test_a_sound_export_passes_in_integers(name: str, deployments: Deployments) -> None:
     parity = _verify(deployments, name)
     parity.check()
@@ -53,6 +53,7 @@ def test_a_sound_export_passes_in_integers(name: str, deployments: Deployments) 
     assert parity.end_to_end.deployed_to_lowered > 20
 
 
+@pytest.mark.slow
 def test_weights_alone_are_compared_in_float(deployments: Deployments) -> None:
     parity = _verify(deployments, "w8")
     parity.check()
@@ -236,6 +237,7 @@ def test_sqnr_is_the_closed_form() -> None:
     assert sqnr_db(np.zeros(3, np.float32), np.ones(3, np.float32)) == float("-inf")
 
 
+@pytest.mark.slow
 def test_a_channel_without_weights_keeps_its_bias(deployments: Deployments, tmp_path: Path) -> None:
     """Its scale is the smallest there is, in which ONNX Runtime could not hold the bias."""
     given, layer = deployments.artifacts["w8a8"], "unet.down_blocks.0.resnets.0.conv1"
