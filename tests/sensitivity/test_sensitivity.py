@@ -11,10 +11,13 @@ import torch
 
 import flatq
 from flatq.calib.inputs import CalibrationPlan, collect_inputs
-from flatq.checkpoint import Checkpoint
+from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.errors import UsageError
 from flatq.flatness.result import Binned, Estimate
+from flatq.network import build_network
+from flatq.network_config import ModelConfig
 from flatq.noise import NoiseStream
+from flatq.process import ProcessConfig
 from flatq.quantize.methods import WeightRounding
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.quantize.settings import QuantizeSettings
@@ -30,24 +33,54 @@ WEIGHTS_ONLY = QuantizeSettings(recipe_for_bits(4, 32), WeightRounding(), CALIBR
 SETTINGS = SensitivitySettings(WEIGHTS_ONLY, images=2, checks=2)
 
 
+def _saved(folder: Path, **fields: int) -> Checkpoint:
+    config = ModelConfig(
+        image_size=8,
+        image_channels=1,
+        out_channels=1,
+        unet={
+            "block_out_channels": [8],
+            "layers_per_block": 1,
+            "down_block_types": ["AttnDownBlock2D"],
+            "mid_block_type": None,
+            "up_block_types": ["UpBlock2D"],
+            "attention_head_dim": 4,
+            "norm_num_groups": 4,
+            "attn_norm_num_groups": 4,
+        },
+        **fields,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weights = build_network(config).unet.state_dict()
+    checkpoint = Checkpoint(config, ProcessConfig(schedule="cosine"), {"raw": weights}, {"method": "none"})
+    return save_checkpoint(checkpoint, folder / "small.pt")
+
+
 @pytest.fixture(scope="module")
-def measured(tiny: Checkpoint) -> Sensitivity:
-    return flatq.sensitivity(tiny, SETTINGS)
+def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A saved checkpoint of 20 layers, random weights, 8 x 8 grey."""
+    return _saved(tmp_path_factory.mktemp("small"))
 
 
-def test_a_layer_s_harm_is_that_of_its_weight_alone(tiny: Checkpoint, measured: Sensitivity) -> None:
+@pytest.fixture(scope="module")
+def measured(small: Checkpoint) -> Sensitivity:
+    return flatq.sensitivity(small, SETTINGS)
+
+
+def test_a_layer_s_harm_is_that_of_its_weight_alone(small: Checkpoint, measured: Sensitivity) -> None:
     """Brute force: the layer's weight is replaced in the network itself, and everything is measured again."""
     harm = max(measured.layers, key=lambda h: h.image.value)
-    artifact = quantize_checkpoint(tiny, WEIGHTS_ONLY.recipe, calibration=CALIBRATION, threads=1)
+    artifact = quantize_checkpoint(small, WEIGHTS_ONLY.recipe, calibration=CALIBRATION, threads=1)
     plan = CALIBRATION.model_copy(update={"seed": CALIBRATION.seed + 1})
-    network = tiny.network("raw")
+    network = small.network("raw")
     runtime = TorchRuntime(network, threads=1)
-    inputs = collect_inputs(runtime, tiny.process, plan, tiny.model.image_shape)
+    inputs = collect_inputs(runtime, small.process, plan, small.model.image_shape)
 
     def outcome() -> tuple[np.ndarray, np.ndarray]:
         predictions = np.stack([runtime(x, t) for x, t in inputs.batches()]).astype(np.float64)
-        shape, stream = tiny.model.image_shape, NoiseStream.CALIBRATION
-        return predictions, sample(runtime, tiny.process, plan, range(2), shape, stream=stream)
+        shape, stream = small.model.image_shape, NoiseStream.CALIBRATION
+        return predictions, sample(runtime, small.process, plan, range(2), shape, stream=stream)
 
     exact, images = outcome()
     with torch.no_grad():
@@ -63,7 +96,7 @@ def test_a_layer_s_harm_is_that_of_its_weight_alone(tiny: Checkpoint, measured: 
 
 def test_every_planned_layer_is_measured(measured: Sensitivity) -> None:
     names = [h.layer for h in measured.layers]
-    assert len(set(names)) == len(names) > 20
+    assert len(set(names)) == len(names) > 15
     assert all(h.prediction.overall.value > 0 for h in measured.layers)
     ends = [h for h in measured.layers if h.layer in ("unet.conv_in", "unet.conv_out")]
     assert [h.weight_bits for h in ends] == [8, 8]
@@ -73,11 +106,12 @@ def test_every_planned_layer_is_measured(measured: Sensitivity) -> None:
     assert 0 < len(measured.checks[0].layers) < len(names)
 
 
-def test_attention_and_activations_count(labelled: Checkpoint) -> None:
+def test_attention_and_activations_count(tmp_path: Path) -> None:
     """Quantized products of attention are a layer of their own; guidance has two inputs for each step."""
     calibration = CALIBRATION.model_copy(update={"guidance": 2.0})
     recipe = recipe_for_bits(8, 4, attention_bits=4)
     settings = replace(WEIGHTS_ONLY, recipe=recipe, calibration=calibration)
+    labelled = _saved(tmp_path, num_classes=6, null_label=5)
     found = flatq.sensitivity(labelled, replace(SETTINGS, quantize=settings))
     products = [h for h in found.layers if h.kind == "attention"]
     assert products
@@ -143,18 +177,18 @@ def test_blocks() -> None:
     ],
 )
 def test_settings_that_cannot_be_measured(
-    tiny: Checkpoint, settings: SensitivitySettings, match: str
+    small: Checkpoint, settings: SensitivitySettings, match: str
 ) -> None:
     with pytest.raises(UsageError, match=match):
-        flatq.sensitivity(tiny, settings)
+        flatq.sensitivity(small, settings)
 
 
-def test_the_command(tiny: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(small: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from typer.testing import CliRunner
 
     from flatq.cli.app import app
 
-    arguments = ["sensitivity", str(tiny.source), "-o", str(tmp_path), "--method", "rtn", "--act-bits", "32"]
+    arguments = ["sensitivity", str(small.source), "-o", str(tmp_path), "--method", "rtn", "--act-bits", "32"]
     arguments += ["-n", "2", "--checks", "2", "--steps", "4", "--calib-images", "2"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
