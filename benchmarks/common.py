@@ -46,7 +46,7 @@ def open_checkpoint(path: Path | None, folder: Path, unet: dict[str, Any] = UNET
 
 def mark() -> dict[str, Any]:
     """The command, the commit and the machine as it is now."""
-    from flatq.bench.machine import this_machine
+    from flatq.bench.run import this_machine
     from flatq.report.environment import source_commit
 
     return {

@@ -36,7 +36,7 @@ from peers import Feed, draw, feeds, quantize_nncf, quantize_static, without_nnc
 
 from flatq.bench.timing import latency, paired, race, timed
 from flatq.calib.inputs import CalibrationPlan
-from flatq.export import export_artifact, export_checkpoint
+from flatq.export.deploy import export_artifact, export_checkpoint
 from flatq.quantize.artifact import write_artifact
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS, recipe_for_bits

@@ -126,7 +126,7 @@ def first(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         baseline=folder / "ckpt.pt",
         data=str(folder / "data.npz"),
         out=folder / "out",
-        plan=flatq.SamplePlan(steps=STEPS),
+        sampling=flatq.SamplingSettings(steps=STEPS),
         images=options.n,
         batch_size=options.batch_size,
         features=str(folder / "features.onnx"),

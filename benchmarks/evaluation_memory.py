@@ -31,7 +31,7 @@ from flatq.evaluate.samples import SampleSet, Sampling
 from flatq.evaluate.statistics_file import ReferenceSource
 from flatq.models import Model, Opening
 from flatq.process import ProcessConfig
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 
 __all__ = ["GOALS", "main"]
 
@@ -77,7 +77,7 @@ def measure(n: int, size: int, dim: int, folder: Path) -> dict[str, Any]:
     statistics = reference_from_moments(Moments(n, np.full(dim, 2.0), np.diag(np.linspace(1, 2, dim))))
     source = ReferenceSource("statistics", "stub", "cd" * 32, n, shape)
     reference = MeasuredReference(net, statistics, source)
-    sampling = Sampling(SamplePlan(), 0, 64, "round", net, Cache(folder, print))
+    sampling = Sampling(SamplingSettings(), 0, 64, "round", net, Cache(folder, print))
     samples.sample = _noise  # type: ignore[attr-defined]
     start = time.perf_counter()
     sides = []

@@ -32,11 +32,12 @@ from flatq.checkpoint import load_checkpoint
 from flatq.images import load_images, save_grid, to_uint8
 from flatq.report.environment import environment
 from flatq.runtime.torch import TorchRuntime
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 from flatq.train import TrainConfig, train
 from flatq.train.configure import resolve
 from flatq.train.distributed import open_workers
-from flatq.train.dry_run import forecast, look_at_images
+from flatq.train.dry_run import forecast
 from flatq.train.loop import Trainer
 
 __all__ = ["main"]
@@ -56,7 +57,9 @@ def smoke(settings: Settings, results: Path) -> dict[str, Any]:
                 run.advance()
             found[f"{method}_weights_finite"] = all(bool(p.isfinite().all()) for p in run.parameters)
         with TorchRuntime(run.network.eval(), device=settings.training["device"]) as runtime:
-            x = sample(runtime, run.config.process, SamplePlan(steps=2), range(8), run.model.image_shape)
+            x = sample(
+                runtime, run.config.process, SamplingSettings(steps=2), range(8), run.model.image_shape
+            )
     found["samples_finite"] = bool(np.isfinite(x).all())
     assert all(found.values()), found
     return found
@@ -74,7 +77,7 @@ def throughput(settings: Settings, results: Path) -> dict[str, Any]:
         for compiled in (False, True) if settings.compile else (False,):
             for method, gradients in (("adm", 1), ("sam", 2)):
                 config = _config(settings, data, method=method, compile=compiled)
-                size = forecast(config, look_at_images(config))
+                size = forecast(config)
                 run = Trainer(config, Path(folder), workers)
                 start = time.perf_counter()
                 for _ in range(5):
@@ -156,7 +159,7 @@ def _trained(settings: Settings, results: Path, name: str, **keys: Any) -> dict[
 def sampling(settings: Settings, results: Path) -> dict[str, Any]:
     """The EMA weights of SAM, quantized by rounding to nearest; on the same noise throughout."""
     from flatq.calib import CalibrationPlan
-    from flatq.export import export_artifact, export_checkpoint
+    from flatq.export.deploy import export_artifact, export_checkpoint
     from flatq.models import open_model
     from flatq.quantize.artifact import write_artifact
     from flatq.quantize.lowering import lower
@@ -167,7 +170,7 @@ def sampling(settings: Settings, results: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(results / "sam" / "ckpt.pt")
     device = settings.training["device"]
     shape = checkpoint.model.image_shape
-    plan = SamplePlan(steps=settings.steps)
+    plan = SamplingSettings(steps=settings.steps)
     found: dict[str, Any] = {"plan": plan.model_dump(mode="json"), "weights": "sam ema", "runs": {}}
     images: dict[str, Any] = {}
 

@@ -88,7 +88,7 @@ def _peers(options: argparse.Namespace) -> dict[Path, dict[str, Any]]:
 
     from flatq.calib.inputs import CalibrationPlan
     from flatq.checkpoint import load_checkpoint
-    from flatq.export import export_checkpoint
+    from flatq.export.deploy import export_checkpoint
 
     checkpoint = load_checkpoint(options.checkpoint)
     plan = CalibrationPlan(images=options.calib_images, seed=options.calib_seed)
@@ -240,7 +240,7 @@ def main() -> None:
             baseline=options.checkpoint,
             data=options.data,
             out=options.work / "eval",
-            plan=flatq.SamplePlan(steps=options.steps),
+            sampling=flatq.SamplingSettings(steps=options.steps),
             images=options.n,
             features=options.features,
             runtime=flatq.RuntimeSettings(options.runtime, threads=options.threads),

@@ -77,8 +77,8 @@ def measure(
         averages = runs["adm"].averages
         update, spent = averages.update, [0.0, 0.0]
 
-        def timed_update(step: int, *, pass_ended: bool) -> None:
-            spent[:] = timed(lambda: update(step, pass_ended=pass_ended))
+        def timed_update(step: int, *, epoch_ended: bool) -> None:
+            spent[:] = timed(lambda: update(step, epoch_ended=epoch_ended))
 
         averages.update = timed_update  # type: ignore[method-assign]
         order = random.Random(0)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.images import digit_labels, load_images
+from flatq.images import load_images
 
 __all__ = ["export", "main", "train"]
 
@@ -172,7 +172,7 @@ def card(net: Any, data: bytes) -> dict[str, Any]:
         for part in ("train", "heldout"):
             out = net(torch.from_numpy(load_images(f"digits:{part}").pixels))
             features[part] = out[0].double().numpy()
-            hits = out[1].argmax(1).numpy() == digit_labels(f"digits:{part}")
+            hits = out[1].argmax(1).numpy() == load_images(f"digits:{part}").labels
             accuracy[part] = round(float(hits.mean()), 4)
     eigenvalues = np.linalg.eigvalsh(np.cov(np.concatenate(list(features.values())).T))
     return {
@@ -218,7 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train digits48 and write its ONNX file and card.")
     parser.add_argument("--out", type=Path, default=OUT)
     out: Path = parser.parse_args().out
-    net = train(load_images("digits:train").pixels, digit_labels("digits:train"))
+    net = train(load_images("digits:train").pixels, load_images("digits:train").labels)
     data = export(net)
     facts = card(net, data)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Calibration inputs: what the float model really sees while it samples, stratified over t.
+"""Calibration inputs: those of the float model while it samples, stratified over t.
 
 Q-Diffusion (Li et al. 2023) draws its calibration data uniformly over timesteps; so does this.
 """
@@ -19,12 +19,13 @@ from flatq.labels import Classes
 from flatq.noise import NoiseStream
 from flatq.process import ProcessConfig
 from flatq.runtime.base import Condition, Runtime
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 
 __all__ = ["CalibrationPlan", "CalibrationSet", "collect_inputs"]
 
 
-class CalibrationPlan(SamplePlan):
+class CalibrationPlan(SamplingSettings):
     """How calibration inputs are drawn: a sampling plan for some images; part of the artifact.
 
     Every step of the sampling gives `images` inputs, and as many without a label where guidance asks for
@@ -80,9 +81,7 @@ def collect_inputs(
         ModelError: the model's samples are not finite.
         UsageError: guidance for a network that has no null label.
     """
-    kept_x: list[list[NDArray[np.float32]]] = [[] for _ in range(plan.timestep_count)]
-    kept_conditions: list[list[Condition]] = [[] for _ in range(plan.timestep_count)]
-    t = np.empty(plan.timestep_count, dtype=np.int64)
+    kept: list[list[dict[str, NDArray[Any]]]] = [[] for _ in range(plan.timestep_count)]
 
     def keep(
         i: int,
@@ -91,9 +90,7 @@ def collect_inputs(
         cond: Condition,
         _: NDArray[np.float32],
     ) -> None:
-        kept_x[i].append(batch.copy())
-        t[i] = timesteps[0]
-        kept_conditions[i].append(cond)
+        kept[i].append({"x": batch.copy(), "t": timesteps, **cond})
 
     images = sample(
         runtime,
@@ -106,11 +103,11 @@ def collect_inputs(
         observe=keep,
         stream=NoiseStream.CALIBRATION,
     )
-    x = np.stack([np.concatenate(batches) for batches in kept_x])
     conditions = {
-        name: np.stack([np.concatenate([cond[name] for cond in step]) for step in kept_conditions])
-        for name in kept_conditions[0][0]
+        name: np.stack([np.concatenate([batch[name] for batch in step]) for step in kept])
+        for name in kept[0][0]
     }
+    x, t = conditions.pop("x"), conditions.pop("t")[:, 0]
     if not (np.isfinite(x).all() and np.isfinite(images).all()):
         raise ModelError(
             "the float model samples values that are not finite",
@@ -118,7 +115,5 @@ def collect_inputs(
             got="NaN or infinity during calibration",
             next_step="check the checkpoint with `flatq sample` first",
         )
-    digest = hashlib.sha256(x.tobytes() + t.tobytes())
-    for values in conditions.values():
-        digest.update(values.tobytes())
+    digest = hashlib.sha256(b"".join(values.tobytes() for values in (x, t, *conditions.values())))
     return CalibrationSet(x, t, conditions, digest.hexdigest())

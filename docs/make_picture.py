@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from flatq.images.grid import make_grid
 from flatq.report.findings import MethodResult, cells
 from flatq.report.model import read_report
-from flatq.report.pictures import read_pictures
+from flatq.report.sidecar import read_sidecar
 
 OUT = Path(__file__).resolve().parent / "images" / "demo.png"
 BITS = ("8 bit\n(W8A8)", "4-bit weights\n(W4A8)", "4 bit, round to nearest\n(W4A4 plain)")
@@ -46,7 +46,7 @@ def _samples(panels: np.ndarray, folder: Path) -> None:
     report = read_report(folder / "report.json")
     grids = []
     for entry in report.models:
-        pictures = read_pictures(entry, folder)
+        pictures = read_sidecar(entry, folder)
         assert pictures is not None
         pairs = [pair for index in range(SHOWN) if (pair := pictures.pair(index)) is not None]
         assert len(pairs) == SHOWN

@@ -31,14 +31,14 @@ def main(folder: Path) -> None:
     print(f"{len(exported.parity.layers)} layers match the PyTorch reference")
     print(f"{exported.audit.integer_share:.0%} of the multiply-accumulates run in integers")
 
-    plan = flatq.SamplePlan(steps=4, sampler="ddim")
+    sampling = flatq.SamplingSettings(steps=4, sampler="ddim")
     with flatq.load(quantized, runtime=flatq.RuntimeSettings(threads=1)) as model:
-        samples = flatq.sample(model, 8, plan)
+        samples = flatq.sample(model, 8, sampling)
     print(f"sampled {samples.pixels.shape}, {samples.pixels.dtype}")
 
     report = flatq.evaluate(
         flatq.EvaluateSettings(
-            models=(quantized.folder,), out=folder / "eval", plan=plan, images=128, cache=False
+            models=(quantized.folder,), out=folder / "eval", sampling=sampling, images=128, cache=False
         )
     )
     result = flatq.gate(report, flatq.GateSettings(max_drift=0.5))

@@ -1,10 +1,23 @@
-"""The deployment folder: the model for one target, and the manifest beside it."""
+"""The deployment folder: the model for one target, and the manifest beside it.
+
+The models are ONNX files of opset 21 but OpenVINO's, which is its IR. In them stands:
+
+- in front of every planned layer QuantizeLinear and DequantizeLinear of its input, per tensor; behind it only
+  for ONNX Runtime; a 4-bit activation is clipped to its 16 values before it, and so on;
+- the weight as an initializer behind DequantizeLinear, per output channel (axis 0) or per tensor, with zero
+  point 0: INT8 for TensorRT and `generic` (-8..7 at 4 bits: TensorRT's INT4 is for matrix products with float
+  activations, and few other consumers read INT4 in front of a convolution), INT4 behind a Cast at 4 bits and
+  less for ONNX Runtime and OpenVINO, which fold the Cast when they load the model;
+- where the recipe quantizes attention, the same in front of both factors of its two products;
+- bias, normalization and everything else in float;
+- inputs x float32 [batch, C, H, W], t int64 [batch] and, with classes, label int64 [batch]; output `out`.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +25,38 @@ import onnx
 
 from flatq.checkpoint import Checkpoint, file_digest
 from flatq.deployment import AUDIT, MANIFEST, PARITY, Deployment, FloatPrecision, Target
-from flatq.errors import UsageError
+from flatq.errors import ModelError, UsageError
 from flatq.export.floats import halve_floats
-from flatq.export.onnx import to_onnx, weight_initializers
+from flatq.export.onnx import ONNX_FILE, find_weights, narrow_weights, save_onnx, to_onnx
+from flatq.export.openvino import write_openvino
 from flatq.export.rewrites import summary, tune, without_group_norm
-from flatq.export.targets import check_floats, converter_versions, write_model
 from flatq.files import replacing
-from flatq.network_config import ModelConfig
-from flatq.process import ProcessConfig
-from flatq.quantize.artifact import Artifact, read_artifact
+from flatq.quantize.artifact import Artifact, Manifest, read_artifact
 from flatq.quantize.lowering import Lowered, lower
-from flatq.quantize.rounding import package_versions
+from flatq.quantize.rounding import package_versions, parent_record
 from flatq.quantize.trace import trace
 from flatq.runtime.engines import is_engine_file
+from flatq.runtime.openvino import import_openvino
 
 __all__ = ["Check", "export_artifact", "export_checkpoint"]
 
 Check = Callable[[Path, Artifact, Lowered], None]
 """Looks at a written folder before it is moved into place; it may add to it, or raise."""
+
+_INTEGERS_WANT_FLOAT32 = "the kernels with integers go with float32; fp16 is for float checkpoints"
+_BF16_AT_RUN_TIME = "OpenVINO takes bf16 when it runs, not in the file: --precision bf16"
+_REFUSED: dict[tuple[Target, FloatPrecision, bool], str] = {
+    ("onnxruntime", "fp16", True): _INTEGERS_WANT_FLOAT32,
+    ("onnxruntime", "bf16", True): _INTEGERS_WANT_FLOAT32,
+    ("onnxruntime", "bf16", False): "ONNX Runtime has no convolution in bf16",
+    ("openvino", "bf16", True): _BF16_AT_RUN_TIME,
+    ("openvino", "bf16", False): _BF16_AT_RUN_TIME,
+    ("generic", "fp16", True): "the generic form is float32 outside the integers",
+    ("generic", "bf16", True): "the generic form is float32 outside the integers",
+    ("generic", "bf16", False): "few consumers of ONNX take bf16",
+}
+"""(target, type of the floats, quantized) -> why not. What is left: fp16 of float checkpoints, fp16
+in OpenVINO's file (it computes in what `--precision` says), and fp16 and bf16 for TensorRT."""
 
 
 def export_artifact(
@@ -55,36 +82,43 @@ def export_artifact(
         UsageError: the output folder holds something else than an earlier export; the target does not take
             that float precision.
     """
-    check_floats(target, float_precision, quantized=True)
-    packages = converter_versions(target)
+    _check_floats(target, float_precision, quantized=True)
+    converter = _converter_version(target)
     _check_free(out)
     artifact = read_artifact(folder)
     manifest = artifact.manifest
     lowered = lower(artifact, target)
     weights = [*lowered.layers.values(), *manifest.float_weights.values()]
     model = to_onnx(lowered.graph, manifest.model, weights)
-    names = weight_initializers(model, lowered.layers)
-    bits = {d.node: d.scheme.bits for d in manifest.decisions if d.port == "weight" and d.scheme}
+    initializers = find_weights([value.name for value in model.graph.initializer], lowered.layers)
+    if missing := [layer for layer in lowered.layers if layer not in initializers]:
+        raise ModelError(
+            f"the exported model holds no integers for {len(missing)} planned layers",
+            expected=f"an initializer for {missing[0]}",
+            got="none of its name",
+            next_step="report it with the versions that `flatq doctor` prints",
+        )
+    schemes = {d.node: d.scheme for d in manifest.decisions if d.port == "weight" and d.scheme}
+    bits = {layer: schemes[layer].bits for layer in initializers}
     provenance = {
         "artifact": artifact.digest,
         "recipe": manifest.recipe.name,
         "rounding": manifest.rounding.describe(),
-        "weights_bits": {layer: bits[layer] for layer in names},
+        "weights_bits": bits,
         "parent": manifest.parent,
-        "versions": package_versions() | packages,
+        "versions": package_versions() | converter,
         "rewrites": {} if plain or float_precision != "fp32" else summary(tune(model, target)),
     }
-    widths = {initializer: bits[layer] for layer, initializer in names.items()}
+    if target in ("onnxruntime", "openvino"):
+        narrow_weights(model, {initializers[layer]: width for layer, width in bits.items()})
     return _write(
         model,
-        widths,
         out,
-        target=target,
-        config=manifest.model,
-        process=manifest.process,
-        precision=manifest.precision,
-        float_precision=float_precision,
-        provenance=provenance,
+        target,
+        manifest,
+        manifest.precision,
+        float_precision,
+        provenance,
         check=None if check is None else lambda partial: check(partial, artifact, lowered),
     )
 
@@ -102,33 +136,38 @@ def export_checkpoint(
 
     Args and raises: as `export_artifact`.
     """
-    check_floats(target, float_precision, quantized=False)
-    packages = converter_versions(target)
+    _check_floats(target, float_precision, quantized=False)
+    converter = _converter_version(target)
     _check_free(out)
     chosen = checkpoint.choose(average)
-    config = checkpoint.model
-    model = to_onnx(trace(checkpoint.network(chosen), config), config)
+    model = to_onnx(trace(checkpoint.network(chosen), checkpoint.model), checkpoint.model)
     provenance = {
-        "parent": {
-            "sha256": checkpoint.digest,
-            "file": checkpoint.source.name if checkpoint.source else None,
-            "weights": chosen,
-            "provenance": dict(checkpoint.provenance),
-        },
-        "versions": package_versions() | packages,
+        "parent": parent_record(checkpoint, chosen),
+        "versions": package_versions() | converter,
         "rewrites": {} if plain or float_precision != "fp32" else summary(tune(model, target)),
     }
-    return _write(
-        model,
-        {},
-        out,
-        target=target,
-        config=config,
-        process=checkpoint.process,
-        precision=float_precision,
-        float_precision=float_precision,
-        provenance=provenance,
-    )
+    return _write(model, out, target, checkpoint, float_precision, float_precision, provenance)
+
+
+def _check_floats(target: Target, floats: FloatPrecision, *, quantized: bool) -> None:
+    """Refuse a type of the float rest that the target does not take.
+
+    Raises:
+        UsageError: the combination, with the reason.
+    """
+    reason = _REFUSED.get((target, floats, quantized))
+    if reason is not None:
+        raise UsageError(
+            f"--float-precision {floats} is not offered for {target}",
+            expected="--float-precision fp32" if quantized else "--float-precision fp32 or fp16",
+            got=reason,
+            next_step="leave --float-precision out",
+        )
+
+
+def _converter_version(target: Target) -> dict[str, str]:
+    versions = {"onnx": onnx.__version__}
+    return versions | {"openvino": import_openvino().__version__} if target == "openvino" else versions
 
 
 def _check_free(out: Path) -> None:
@@ -155,12 +194,9 @@ def _is_export(folder: Path) -> bool:
 
 def _write(
     model: onnx.ModelProto,
-    bits: Mapping[str, int],
     out: Path,
-    *,
     target: Target,
-    config: ModelConfig,
-    process: ProcessConfig,
+    source: Manifest | Checkpoint,
     precision: str,
     float_precision: FloatPrecision,
     provenance: dict[str, Any],
@@ -177,7 +213,11 @@ def _write(
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
         partial.mkdir()
-        main = write_model(model, bits, partial, target, float_precision)
+        if target == "openvino":
+            main = write_openvino(model, partial, float_precision)
+        else:
+            main = ONNX_FILE
+            save_onnx(model, partial / main)
         files = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
         deployment = Deployment(
             target=target,
@@ -185,9 +225,9 @@ def _write(
             sha256=files.pop(main),
             files=files,
             float_precision=float_precision,
-            inputs=config.inputs,
-            classes=config.classes,
-            process=process,
+            inputs=source.model.inputs,
+            classes=source.model.classes,
+            process=source.process,
             precision=precision,
             provenance=provenance,
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flatq.deployment import read_deployment
-from flatq.errors import FlatqError, MissingRuntimeError, ModelError, UsageError
+from flatq.errors import MissingRuntimeError, ModelError, UsageError
 from flatq.files import replacing
 from flatq.runtime.cuda import open_device
 from flatq.runtime.engines import TIMING_CACHE, EngineRecord, engine_stem
@@ -104,7 +104,8 @@ def parse(file: Path) -> Parsed:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(file)):
-        errors = [_words(parser.get_error(i)) for i in range(parser.num_errors)]
+        found = [parser.get_error(i) for i in range(parser.num_errors)]
+        errors = [": ".join(filter(None, (error.node_name(), error.desc()))) for error in found]
         raise _refusal(f"TensorRT {trt.__version__} refuses the graph of {file}", errors or logger.errors)
     return Parsed(trt, logger, builder, network, parser)
 
@@ -147,16 +148,11 @@ def build_serialized(
     return bytes(plan), bytes(config.get_timing_cache().serialize()), settings
 
 
-def _words(error: Any) -> str:
-    node = error.node_name() if hasattr(error, "node_name") else ""
-    return f"{node}: {error.desc()}" if node else str(error.desc())
-
-
-def _refusal(what: str, errors: list[str]) -> FlatqError:
-    said = "; ".join(dict.fromkeys(" ".join(e.split()) for e in errors))
+def _refusal(what: str, errors: list[str]) -> ModelError:
+    reasons = "; ".join(dict.fromkeys(" ".join(e.split()) for e in errors))
     return ModelError(
         what,
         expected="a graph that its parser and builder take",
-        got=said[:600] or "no reason given",
+        got=reasons[:600] or "no reason given",
         next_step="export it again with --trt; if it still fails, report it with `flatq doctor`",
     )

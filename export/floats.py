@@ -17,14 +17,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flatq.deployment import FloatPrecision
 from flatq.errors import ModelError
-from flatq.export.graph import set_nodes
+from flatq.export.graph import OnnxGraph, set_nodes
 
 __all__ = ["halve_floats"]
 
 _TYPES = {"fp16": (TensorProto.FLOAT16, np.float16), "bf16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16)}
 # Inputs that the standard wants in float32 whatever the type of the rest.
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
-_LARGEST = {"fp16": 65504.0, "bf16": 2.0**128 - 2.0**120}
 _LARGEST_SCALE_ERROR = 2.0**-8
 _BF16_OPSET = 22
 """The first whose convolution takes bf16; otherwise the operators that stand here are those of opset 21."""
@@ -36,30 +35,30 @@ def halve_floats(model: onnx.ModelProto, floats: FloatPrecision) -> onnx.ModelPr
     Raises:
         ModelError: a number does not fit the type, or a scale would change by more than 1/256.
     """
-    if floats == "fp32":
-        return model
-    return _Half(model, floats).model
+    return model if floats == "fp32" else _Half(model, floats).model
 
 
 class _Half:
     def __init__(self, model: onnx.ModelProto, floats: str) -> None:
         self.floats = floats
         self.onnx_type, self.dtype = _TYPES[floats]
-        self.types = _types(model)
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
+        graph = OnnxGraph(self.model)
+        self.constants, self.values = graph.initializers, graph.values
         if floats == "bf16":
             next(o for o in self.model.opset_import if not o.domain).version = _BF16_OPSET
-        self.constants = {i.name: i for i in self.model.graph.initializer}
-        self.types |= {name: value.data_type for name, value in self.constants.items()}
-        nodes = list(self.model.graph.node)
-        kept = _sine_ancestors(nodes)
-        self.wide = {v.name for v in self.model.graph.input} | {o for n in kept for o in n.output}
+        # The sines and cosines of the timestep, and whatever leads to them.
+        kept = {output for node in graph.nodes if node.op_type in ("Sin", "Cos") for output in node.output}
+        for node in reversed(graph.nodes):
+            if not kept.isdisjoint(node.output):
+                kept.update(node.input)
+        self.wide = kept.union(value.name for value in self.model.graph.input)
         self.made: list[onnx.NodeProto] = []
         self.half_names: dict[str, str] = {}
-        scales = self._scales(nodes)
-        for node in nodes:
-            if not any(node is other for other in kept):
+        scales = self._scales(graph.nodes)
+        for node in graph.nodes:
+            if kept.isdisjoint(node.output):
                 self._halve(node, scales)
             self.made.append(node)
         for output in self.model.graph.output:
@@ -67,7 +66,7 @@ class _Half:
         set_nodes(self.model, self.made, list(self.model.graph.initializer))
 
     def _is_float(self, name: str) -> bool:
-        return self.types.get(name) == TensorProto.FLOAT
+        return name in self.values and self.values[name].type.tensor_type.elem_type == TensorProto.FLOAT
 
     def _halve(self, node: onnx.NodeProto, scales: Mapping[str, NDArray[np.bool_]]) -> None:
         exempt = _FLOAT32_INPUTS.get(node.op_type, ())
@@ -78,11 +77,11 @@ class _Half:
                 node.input[index] = self._constant(name, scales.get(name))
             elif name in self.wide:
                 node.input[index] = self._cast(name)
-        for attribute in node.attribute:
-            if attribute.name == "to" and node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
-                attribute.i = self.onnx_type
-            elif attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
-                attribute.t.CopyFrom(self._narrow(attribute.t, node.output[0]))
+        for entry in node.attribute:
+            if entry.name == "to" and node.op_type == "Cast" and entry.i == TensorProto.FLOAT:
+                entry.i = self.onnx_type
+            elif entry.name == "value" and entry.t.data_type == TensorProto.FLOAT:
+                entry.t.CopyFrom(self._narrow(entry.t, node.output[0]))
 
     def _constant(self, name: str, scaling: NDArray[np.bool_] | None) -> str:
         if name not in self.half_names:
@@ -90,11 +89,17 @@ class _Half:
             wide = self.constants[name]
             if scaling is not None:
                 # What scales nothing but zeros may be too small or too large for the type: one does as well.
-                told = np.where(scaling, numpy_helper.to_array(wide), np.float32(1))
-                wide = numpy_helper.from_array(told, name)
+                scales = np.where(scaling, numpy_helper.to_array(wide), np.float32(1))
+                wide = numpy_helper.from_array(scales, name)
             narrow = self._narrow(wide, self.half_names[name])
-            if scaling is not None:
-                self._check_scale(wide, narrow)
+            exact, rounded = (numpy_helper.to_array(value).astype(np.float64) for value in (wide, narrow))
+            if scaling is not None and (np.abs(rounded - exact) > _LARGEST_SCALE_ERROR * exact).any():
+                raise ModelError(
+                    f"a scale of the integers cannot be represented in {self.floats}",
+                    expected="scales that keep 8 bits",
+                    got=f"{exact.min():g} in {name}",
+                    next_step="export with --float-precision fp32",
+                )
             self.model.graph.initializer.append(narrow)
         return self.half_names[name]
 
@@ -105,21 +110,11 @@ class _Half:
         if not (np.isfinite(narrow.astype(np.float32)) == np.isfinite(wide)).all():
             raise ModelError(
                 f"a number of {tensor.name or name} is too large for {self.floats}",
-                expected=f"at most {_LARGEST[self.floats]:g}",
+                expected=f"at most {float(ml_dtypes.finfo(self.dtype).max):g}",  # type: ignore[no-untyped-call]
                 got=f"{np.abs(wide).max():g}",
                 next_step="export with --float-precision fp32",
             )
         return numpy_helper.from_array(narrow, name)
-
-    def _check_scale(self, tensor: onnx.TensorProto, half: onnx.TensorProto) -> None:
-        wide, narrow = (numpy_helper.to_array(value).astype(np.float64) for value in (tensor, half))
-        if (np.abs(narrow - wide) > _LARGEST_SCALE_ERROR * wide).any():
-            raise ModelError(
-                f"a scale of the integers cannot be told in {self.floats}",
-                expected="scales that keep 8 bits",
-                got=f"{wide.min():g} in {tensor.name}",
-                next_step="export with --float-precision fp32",
-            )
 
     def _cast(self, name: str) -> str:
         if name not in self.half_names:
@@ -138,9 +133,7 @@ class _Half:
         narrow = f"{name}.{self.floats}"
         for node in self.made:
             for names in (node.input, node.output):
-                for index, other in enumerate(names):
-                    if other == name:
-                        names[index] = narrow
+                names[:] = [narrow if other == name else other for other in names]
         self.made.append(
             helper.make_node("Cast", [narrow], [name], name=f"{name}.cast", to=TensorProto.FLOAT)
         )
@@ -159,37 +152,3 @@ class _Half:
                 scaling = np.asarray(used.any(axis=tuple(d for d in range(used.ndim) if d not in kept)))
             found[node.input[1]] = found.get(node.input[1], np.array(False)) | scaling
         return found
-
-
-def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every value in a float32 model that is not an initializer."""
-    told = onnx.ModelProto()
-    told.CopyFrom(model)
-    for node in told.graph.node:
-        if node.op_type == "GroupNormalization":  # onnx infers nothing for it
-            value = helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)
-            told.graph.value_info.append(value)
-    graph = onnx.shape_inference.infer_shapes(told).graph
-    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
-    unknown = [n for n in model.graph.node if any(o not in types for o in n.output if o)]
-    if unknown:
-        raise ModelError(
-            f"the type of what {unknown[0].op_type} {unknown[0].name} computes is not known",
-            expected="operators that onnx infers",
-            got=f"{len(unknown)} that it does not",
-            next_step="export with --float-precision fp32",
-        )
-    return types
-
-
-def _sine_ancestors(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The sines and cosines of the graph, and whatever leads to them."""
-    makers = {name: node for node in nodes for name in node.output}
-    waiting = [node for node in nodes if node.op_type in ("Sin", "Cos")]
-    found: list[onnx.NodeProto] = []
-    while waiting:
-        node = waiting.pop()
-        if not any(node is other for other in found):
-            found.append(node)
-            waiting += [makers[name] for name in node.input if name in makers]
-    return found

@@ -1,24 +1,49 @@
-"""`OnnxGraph`: an ONNX model with its edges looked up by tensor name, its shapes, and changes to it."""
+"""`OnnxGraph`: an ONNX model with its edges looked up by tensor name, its shapes, and changes to it.
+
+A rewrite rule is a function of a graph and a node. It returns the nodes to put in the place of that one and
+its neighbours, or raises `RefusalError`. It may add constants to the graph, but only where it does not raise.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-__all__ = ["OnnxGraph", "Shape", "attribute", "set_nodes"]
+__all__ = ["OnnxGraph", "RefusalError", "Replacement", "Shape", "attribute", "set_nodes"]
 
 Shape = tuple[int | None, ...]
 """None stands for a size that is not fixed, such as the batch's."""
 
 _SMALL = 64
 """Elements of a constant that shape inference may have to know the values of."""
+
+
+class RefusalError(Exception):
+    """A rule does not fit: why, and the name of the node that does not."""
+
+    def __init__(self, reason: str, node: str) -> None:
+        super().__init__(f"{reason} ({node})")
+
+
+class Replacement(NamedTuple):
+    """New nodes for a tensor that old ones made.
+
+    Attributes:
+        inputs: names of the tensors that the new nodes read, constants aside.
+        output: name of the tensor, which the last node makes as before.
+        nodes: in order.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    nodes: tuple[NodeProto, ...]
 
 
 class OnnxGraph:
@@ -60,33 +85,14 @@ class OnnxGraph:
         value = self.initializers.get(name)
         return None if value is None else numpy_helper.to_array(value)
 
-    def ancestors(self, node: NodeProto, owners: Mapping[str, str]) -> set[str]:
-        """The owners of the tensors that a node reads, with no other owned tensor between.
-
-        Args:
-            owners: by tensor name.
-        """
-        read: set[str] = set()
-        seen: set[str] = set()
-        waiting = list(node.input)
-        while waiting:
-            name = waiting.pop()
-            if not name or name in seen:
-                continue
-            seen.add(name)
-            if name in owners:
-                read.add(owners[name])
-            elif name in self.producers:
-                waiting.extend(self.producers[name].input)
-        return read
-
     @cached_property
-    def _values(self) -> dict[str, onnx.ValueInfoProto]:
+    def values(self) -> dict[str, onnx.ValueInfoProto]:
+        """Type and shape of each tensor of the model before any change, where they could be inferred."""
         return _infer(self.model)
 
     def shape(self, name: str) -> Shape | None:
         """Shape of a tensor of the model before any change; None where it could not be inferred."""
-        value = self._values.get(name)
+        value = self.values.get(name)
         if value is None or not value.type.tensor_type.HasField("shape"):
             return None
         sizes = value.type.tensor_type.shape.dim
@@ -118,8 +124,8 @@ class OnnxGraph:
         # onnx cannot infer the types and shapes that operators outside of the standard yield.
         graph = self.model.graph
         known = {value.name for value in (*graph.value_info, *graph.output)}
-        made = [name for node in custom for name in node.output if name in self._values]
-        graph.value_info.extend(self._values[name] for name in made if name not in known)
+        made = [name for node in custom for name in node.output if name in self.values]
+        graph.value_info.extend(self.values[name] for name in made if name not in known)
         domains = {entry.domain for entry in self.model.opset_import}
         for domain in sorted({node.domain for node in custom} - domains):
             self.model.opset_import.append(helper.make_opsetid(domain, 1))

@@ -15,7 +15,7 @@ from torch import fx
 from flatq.errors import ModelError, one_line
 from flatq.export.graph import set_nodes
 from flatq.network_config import ModelConfig
-from flatq.quantize.trace import export_any_batch, input_names, quiet
+from flatq.quantize.trace import export_any_batch, quiet
 
 __all__ = [
     "ONNX_FILE",
@@ -24,7 +24,6 @@ __all__ = [
     "narrow_weights",
     "save_onnx",
     "to_onnx",
-    "weight_initializers",
 ]
 
 ONNX_FILE = "model.onnx"
@@ -45,7 +44,7 @@ def to_onnx(graph: fx.GraphModule, config: ModelConfig, weights: Collection[str]
             where two hold the same numbers.
 
     Raises:
-        ModelError: the exporter refuses the graph, or onnx's checker the model.
+        ModelError: the exporter refuses the graph.
     """
     program = export_any_batch(graph, config)
     try:
@@ -54,7 +53,7 @@ def to_onnx(graph: fx.GraphModule, config: ModelConfig, weights: Collection[str]
                 program,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=input_names(config),
+                input_names=[spec.name for spec in config.inputs],
                 output_names=["out"],
                 optimize=False,
                 verbose=False,
@@ -62,7 +61,6 @@ def to_onnx(graph: fx.GraphModule, config: ModelConfig, weights: Collection[str]
             assert exported is not None
             _optimize(exported, weights)
         model = exported.model_proto
-        onnx.checker.check_model(model, full_check=True)
     except torch.onnx.errors.OnnxExporterError as error:
         raise ModelError(
             "torch's ONNX exporter refuses the network",
@@ -70,15 +68,7 @@ def to_onnx(graph: fx.GraphModule, config: ModelConfig, weights: Collection[str]
             got=one_line(error),
             next_step="leave the operator out of the network, or report it",
         ) from error
-    except onnx.checker.ValidationError as error:
-        raise ModelError(
-            "the exported model is not valid ONNX",
-            expected="a model that onnx's checker accepts",
-            got=one_line(error),
-            next_step="report it with the versions that `flatq doctor` prints",
-        ) from error
-    _name_batch(model)
-    _strip(model)
+    _clean(model)
     _separate_zero_points(model)
     return model
 
@@ -98,39 +88,15 @@ def _optimize(exported: torch.onnx.ONNXProgram, weights: Collection[str]) -> Non
         inputs.remove(value)
 
 
-def _name_batch(model: onnx.ModelProto) -> None:
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    del model.graph.value_info[:]
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Take out the exporter's notes: source paths and stack traces of the exporting machine."""
+def _clean(model: onnx.ModelProto) -> None:
+    """Name the batch; take out the exporter's shapes and its notes: source paths and stack traces."""
     graph = model.graph
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del graph.value_info[:]
     for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         part.doc_string = ""
         del part.metadata_props[:]
-
-
-def weight_initializers(model: onnx.ModelProto, layers: Mapping[str, str]) -> dict[str, str]:
-    """Layer name -> name of the initializer with its integers.
-
-    Args:
-        layers: layer name -> name of its integers in the lowered graph, as `Lowered.layers`.
-
-    Raises:
-        ModelError: an initializer is missing; the exporter renamed or folded it.
-    """
-    found = find_weights([initializer.name for initializer in model.graph.initializer], layers)
-    missing = [layer for layer in layers if layer not in found]
-    if missing:
-        raise ModelError(
-            f"the exported model holds no integers for {len(missing)} planned layers",
-            expected=f"an initializer for {missing[0]}",
-            got="none of its name",
-            next_step="report it with the versions that `flatq doctor` prints",
-        )
-    return found
 
 
 def find_weights(stored: Iterable[str], layers: Mapping[str, str]) -> dict[str, str]:

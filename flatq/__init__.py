@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from flatq.recipe import recipe_for_bits
     from flatq.report.model import Report
     from flatq.report.result import GateResult
-    from flatq.sampler import SamplePlan
+    from flatq.sampling_settings import SamplingSettings
     from flatq.sensitivity.result import Sensitivity
     from flatq.sensitivity.settings import SensitivitySettings
     from flatq.train.config import TrainConfig
@@ -59,8 +59,8 @@ __all__ = [
     "Quantized",
     "Report",
     "RuntimeSettings",
-    "SamplePlan",
     "Samples",
+    "SamplingSettings",
     "Sensitivity",
     "SensitivitySettings",
     "TrainConfig",
@@ -93,7 +93,7 @@ _HOMES = {
     "flatq.recipe": "recipe_for_bits",
     "flatq.report.model": "Report",
     "flatq.report.result": "GateResult",
-    "flatq.sampler": "SamplePlan",
+    "flatq.sampling_settings": "SamplingSettings",
     "flatq.sensitivity.result": "Sensitivity",
     "flatq.sensitivity.settings": "SensitivitySettings",
     "flatq.train.config": "TrainConfig",

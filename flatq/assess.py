@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flatq.assessment import EvaluateSettings
 from flatq.checkpoint import file_digest
 from flatq.errors import ArtifactError, DataError, UsageError
-from flatq.evaluate.cache import Cache, Note, cache_folder, open_cache
+from flatq.evaluate.cache import Cache, cache_folder, open_cache
 from flatq.evaluate.compare import Comparison, compare
 from flatq.evaluate.extractor import Extractor
 from flatq.evaluate.features import open_extractor
@@ -30,18 +30,16 @@ from flatq.images import load_images, to_float
 from flatq.launch import Processes
 from flatq.models import kind_of, open_model, parent_weights
 from flatq.noise import NOISE_VERSION
+from flatq.progress import Note, Progress
 from flatq.report.environment import environment
 from flatq.report.grids import save_pair_grid
 from flatq.report.model import Baseline, ExtractorEntry, ModelEntry, Options, ReferenceEntry, Report
-from flatq.report.pictures import kept_rows, pictures_at
+from flatq.report.sidecar import kept_rows
 from flatq.report.write import write_report
 from flatq.runtime.base import default_threads
 from flatq.sampler import check_labels
 
 __all__ = ["EvaluateSettings", "assess"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is sampled, images times steps done, total)."""
 
 _GRID_IMAGES = 32
 _ALONE = Processes()
@@ -63,8 +61,6 @@ def assess(
         InputError: whatever of the paths, data, features and options does not fit together.
         MissingRuntimeError: a runtime is not installed.
     """
-    if task.images < 2:
-        raise UsageError("too few images", expected="at least 2", got=str(task.images), next_step="raise -n")
     if not task.models:
         raise UsageError("no model to evaluate", expected="at least one artifact", got="none")
     checkpoint = task.baseline
@@ -84,7 +80,7 @@ def assess(
     weights = parent_weights(task.models, checkpoint, task.weights)
     with ExitStack() as stack:
         baseline = stack.enter_context(open_model(checkpoint, floats, weights=weights))
-        check_labels(task.plan, baseline.classes)
+        check_labels(task.sampling, baseline.classes)
         why = "" if task.weights else " (the default)" if weights is None else " (those of the models)"
         note(f"weights of the baseline: {baseline.weights}{why}")
         cache = _open_cache(task, stack, note)
@@ -92,7 +88,7 @@ def assess(
         # before anything is sampled, so that a reference that does not fit is found at once
         reference = processes.each(lambda: measure() if processes.main else None)
         sampling = Sampling(
-            plan=task.plan,
+            settings=task.sampling,
             first=task.first,
             batch_size=task.batch_size,
             rounding=task.rounding,
@@ -247,6 +243,7 @@ class _Run:
         task.out.mkdir(parents=True, exist_ok=True)
         stem = f"{number:02d}-{model.name}"
         sidecar = f"{stem}.npz"
+        rows = kept_rows(distance, model.image_shape)
         arrays: dict[str, NDArray[Any] | None] = {
             "indices": np.arange(task.first, task.first + n),
             "image_distance": distance,
@@ -254,9 +251,10 @@ class _Run:
             "influence_float": comparison.influence_float,
             "features_quantized": q.features,
             "influence_quantized": comparison.influence_quantized,
+            "kept": rows + task.first,
+            "kept_float": float_set.images(rows),
+            "kept_quantized": quantized.images(rows),
         }
-        rows = kept_rows(distance, model.image_shape)
-        arrays |= pictures_at(rows + task.first, float_set.images(rows), quantized.images(rows))
         grid = f"{stem}.png"
         shown = np.arange(min(_GRID_IMAGES, n))
         pairs = float_set.images(shown), quantized.images(shown)
@@ -291,27 +289,14 @@ class _Run:
         assert self.reference is not None
         source, extractor = self.reference.source, self.reference.extractor
         report = Report(
-            plan=task.plan.model_dump(),
+            plan=task.sampling.model_dump(),
             noise_version=NOISE_VERSION,
-            labels=None if model.classes is None else model.classes.describe(task.plan.label),
+            labels=None if model.classes is None else model.classes.describe(task.sampling.label),
             n=n,
             first_index=task.first,
             last_index=task.first + n - 1,
-            extractor=ExtractorEntry(
-                name=extractor.name,
-                digest=extractor.digest,
-                dim=extractor.dim,
-                kind=extractor.kind,
-                preprocessing=extractor.preprocessing,
-                published=extractor.published,
-            ),
-            reference=ReferenceEntry(
-                name=source.name,
-                digest=source.digest,
-                n=source.n,
-                kind=source.kind,
-                preprocessing=source.preprocessing,
-            ),
+            extractor=ExtractorEntry.model_validate(extractor, from_attributes=True),
+            reference=ReferenceEntry.model_validate(source, from_attributes=True),
             rounding=task.rounding,
             baseline=Baseline(
                 name=f"{model.name} ({model.weights})",

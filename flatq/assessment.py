@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flatq.backends import RuntimeSettings
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 
 if TYPE_CHECKING:
     from flatq.images import Resize
@@ -27,7 +27,7 @@ class EvaluateSettings:
         data: images that the distances are taken to, as `flatq.images.load_images` names them; the embedded
             digits where there is no `reference` either.
         out: folder of the report.
-        plan: how images are drawn.
+        sampling: how images are drawn.
         images: how many, from index `first`.
         features: an ONNX feature network, "inception", or None for the bundled one.
         runtime: how the models run; the feature network takes its threads too.
@@ -49,7 +49,7 @@ class EvaluateSettings:
     baseline: Path | None = None
     data: str | None = None
     out: Path = Path("flatq-eval")
-    plan: SamplePlan = field(default_factory=SamplePlan)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
     images: int = 1000
     first: int = 0
     batch_size: int = 64

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
-from flatq.deployment import Deployment, Target
+from flatq.deployment import Deployment, Target, is_float
 from flatq.errors import UsageError
 from flatq.runtime.base import Precision, Runtime
 
@@ -35,13 +35,6 @@ EXPORT_FLAGS: dict[Target, str] = {
     "generic": "--generic",
 }
 """The option of `flatq export` for each target."""
-
-_RUNTIME_OF: dict[Target, str] = {
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-    "tensorrt": "tensorrt",
-    "generic": "onnxruntime",
-}
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,9 @@ class RuntimeSettings:
 
 def runtime_of(target: Target, device: str | None = None) -> str:
     """The runtime that a target's deployment runs on if none is named."""
-    return "onnxruntime" if (target, device) == ("tensorrt", "tensorrt") else _RUNTIME_OF[target]
+    if target == "generic" or (target, device) == ("tensorrt", "tensorrt"):
+        return "onnxruntime"
+    return target
 
 
 def target_of(settings: RuntimeSettings) -> Target:
@@ -124,7 +119,7 @@ def check_place(deployment: Deployment, folder: Path, settings: RuntimeSettings)
         UsageError: it names the right target.
     """
     target, runtime, device = deployment.target, settings.runtime, settings.device
-    quantized = _is_quantized(deployment)
+    quantized = not is_float(deployment.precision)
     if quantized or runtime != "onnxruntime":
         right = target_of(settings)
         fits = target == right or (target == "generic" and right == "onnxruntime")
@@ -175,8 +170,4 @@ def _tensorrt_options(deployment: Deployment) -> dict[str, str]:
     """What ONNX Runtime's TensorRT provider has to be allowed, since its networks are not strongly typed."""
     allowed = {"fp16": "trt_fp16_enable", "bf16": "trt_bf16_enable"}.get(deployment.float_precision)
     options = {allowed: "1"} if allowed else {}
-    return options | ({"trt_int8_enable": "1"} if _is_quantized(deployment) else {})
-
-
-def _is_quantized(deployment: Deployment) -> bool:
-    return deployment.precision not in get_args(Precision)
+    return options | ({"trt_int8_enable": "1"} if not is_float(deployment.precision) else {})

@@ -6,15 +6,16 @@ Reads and writes `.pt` files (nothing is unpickled) and builds the diffusers net
 
 from __future__ import annotations
 
+import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import ValidationError
 
-from flatq.archive import check_archive, is_archive
 from flatq.errors import CheckpointError, UsageError, one_line
 from flatq.failures import shortage
 from flatq.files import file_digest, replacing
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
 __all__ = [
     "AVERAGES",
     "Checkpoint",
+    "check_archive",
     "check_weights",
     "choose_weights",
     "file_digest",
     "load_checkpoint",
     "read_tensors",
     "save_checkpoint",
+    "write_tensors",
 ]
 
 AVERAGES = ("ema", "raw", "swa")
@@ -155,8 +158,6 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     Raises:
         CheckpointError: the file cannot be written.
     """
-    import torch
-
     content = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -168,19 +169,32 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> Checkpoint:
         },
         "provenance": dict(checkpoint.provenance),
     }
+    write_tensors(content, path)
+    return replace(checkpoint, digest=file_digest(path), source=path)
+
+
+def write_tensors(content: Mapping[str, Any], path: Path) -> None:
+    """Write tensors and plain values to a `.pt` file; a kill leaves the old file or the new one, whole.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    import torch
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial, partial.open("wb") as file:  # given a name, torch hides a full disk
-            torch.save(content, file)
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
         full = shortage(error)
         raise CheckpointError(
             f"cannot write {path}",
             expected="a file name in a folder that can be written, and room for the weights",
             got=one_line(error) if full is None else full.got,
-            next_step="choose another -o",
+            next_step="make room or choose another path; a file that was there before is unchanged",
         ) from error
-    return replace(checkpoint, digest=file_digest(path), source=path)
 
 
 def read_tensors(path: Path) -> Any:
@@ -207,7 +221,7 @@ def read_tensors(path: Path) -> Any:
     whole = False
     try:
         with path.open("rb") as stream:
-            if is_archive(stream):
+            if stream.read(4) == b"PK\3\4":  # older files are a bare pickle, not a zip archive
                 check_archive(stream)
                 whole = True
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -215,7 +229,7 @@ def read_tensors(path: Path) -> Any:
         raise CheckpointError(
             f"{path} cannot be read as plain tensors",
             expected="a file that torch.load(weights_only=True) accepts",
-            got=_what_was_pickled(error),
+            got=_pickled_content(error),
             next_step="save the state dict alone; flatq never unpickles code",
         ) from error
     except Exception as error:  # the unpickler raises whatever damaged bytes lead it to
@@ -229,6 +243,19 @@ def read_tensors(path: Path) -> Any:
         ) from error
 
 
+def check_archive(stream: BinaryIO) -> None:
+    """Check the CRC-32 of every member of a zip archive, which torch does not.
+
+    Raises:
+        zipfile.BadZipFile: damaged, names the member. Headers that make no sense raise other exceptions:
+            ValueError, NotImplementedError, struct.error and the like.
+    """
+    with zipfile.ZipFile(stream) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"checksum mismatch in {damaged}")
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a `.pt` file of flatq, tensors and plain values only.
 
@@ -238,21 +265,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     import torch
 
     content = read_tensors(path)
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    about = {k: content.get(k) for k in ("format", "version")} if isinstance(content, dict) else {}
+    if about != {"format": _FORMAT, "version": _VERSION}:
+        keys = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(
-            f"{path} is not a flatq checkpoint",
-            expected=f"a file with format {_FORMAT!r}",
-            got=", ".join(map(str, list(content)[:4])) + ", ..."
-            if isinstance(content, dict)
-            else str(type(content)),
-            next_step="a bare state dict says nothing of its network; `flatq import` reads it with its flags",
-        )
-    if content.get("version") != _VERSION:
-        raise CheckpointError(
-            f"{path} has another checkpoint version",
-            expected=f"version {_VERSION}",
-            got=f"version {content.get('version')}",
-            next_step="use the flatq that wrote it, or write it again",
+            f"{path} is not a flatq checkpoint of this version",
+            expected=f"format {_FORMAT}, version {_VERSION}",
+            got=f"format {about['format']}, version {about['version']}" if any(about.values()) else keys,
+            next_step="use the flatq that wrote it; `flatq import` reads a bare state dict with its flags",
         )
     try:
         model = ModelConfig.model_validate(content["model"])
@@ -278,9 +298,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(model, process, weights, provenance, file_digest(path), path)
 
 
-def _what_was_pickled(error: Exception) -> str:
-    """The heart of torch's message, without its advice to unpickle after all."""
+def _pickled_content(error: Exception) -> str:
+    """What torch's message names, without its advice to unpickle after all."""
     if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"a pickled {found[1]}"
-    heart = " ".join(str(error).split()).rsplit("WeightsUnpickler error: ", 1)[-1]
-    return heart.split(" Please file", 1)[0][:200]
+    text = " ".join(str(error).split()).rsplit("WeightsUnpickler error: ", 1)[-1]
+    return text.split(" Please file", 1)[0][:200]

@@ -29,7 +29,7 @@ from flatq.report.html.page_models import PageSource
 from flatq.report.model import Report
 from flatq.report.wording import cautions, scale
 from flatq.runtime.base import default_threads
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 from flatq.train.config import TrainConfig
 
 __all__ = ["Demo", "run_demo"]
@@ -163,7 +163,7 @@ def _run_method(task: _Task) -> DemoMethod:
         baseline=checkpoint.source,
         data="digits",
         out=task.folder / "eval",
-        plan=SamplePlan(steps=20),
+        sampling=SamplingSettings(steps=20),
         images=task.images,
         runtime=RuntimeSettings(threads=threads),
     )

@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from flatq.errors import ArtifactError
+from flatq.errors import ArtifactError, one_line
 from flatq.files import file_digest
 from flatq.inputs import InputSpec
 from flatq.labels import Classes
 from flatq.process import ProcessConfig
 
-__all__ = ["AUDIT", "MANIFEST", "PARITY", "Deployment", "FloatPrecision", "Target", "read_deployment"]
+__all__ = [
+    "AUDIT",
+    "MANIFEST",
+    "PARITY",
+    "Deployment",
+    "FloatPrecision",
+    "Target",
+    "is_float",
+    "read_deployment",
+]
 
 MANIFEST = "flatq.json"
 AUDIT, PARITY = "audit.json", "verify.json"
@@ -73,6 +82,11 @@ class Deployment(BaseModel):
         return hashlib.sha256("".join(f"{name}:{sha256}\n" for name, sha256 in named).encode()).hexdigest()
 
 
+def is_float(precision: str) -> bool:
+    """Whether the precision of a model is that of a float model, not a recipe's name."""
+    return precision in get_args(FloatPrecision)
+
+
 def read_deployment(folder: Path) -> tuple[Deployment, Path]:
     """The manifest and the path of the model file, the digest of every file checked.
 
@@ -82,19 +96,12 @@ def read_deployment(folder: Path) -> tuple[Deployment, Path]:
     path = folder / MANIFEST
     try:
         deployment = Deployment.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValidationError is a ValueError
         raise ArtifactError(
-            f"{folder} is not a deployment folder",
-            expected=f"a readable {MANIFEST}",
-            got=str(error),
+            f"{folder} is not a deployment folder of this version",
+            expected=f"a readable {MANIFEST} of format flatq-deployment, version 1",
+            got=one_line(error),
             next_step="write one with `flatq export`",
-        ) from error
-    except ValidationError as error:
-        raise ArtifactError(
-            f"{path} is not a deployment manifest of this version",
-            expected="format flatq-deployment, version 1",
-            got=" ".join(str(error).split())[:200],
-            next_step="export again with this version of flatq",
         ) from error
     for name, sha256 in {deployment.file: deployment.sha256, **deployment.files}.items():
         _check_file(folder, name, sha256)

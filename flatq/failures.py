@@ -17,7 +17,17 @@ _COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch")
 
 def explained(error: BaseException) -> InputError | None:
     """The error to show instead of one that is no fault of flatq's; None for any other."""
-    return shortage(error) or _compile_failure(error)
+    known = shortage(error)
+    compiler = next((c for c in _causes(error) if type(c).__module__.startswith(_COMPILER)), None)
+    if known is not None or compiler is None:
+        return known
+    text = str(compiler).split("Set TORCHDYNAMO_VERBOSE")[0]  # what follows is for developers of torch
+    return UsageError(
+        "torch.compile failed",
+        expected="a working compiler: g++ on a CPU, Triton on a GPU",
+        got=f"{type(compiler).__name__}: {' '.join(text.split())[:300]}",
+        next_step="leave out --set compile=true, or install the compiler",
+    )
 
 
 def shortage(error: BaseException) -> InputError | None:
@@ -43,19 +53,6 @@ def shortage(error: BaseException) -> InputError | None:
                 expected="enough memory for the model and one batch",
                 got=said or type(cause).__name__,
                 next_step="take a smaller batch or fewer images, or close other programs",
-            )
-    return None
-
-
-def _compile_failure(error: BaseException) -> InputError | None:
-    for cause in _causes(error):
-        if type(cause).__module__.startswith(_COMPILER):
-            said = str(cause).split("Set TORCHDYNAMO_VERBOSE")[0]  # what follows is for developers of torch
-            return UsageError(
-                "torch.compile failed",
-                expected="a working compiler: g++ on a CPU, Triton on a GPU",
-                got=f"{type(cause).__name__}: {' '.join(said.split())[:300]}",
-                next_step="leave out --set compile=true, or install the compiler",
             )
     return None
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flatq.errors import UsageError
+from flatq.errors import DataError, UsageError
 
-__all__ = ["check_free_folder", "file_digest", "replacing"]
+__all__ = ["check_free_folder", "file_digest", "replacing", "writing"]
 
 _SUFFIX = ".flatq-tmp"
 
@@ -38,6 +38,26 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """As `replacing`, for a file that a user named; its folder is made.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise DataError(
+            f"cannot write {path}",
+            expected="a file name in a folder that can be written",
+            got=error.strerror or str(error),
+            next_step="choose another name",
+        ) from error
 
 
 def _make_temporary(parent: Path) -> tuple[Path, int | None]:

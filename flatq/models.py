@@ -19,13 +19,14 @@ from flatq.backends import (
     target_of,
 )
 from flatq.deployment import MANIFEST, Target, read_deployment
-from flatq.errors import ArtifactError, CheckpointError, UsageError
+from flatq.errors import ArtifactError, CheckpointError, UsageError, one_line
 from flatq.labels import Classes
 from flatq.process import ProcessConfig
 from flatq.runtime.base import Runtime
 from flatq.verify import Audit, read_audit
 
 __all__ = [
+    "Kind",
     "Model",
     "Opening",
     "checkpoint_beside",
@@ -102,25 +103,16 @@ def kind_of(path: Path) -> Kind:
             got="no such file or folder",
             next_step="check the path",
         )
+    kinds: dict[Any, Kind] = {"flatq-artifact": "artifact", "flatq-deployment": "deployment"}
     try:
-        found = json.loads((path / MANIFEST).read_text(encoding="utf-8")).get("format")
-    except (OSError, ValueError, AttributeError) as error:
+        return kinds[json.loads((path / MANIFEST).read_text(encoding="utf-8"))["format"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ArtifactError(
             f"{path} is neither an artifact nor a deployment folder",
-            expected=f"a readable {MANIFEST} inside",
-            got=str(error),
+            expected=f"a readable {MANIFEST} inside, of the format flatq-artifact or flatq-deployment",
+            got=one_line(error),
             next_step="write one with `flatq quantize` or `flatq export`",
         ) from error
-    if found == "flatq-artifact":
-        return "artifact"
-    if found == "flatq-deployment":
-        return "deployment"
-    raise ArtifactError(
-        f"{path / MANIFEST} is of an unknown format",
-        expected="flatq-artifact or flatq-deployment",
-        got=str(found),
-        next_step="use the flatq that wrote it",
-    )
 
 
 def deployment_folder(path: Path, target: Target = "onnxruntime") -> Path:

@@ -75,7 +75,7 @@ def build_network(config: ModelConfig) -> Denoiser:
             **config.unet,
         )
         _adapt(unet, config)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             "diffusers refuses the network's configuration",
             expected="keyword arguments of diffusers.UNet2DModel",

@@ -1,4 +1,4 @@
-"""What to quantize and how: schemes, rules, recipes, and the form of the decisions that `flatq.plan` makes.
+"""What to quantize and how: schemes, rules, recipes, and the decisions that `flatq.layer_decisions` makes.
 
 Pure data, no torch: the same types stand in the manifest of an artifact and in a report. How a decision
 becomes a graph is `flatq.quantize`'s work.
@@ -6,7 +6,7 @@ becomes a graph is `flatq.quantize`'s work.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -233,25 +233,27 @@ def recipe_for_bits(
     Raises:
         UsageError: a width, or another value, that is not offered; a branch that no layer would get.
     """
-    for what, value, offered in (
-        ("--bits", bits, WEIGHT_BITS),
-        ("--act-bits", activation_bits, ACTIVATION_BITS),
-        ("--attention-bits", attention_bits, ACTIVATION_BITS),
-        ("--granularity", granularity, get_args(Granularity)),
-        ("--first-last", edges, get_args(Edges)),
-        ("--act-range", activation_range, get_args(ActivationRange)),
-        ("--weight-range", weight_range, get_args(WeightRange)),
-    ):
-        if value not in offered:
-            raise UsageError(
-                f"{what} is not valid", expected="one of " + ", ".join(map(str, offered)), got=str(value)
-            )
-    if not 50 < percentile <= 100:
-        raise UsageError("--percentile is not valid", expected="above 50, at most 100", got=f"{percentile:g}")
-    if equalize is not None and not 0 <= equalize <= 1:
-        raise UsageError("--equalize is not valid", expected="an alpha of 0 to 1", got=f"{equalize:g}")
-    if low_rank < 0:
-        raise UsageError("--low-rank is not valid", expected="a rank, or 0 for no branch", got=str(low_rank))
+    choices = {
+        "--bits": (bits, WEIGHT_BITS),
+        "--act-bits": (activation_bits, ACTIVATION_BITS),
+        "--attention-bits": (attention_bits, ACTIVATION_BITS),
+        "--granularity": (granularity, get_args(Granularity)),
+        "--first-last": (edges, get_args(Edges)),
+        "--act-range": (activation_range, get_args(ActivationRange)),
+        "--weight-range": (weight_range, get_args(WeightRange)),
+    }
+    checks: list[tuple[str, Any, bool, str]] = [
+        (option, value, value in offered, "one of " + ", ".join(map(str, offered)))
+        for option, (value, offered) in choices.items()
+    ]
+    checks += [
+        ("--percentile", percentile, 50 < percentile <= 100, "above 50, at most 100"),
+        ("--equalize", equalize, 0 <= (equalize or 0) <= 1, "an alpha of 0 to 1"),
+        ("--low-rank", low_rank, low_rank >= 0, "a rank, or 0 for no branch"),
+    ]
+    for option, value, fits, expected in checks:
+        if not fits:
+            raise UsageError(f"{option} is not valid", expected=expected, got=str(value))
     if low_rank and max(bits, activation_bits) >= 8:
         raise UsageError(
             "--low-rank has no layer to put a float branch beside",

@@ -26,7 +26,7 @@ def test_the_public_names() -> None:
     assert set(flatq.__all__) == {
         *VERBS,
         *("CalibrationPlan", "EvaluateSettings", "ExportSettings", "GateSettings", "QuantizeSettings"),
-        *("RuntimeSettings", "SamplePlan", "TrainConfig", "WeightRounding", "recipe_for_bits"),
+        *("RuntimeSettings", "SamplingSettings", "TrainConfig", "WeightRounding", "recipe_for_bits"),
         *("Checkpoint", "Exported", "GateResult", "Model", "Quantized", "Report", "Samples", "Verified"),
         *("Sensitivity", "SensitivitySettings"),
         *("FlatqError", "__version__"),

@@ -12,7 +12,7 @@ from flatq.assess import EvaluateSettings, assess
 from flatq.backends import RuntimeSettings
 from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.errors import ArtifactError, UsageError
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def task(labelled: Checkpoint, feature_net: Path, tmp_path: Path) -> EvaluateSet
         baseline=labelled.source,
         data=str(tmp_path / "data.npz"),
         out=tmp_path / "out",
-        plan=SamplePlan(steps=1, guidance=2.0),
+        sampling=SamplingSettings(steps=1, guidance=2.0),
         images=12,
         features=str(feature_net),
         runtime=RuntimeSettings(threads=1),
@@ -48,7 +48,7 @@ def test_the_report_says_how_images_were_labelled(task: EvaluateSettings) -> Non
 
 def test_a_label_out_of_range_is_refused_before_anything_is_sampled(task: EvaluateSettings) -> None:
     with pytest.raises(UsageError, match="out of range"):
-        assess(dataclasses.replace(task, plan=SamplePlan(steps=1, label=6)))
+        assess(dataclasses.replace(task, sampling=SamplingSettings(steps=1, label=6)))
     assert not task.out.exists()
 
 
@@ -59,5 +59,5 @@ def test_models_of_other_labels_are_refused(
     save_checkpoint(dataclasses.replace(labelled, model=model), tmp_path / "other.pt")
     with pytest.raises(ArtifactError, match="does not take the labels"):
         assess(
-            dataclasses.replace(task, models=(tmp_path / "other.pt",), plan=SamplePlan(steps=1)),
+            dataclasses.replace(task, models=(tmp_path / "other.pt",), sampling=SamplingSettings(steps=1)),
         )

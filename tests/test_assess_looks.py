@@ -21,7 +21,7 @@ from flatq.process import ProcessConfig
 from flatq.report.model import Report, read_report
 from flatq.report.planning import plan_text
 from flatq.runtime.base import UNCONDITIONED, Condition
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 
 
 class Off(Toy):
@@ -66,7 +66,7 @@ def task(toys: dict[str, Off], feature_net: Path, tmp_path: Path) -> EvaluateSet
         baseline=tmp_path / "float.pt",
         data=str(tmp_path / "data.npz"),
         out=tmp_path / "out",
-        plan=SamplePlan(steps=4),
+        sampling=SamplingSettings(steps=4),
         images=40,
         batch_size=20,
         features=str(feature_net),
@@ -198,7 +198,7 @@ def test_a_second_evaluation_samples_nothing(
     assert _drawn(toys) == dict.fromkeys(toys, 30)
     assert _but_for_times(more) == _but_for_times(assess(dataclasses.replace(task, images=70, cache=False)))
     _drawn(toys)
-    other = dataclasses.replace(task, plan=SamplePlan(steps=4, seed=1))
+    other = dataclasses.replace(task, sampling=SamplingSettings(steps=4, seed=1))
     assess(other)
     assert _drawn(toys) == dict.fromkeys(toys, 40)
     assess(dataclasses.replace(other, batch_size=8))

@@ -11,7 +11,8 @@ from flatq.calib.inputs import CalibrationPlan, collect_inputs
 from flatq.noise import NoiseStream
 from flatq.process import ProcessConfig
 from flatq.runtime.base import Condition
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 
 SHAPE = (3, 4, 4)
 PROCESS = ProcessConfig(schedule="cosine")
@@ -26,7 +27,7 @@ def test_the_inputs_are_those_of_the_sampler_asked_for(settings: dict[str, objec
     def keep(i: int, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition, _: object) -> None:
         seen[i] = x.copy()
 
-    plan = SamplePlan.model_validate({"steps": 4, "seed": 3, **settings})
+    plan = SamplingSettings.model_validate({"steps": 4, "seed": 3, **settings})
     sample(Toy(), PROCESS, plan, range(2), SHAPE, observe=keep, stream=NoiseStream.CALIBRATION)
     found = collect_inputs(Toy(), PROCESS, CalibrationPlan(images=2, **plan.model_dump()), SHAPE)
     assert np.array_equal(found.x, np.stack([seen[i] for i in range(4)]))

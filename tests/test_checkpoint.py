@@ -13,8 +13,14 @@ import pytest
 import torch
 from damage import damaged
 
-from flatq.archive import check_archive
-from flatq.checkpoint import Checkpoint, file_digest, load_checkpoint, read_tensors, save_checkpoint
+from flatq.checkpoint import (
+    Checkpoint,
+    check_archive,
+    file_digest,
+    load_checkpoint,
+    read_tensors,
+    save_checkpoint,
+)
 from flatq.errors import CheckpointError, InputError, UsageError
 from flatq.train.state import write_state
 

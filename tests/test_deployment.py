@@ -24,11 +24,12 @@ from flatq.backends import EXPORT_FLAGS, RuntimeSettings
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import Target, read_deployment
 from flatq.errors import ArtifactError, MissingRuntimeError, ModelError, UsageError
-from flatq.export import export_artifact, export_checkpoint
+from flatq.export.deploy import export_artifact, export_checkpoint
 from flatq.models import open_model
 from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.runtime.onnxruntime import OnnxRuntime
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
@@ -92,10 +93,11 @@ import numpy as np
 from pathlib import Path
 from flatq.backends import RuntimeSettings
 from flatq.models import open_model
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 model = open_model(Path({folder!r}), RuntimeSettings(threads=1))
 with model.runtime as runtime:
-    images = sample(runtime, model.process, SamplePlan(steps=3), range(5), model.image_shape)
+    images = sample(runtime, model.process, SamplingSettings(steps=3), range(5), model.image_shape)
 np.save({array!r}, images)
 assert "torch" not in sys.modules
 """
@@ -124,7 +126,7 @@ def test_the_folder_samples_without_torch(package: Target, artifact: Path, tmp_p
 
     model = open_model(artifact, RuntimeSettings(runtime=package, threads=1))
     with model.runtime as runtime:
-        here = sample(runtime, model.process, SamplePlan(steps=3), range(5), model.image_shape)
+        here = sample(runtime, model.process, SamplingSettings(steps=3), range(5), model.image_shape)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), here)
     pixels = np.load(tmp_path / "a.npz")["arr_0"]
     assert pixels.shape == (5, 16, 16, 3)
@@ -204,7 +206,7 @@ _BUILD = """
 import sys
 from pathlib import Path
 from flatq.errors import MissingRuntimeError
-from flatq.export import build_engine
+from flatq.export.engine import build_engine
 try:
     build_engine(Path({folder!r}))
 except MissingRuntimeError as error:

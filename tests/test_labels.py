@@ -12,7 +12,8 @@ from flatq.errors import UsageError
 from flatq.labels import Classes
 from flatq.process import ProcessConfig
 from flatq.runtime.base import UNCONDITIONED, Condition
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 
 SHAPE = (3, 4, 4)
 CONFIG = ProcessConfig(schedule="cosine")
@@ -49,15 +50,15 @@ def test_classes_that_cannot_be(fields: dict[str, int]) -> None:
 
 
 def test_an_image_keeps_its_label_in_any_batch() -> None:
-    plan = SamplePlan(steps=2)
-    together = sample(Labelled(), CONFIG, plan, range(5), SHAPE, classes=CLASSES)
-    apart = sample(Labelled(), CONFIG, plan, range(5), SHAPE, classes=CLASSES, batch_size=2)
+    settings = SamplingSettings(steps=2)
+    together = sample(Labelled(), CONFIG, settings, range(5), SHAPE, classes=CLASSES)
+    apart = sample(Labelled(), CONFIG, settings, range(5), SHAPE, classes=CLASSES, batch_size=2)
     np.testing.assert_array_equal(together, apart)
 
 
 def test_guidance_is_the_formula_and_1_costs_nothing() -> None:
     plain = Labelled()
-    sample(plain, CONFIG, SamplePlan(steps=3), range(2), SHAPE, classes=CLASSES)
+    sample(plain, CONFIG, SamplingSettings(steps=3), range(2), SHAPE, classes=CLASSES)
     assert plain.labels == [[0, 2]] * 3
 
     class Guided(Labelled):
@@ -69,11 +70,11 @@ def test_guidance_is_the_formula_and_1_costs_nothing() -> None:
             null = super().__call__(x, t, {"label": np.ones_like(cond["label"])})
             return null + np.float32(2.5) * (super().__call__(x, t, cond) - null)
 
-    plan = SamplePlan(steps=3, guidance=2.5)
+    settings = SamplingSettings(steps=3, guidance=2.5)
     guided = Labelled()
-    images = sample(guided, CONFIG, plan, range(2), SHAPE, classes=CLASSES)
+    images = sample(guided, CONFIG, settings, range(2), SHAPE, classes=CLASSES)
     assert guided.labels == [[0, 2], [1, 1]] * 3
-    expected = sample(Guided(), CONFIG, SamplePlan(steps=3), range(2), SHAPE, classes=CLASSES)
+    expected = sample(Guided(), CONFIG, SamplingSettings(steps=3), range(2), SHAPE, classes=CLASSES)
     np.testing.assert_allclose(images, expected, atol=1e-6)
 
 
@@ -90,23 +91,25 @@ def test_guidance_leaves_a_learned_variance_to_the_label() -> None:
             output[:, :3] = 0
             return output
 
-    one = sample(Split(6), learned, SamplePlan(steps=3), range(3), SHAPE, classes=CLASSES)
-    guided = sample(Split(6), learned, SamplePlan(steps=3, guidance=4), range(3), SHAPE, classes=CLASSES)
+    one = sample(Split(6), learned, SamplingSettings(steps=3), range(3), SHAPE, classes=CLASSES)
+    guided = sample(
+        Split(6), learned, SamplingSettings(steps=3, guidance=4), range(3), SHAPE, classes=CLASSES
+    )
     np.testing.assert_array_equal(one, guided)
 
 
 @pytest.mark.parametrize(
-    ("plan", "classes", "message"),
+    ("settings", "classes", "message"),
     [
-        (SamplePlan(label=4), CLASSES, "out of range"),
-        (SamplePlan(label=0), None, "takes no labels"),
-        (SamplePlan(guidance=2), None, "takes no labels"),
-        (SamplePlan(guidance=2), Classes(count=4), "no null label"),
+        (SamplingSettings(label=4), CLASSES, "out of range"),
+        (SamplingSettings(label=0), None, "takes no labels"),
+        (SamplingSettings(guidance=2), None, "takes no labels"),
+        (SamplingSettings(guidance=2), Classes(count=4), "no null label"),
     ],
 )
 def test_labels_that_the_network_does_not_have(
-    plan: SamplePlan, classes: Classes | None, message: str
+    settings: SamplingSettings, classes: Classes | None, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        sample(Labelled(), CONFIG, plan, range(2), SHAPE, classes=classes)
+        sample(Labelled(), CONFIG, settings, range(2), SHAPE, classes=classes)
     assert caught.value.next_step

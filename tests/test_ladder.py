@@ -16,10 +16,10 @@ from flatq.evaluate.drift import fid_drift
 from flatq.evaluate.frechet import frechet_side
 from flatq.evaluate.ladder import ERRORS, check_ladder, climb
 from flatq.evaluate.moments import reference_from_features
-from flatq.export import export_artifact
+from flatq.export.deploy import export_artifact
 from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.report.model import read_report
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 
 
 def test_the_errors_add_up() -> None:
@@ -59,7 +59,7 @@ def test_on_a_runtime(
         baseline=tiny.source,
         data=str(tmp_path / "data.npz"),
         out=tmp_path / "out",
-        plan=SamplePlan(steps=2),
+        sampling=SamplingSettings(steps=2),
         images=24,
         features=str(feature_net),
         runtime=RuntimeSettings(threads=1),

@@ -62,7 +62,7 @@ def test_only_errors_of_other_libraries_are_shown(monkeypatch: pytest.MonkeyPatc
     "script",
     [
         "import flatq.quantize.lowering",
-        "from flatq.interop.diffusers_library import quiet_diffusers\nwith quiet_diffusers(): pass",
+        "from flatq.interop.diffusers_source import quiet_diffusers\nwith quiet_diffusers(): pass",
     ],
 )
 def test_importing_torchao_and_diffusers_prints_nothing(script: str) -> None:

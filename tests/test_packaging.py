@@ -117,10 +117,10 @@ def test_the_wheel_holds_networks_presets_templates_and_the_type_marker(wheel: P
     assert presets
     for preset in presets:
         assert f"flatq/train/presets/{preset.name}" in names
-    templates = sorted((ROOT / "flatq" / "report" / "html" / "templates").iterdir())
+    templates = sorted((ROOT / "flatq" / "report" / "templates").iterdir())
     assert templates
     for template in templates:
-        assert f"flatq/report/html/templates/{template.name}" in names
+        assert f"flatq/report/templates/{template.name}" in names
     assert "flatq/py.typed" in names
 
 

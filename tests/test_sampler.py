@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from toy_runtime import Toy
 
 from flatq import noise
-from flatq.errors import ModelError, UsageError
+from flatq.errors import ModelError
 from flatq.noise import NoiseStream
 from flatq.process import ProcessConfig
 from flatq.runtime.base import UNCONDITIONED, Condition
-from flatq.sampler import SamplePlan, sample, sample_batches
+from flatq.sampler import sample, sample_batches
+from flatq.sampling_settings import SamplingSettings
 from flatq.schedule import space_timesteps
 
 SHAPE = (3, 4, 4)
@@ -24,29 +25,31 @@ LEARNED = ProcessConfig(schedule="cosine", variance="learned_range")
 
 
 PLANS = [
-    SamplePlan(steps=5),
-    SamplePlan(steps=5, sampler="ddim"),
-    SamplePlan(steps=5, sampler="ddim", eta=0.7),
-    SamplePlan(steps=5, clip=False),
-    SamplePlan(steps=1),
+    SamplingSettings(steps=5),
+    SamplingSettings(steps=5, sampler="ddim"),
+    SamplingSettings(steps=5, sampler="ddim", eta=0.7),
+    SamplingSettings(steps=5, clip=False),
+    SamplingSettings(steps=1),
 ]
 
 
 @pytest.mark.parametrize("config", [FIXED, LEARNED], ids=["fixed", "learned"])
 @pytest.mark.parametrize(
-    "plan", PLANS, ids=lambda plan: f"{plan.sampler}-{plan.eta}-{plan.steps}-{plan.clip}"
+    "settings",
+    PLANS,
+    ids=lambda settings: f"{settings.sampler}-{settings.eta}-{settings.steps}-{settings.clip}",
 )
-def test_an_image_depends_on_its_index_alone(plan: SamplePlan, config: ProcessConfig) -> None:
+def test_an_image_depends_on_its_index_alone(settings: SamplingSettings, config: ProcessConfig) -> None:
     model = Toy(config.output_channels(3))
-    three = sample(model, config, plan, range(2, 13), SHAPE, batch_size=3)
-    eight = sample(model, config, plan, range(2, 13), SHAPE, batch_size=8)
+    three = sample(model, config, settings, range(2, 13), SHAPE, batch_size=3)
+    eight = sample(model, config, settings, range(2, 13), SHAPE, batch_size=8)
     assert three.shape == (11, *SHAPE)
     assert three.dtype == np.float32
     np.testing.assert_allclose(three, eight, atol=1e-6)
-    backwards = sample(model, config, plan, [12, 5, 2], SHAPE)
+    backwards = sample(model, config, settings, [12, 5, 2], SHAPE)
     np.testing.assert_allclose(backwards, eight[[10, 3, 0]], atol=1e-6)
     assert len(np.unique(eight.reshape(11, -1), axis=0)) == 11
-    other = sample(model, config, plan.model_copy(update={"seed": 1}), range(2, 13), SHAPE)
+    other = sample(model, config, settings.model_copy(update={"seed": 1}), range(2, 13), SHAPE)
     assert not np.allclose(other, eight)
 
 
@@ -66,21 +69,21 @@ def test_x_t_is_draw_0_and_an_update_takes_1_and_the_updates_made(
 
     monkeypatch.setattr("flatq.sampler.normal", normal)
     seen: list[NDArray[np.float32]] = []
-    plan = SamplePlan(steps=4, sampler=sampler, eta=eta, seed=9)
+    settings = SamplingSettings(steps=4, sampler=sampler, eta=eta, seed=9)
     indices, observe = [3, 8], lambda i, x, t, cond, output: seen.append(x)
-    sample(Toy(), FIXED, plan, indices, SHAPE, observe=observe, stream=stream)
+    sample(Toy(), FIXED, settings, indices, SHAPE, observe=observe, stream=stream)
     assert asked == draws  # none at the last update
     np.testing.assert_array_equal(seen[0], noise.normal(9, indices, 0, SHAPE, stream=stream))
 
 
 def test_batches_come_in_order_and_every_step_is_seen() -> None:
     model, seen, done = Toy(), [], []
-    plan = SamplePlan(steps=4)
+    settings = SamplingSettings(steps=4)
     batches = list(
         sample_batches(
             model,
             FIXED,
-            plan,
+            settings,
             range(7),
             SHAPE,
             batch_size=3,
@@ -99,7 +102,7 @@ def test_batches_come_in_order_and_every_step_is_seen() -> None:
 @pytest.mark.parametrize(("config", "channels"), [(FIXED, 6), (LEARNED, 3)])
 def test_another_output_shape_is_refused(config: ProcessConfig, channels: int) -> None:
     with pytest.raises(ModelError, match="does not fit its process"):
-        sample(Toy(channels), config, SamplePlan(steps=2), range(2), SHAPE)
+        sample(Toy(channels), config, SamplingSettings(steps=2), range(2), SHAPE)
 
 
 def test_a_network_that_loses_images_is_refused() -> None:
@@ -110,13 +113,11 @@ def test_a_network_that_loses_images_is_refused() -> None:
             return super().__call__(x, t)[:1]
 
     with pytest.raises(ModelError):
-        sample(Short(), FIXED, SamplePlan(steps=2), range(3), SHAPE)
+        sample(Short(), FIXED, SamplingSettings(steps=2), range(3), SHAPE)
 
 
-def test_no_images_and_empty_batches() -> None:
-    assert sample(Toy(), FIXED, SamplePlan(steps=2), [], SHAPE).shape == (0, *SHAPE)
-    with pytest.raises(UsageError, match="batch"):
-        sample(Toy(), FIXED, SamplePlan(steps=2), range(2), SHAPE, batch_size=0)
+def test_no_images() -> None:
+    assert sample(Toy(), FIXED, SamplingSettings(steps=2), [], SHAPE).shape == (0, *SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_no_images_and_empty_batches() -> None:
 )
 def test_a_plan_out_of_range_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        SamplePlan.model_validate(bad)
+        SamplingSettings.model_validate(bad)
 
 
 def test_an_image_that_is_not_finite_stays_so_and_reaches_no_model() -> None:
@@ -149,9 +150,9 @@ def test_an_image_that_is_not_finite_stays_so_and_reaches_no_model() -> None:
                 output[1, 0, 0, 0] = np.nan
             return output
 
-    plan = SamplePlan(steps=4, clip=False)
-    found = sample(Failing(), FIXED, plan, range(3), SHAPE)
-    expected = sample(Toy(), FIXED, plan, range(3), SHAPE)
+    settings = SamplingSettings(steps=4, clip=False)
+    found = sample(Failing(), FIXED, settings, range(3), SHAPE)
+    expected = sample(Toy(), FIXED, settings, range(3), SHAPE)
     np.testing.assert_array_equal(found[[0, 2]], expected[[0, 2]])
     assert np.isnan(found[1]).any()
 
@@ -161,13 +162,13 @@ def test_an_image_that_is_not_finite_stays_so_and_reaches_no_model() -> None:
     [("20", 20), ("ddim20", 20), ("10,15,20", 45)],
 )
 def test_guided_diffusion_s_specs_of_steps(spec: str, timesteps: int) -> None:
-    plan = SamplePlan.model_validate({"steps": spec})
-    assert plan.evaluations == timesteps
+    settings = SamplingSettings.model_validate({"steps": spec})
+    assert settings.evaluations == timesteps
     model = Toy()
-    sample(model, FIXED, plan, range(1), SHAPE)
-    assert [t for _, t in reversed(model.calls)] == space_timesteps(1000, plan.steps).tolist()
-    assert SamplePlan.model_validate_json(plan.model_dump_json()) == plan
+    sample(model, FIXED, settings, range(1), SHAPE)
+    assert [t for _, t in reversed(model.calls)] == space_timesteps(1000, settings.steps).tolist()
+    assert SamplingSettings.model_validate_json(settings.model_dump_json()) == settings
 
 
 def test_a_plain_number_of_steps_is_stored_as_a_number() -> None:
-    assert SamplePlan.model_validate({"steps": "20"}) == SamplePlan(steps=20)
+    assert SamplingSettings.model_validate({"steps": "20"}) == SamplingSettings(steps=20)

@@ -6,8 +6,7 @@ All processes draw the same joint batch from generators in the same state, and e
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,19 +15,15 @@ from numpy.typing import NDArray
 from flatq.images import ImageSet, load_images, to_float
 from flatq.train.config import TrainConfig
 from flatq.train.streams import stream
-from flatq.train.timesteps import TimestepSampler
+from flatq.train.timesteps import Uniform
 
 __all__ = ["Batch", "Batches", "read_images"]
 
 _STREAMS = ("order", "timesteps", "noise", "perturbation", "label_dropout")
 
 
-def read_images(config: TrainConfig, source: str | None = None, *, limit: int | None = None) -> ImageSet:
-    """The images of a run, or others made alike.
-
-    Args:
-        source: another one than `config.data`, of which `config.limit` says nothing.
-        limit: the first so many.
+def read_images(config: TrainConfig, source: str | None = None) -> ImageSet:
+    """The images of a run, or all of another source made alike.
 
     Raises:
         DataError, MissingRuntimeError: as `flatq.images.load_images`.
@@ -37,13 +32,12 @@ def read_images(config: TrainConfig, source: str | None = None, *, limit: int | 
         config.data if source is None else source,
         size=config.size,
         resize=None if config.size is None else config.resize,
-        limit=config.limit if source is None and limit is None else limit,
+        limit=config.limit if source is None else None,
         channels=config.image_channels,
     )
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """A joint batch, or one process's part of it.
 
     Attributes:
@@ -67,27 +61,21 @@ class Batch:
         Nothing waits for a copy to a CUDA device: it goes through pinned memory.
         """
         size = len(self.t) // processes
-        rows = slice(rank * size, (rank + 1) * size)
 
-        def take(value: torch.Tensor) -> torch.Tensor:
-            if device.type == "cuda":
-                return value[rows].pin_memory().to(device, non_blocking=True)
-            return value[rows].to(device)
+        def take(value: torch.Tensor | None) -> Any:
+            if value is None:
+                return None
+            rows = value[rank * size : (rank + 1) * size]
+            cuda = device.type == "cuda"
+            return (rows.pin_memory() if cuda else rows).to(device, non_blocking=cuda)
 
-        return Batch(
-            take(self.x0),
-            take(self.t),
-            take(self.weight),
-            take(self.noise),
-            None if self.shift is None else take(self.shift),
-            None if self.label is None else take(self.label),
-        )
+        return Batch(*map(take, self))
 
 
 class Batches:
     """Draws joint batches.
 
-    The images are taken in a new random order in each pass; a batch may span passes. Order and flips,
+    The images are taken in a new random order in each epoch; a batch may span epochs. Order and flips,
     timesteps, noise, input perturbation and the dropout of labels have a random stream each. So at one seed
     all methods see the same images, flips and noise, and with uniform timesteps the same timesteps. With the
     loss-second-moment sampler the timesteps follow the losses, which differ between the methods.
@@ -114,7 +102,7 @@ class Batches:
         self._order = torch.empty(0, dtype=torch.int64)
         self._taken = 0
 
-    def draw(self, timesteps: TimestepSampler) -> Batch:
+    def draw(self, timesteps: Uniform) -> Batch:
         """The next joint batch."""
         config, streams, size = self._config, self._streams, self._config.batch_size
         while len(self._order) < size:
@@ -138,8 +126,8 @@ class Batches:
         return Batch(x0, t, weight, noise, shift, label)
 
     @property
-    def pass_ended(self) -> bool:
-        """Whether the last batch drawn took the last image of a pass."""
+    def epoch_ended(self) -> bool:
+        """Whether the last batch drawn took the last image of an epoch."""
         count = len(self._pixels)
         return self._taken // count > (self._taken - self._config.batch_size) // count
 

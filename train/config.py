@@ -27,7 +27,7 @@ class TrainConfig(BaseModel):
         data: an image source of `flatq.images.load_images`; size, resize, limit and image_channels go there.
         method: "adm", the plain baseline; "ip", input perturbation (Ning et al. 2023); "sam",
             sharpness-aware minimization (Foret et al. 2021); "noise", gaussian weight noise, see
-            `flatq.train.weight_noise`.
+            `flatq.train.gradients`.
         rho: SAM's radius, the Euclidean norm of the perturbation of all weights. Used by "sam" alone.
         gamma: strength of the input perturbation, 0.1 for "ip" where it is None. With "sam" it adds input
             perturbation to SAM; "adm" refuses it.
@@ -47,13 +47,13 @@ class TrainConfig(BaseModel):
         ema_decays: one moving average each; the first is the checkpoint's `ema`, another one `ema_DECAY`.
         ema_warmup: decay rises as (1 + n) / (10 + n) up to its value; False takes it from the start.
         switch_ema: copies the first average back into the weights every so many steps, or after each
-            pass over the images ("epoch"): Switch EMA (Li et al. 2024).
+            epoch: Switch EMA (Li et al. 2024).
         swa_start, swa_period: SWA (Izmailov et al. 2018): the equal-weight mean of the weights after steps
-            start, start + period, ...; a start below 1 is a share of `steps`. None: no SWA.
+            start, start + period, ...; a start below 1 is a fraction of `steps`. None: no SWA.
         variance: "learned_range" learns the variance with the hybrid loss, see `flatq.train.objective`.
         timesteps: how t is drawn, see `flatq.train.timesteps`. Only "uniform" gives all methods the same.
         labels: trains with the classes of the images, num_classes of them (None: highest label plus one);
-            label_dropout is the share that loses its class, for classifier-free guidance.
+            label_dropout is the fraction that loses its class, for classifier-free guidance.
         seed: of all random streams, see `flatq.train.streams`.
         threads: torch threads during the run; None leaves them as they are.
         device: "auto" takes a CUDA device where there is one.
@@ -121,7 +121,7 @@ class TrainConfig(BaseModel):
     swa_period: int = Field(default=50, gt=0)
 
     patch_size: int = Field(default=1, gt=0)
-    channels: tuple[int, ...] = Field(default=(32, 64), min_length=1)
+    channels: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(32, 64), min_length=1)
     layers_per_block: int = Field(default=1, gt=0)
     attention: tuple[int, ...] = ()
     head_dim: int = Field(default=8, gt=0)
@@ -148,28 +148,24 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        contradictions = (
-            (
-                self.method in ("adm", "noise") and self.gamma is not None,
-                'gamma needs the method "ip" or "sam"',
-            ),
-            (self.method != "sam" and self.sam_on != "all", 'sam_on needs the method "sam"'),
-            (self.method != "sam" and self.sam_every > 1, 'sam_every needs the method "sam"'),
-            (len(set(self.ema_decays)) < len(self.ema_decays), "ema_decays names a decay twice"),
-            (self.switch_ema is not None and not self.ema_decays, "switch_ema needs one of ema_decays"),
-            (
-                self.lr_schedule != "constant" and self.warmup >= self.steps,
-                "the warm-up leaves no steps for lr_schedule",
-            ),
-            (max(self.snapshot_steps, default=0) > self.steps, "snapshot_steps go beyond the last step"),
-            (self.snapshot_loss is not None and self.heldout is None, "snapshot_loss needs heldout images"),
-            (self.first_swa_step > self.steps, "swa_start lies beyond the last step"),
-            (self.stop_loss is not None and self.heldout is None, "stop_loss needs heldout images"),
-            (self.stop_weights == "ema" and not self.ema_decays, "stop_weights ema needs one of ema_decays"),
-            (self.label_dropout > 0 and not self.labels, "label_dropout needs labels"),
-            (self.num_classes is not None and not self.labels, "num_classes needs labels"),
-        )
-        for wrong, message in contradictions:
+        contradictions = {
+            'gamma needs the method "ip" or "sam"': self.gamma is not None
+            and self.method in ("adm", "noise"),
+            'sam_on needs the method "sam"': self.sam_on != "all" and self.method != "sam",
+            'sam_every needs the method "sam"': self.sam_every > 1 and self.method != "sam",
+            "ema_decays names a decay twice": len(set(self.ema_decays)) < len(self.ema_decays),
+            "switch_ema needs one of ema_decays": self.switch_ema is not None and not self.ema_decays,
+            "the warm-up leaves no steps for lr_schedule": self.lr_schedule != "constant"
+            and self.warmup >= self.steps,
+            "snapshot_steps go beyond the last step": max(self.snapshot_steps, default=0) > self.steps,
+            "snapshot_loss needs heldout images": self.snapshot_loss is not None and self.heldout is None,
+            "swa_start lies beyond the last step": self.first_swa_step > self.steps,
+            "stop_loss needs heldout images": self.stop_loss is not None and self.heldout is None,
+            "stop_weights ema needs one of ema_decays": self.stop_weights == "ema" and not self.ema_decays,
+            "label_dropout needs labels": self.label_dropout > 0 and not self.labels,
+            "num_classes needs labels": self.num_classes is not None and not self.labels,
+        }
+        for message, wrong in contradictions.items():
             if wrong:
                 raise ValueError(message)
         return self
@@ -240,7 +236,7 @@ def model_config_for(
 
     Raises:
         UsageError: images that are not square, a size that the patches or the levels do not divide, widths
-            below 1 or that the heads do not divide, attention at a resolution that no level has.
+            that the heads do not divide, attention at a resolution that no level has.
     """
     image_channels, height, width = image_shape
     channels, levels = config.channels, len(config.channels)
@@ -250,13 +246,6 @@ def model_config_for(
             expected="height and width alike",
             got=f"{height} x {width}",
             next_step="give a size, to which all images are resized and cropped",
-        )
-    if min(channels) < 1:
-        raise UsageError(
-            "a level of the UNet has no channels",
-            expected="widths of 1 or more",
-            got=str(list(channels)),
-            next_step="give positive widths, such as 32,64",
         )
     divisor = config.patch_size * 2 ** (levels - 1)
     if height % divisor:

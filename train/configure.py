@@ -39,25 +39,25 @@ def read_preset(preset: str) -> dict[str, Any]:
     Raises:
         UsageError: no such preset or file, or no TOML.
     """
-    if preset.endswith(".toml"):
-        try:
-            return tomllib.loads(Path(preset).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(
-                f"the preset {preset} cannot be read",
-                expected="a TOML file",
-                got=str(error),
-                next_step="`flatq train RUN --preset digits --dry-run` prints a valid one",
-            ) from error
     names = preset_names()
-    if preset not in names:
+    own = preset.endswith(".toml")
+    if not own and preset not in names:
         raise UsageError(
             f"there is no preset {preset!r}",
             expected="one of " + ", ".join(names) + ", or a .toml file",
             got=preset,
             next_step=_suggestion(preset, names),
         )
-    return tomllib.loads((_PRESETS / f"{preset}.toml").read_text(encoding="utf-8"))
+    path = Path(preset) if own else _PRESETS / f"{preset}.toml"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            f"the preset {preset} cannot be read",
+            expected="a TOML file",
+            got=str(error),
+            next_step="`flatq train RUN --preset digits --dry-run` prints a valid one",
+        ) from error
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
@@ -125,8 +125,8 @@ def resolve(*layers: tuple[str, Mapping[str, Any]]) -> TrainConfig:
             next_step="name them with --data",
         )
     try:
-        # by way of JSON, where strict types still let a list be a tuple and 1 be a float
-        return TrainConfig.model_validate_json(json.dumps(values, default=_refuse), strict=True)
+        # as JSON, where strict types still let a list be a tuple and 1 be a float; TOML's dates become text
+        return TrainConfig.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:
@@ -142,11 +142,6 @@ def resolve(*layers: tuple[str, Mapping[str, Any]]) -> TrainConfig:
             got=repr(values.get(key)),
             next_step=f"correct {key}, or leave it out",
         ) from error
-
-
-def _refuse(value: object) -> str:
-    """What JSON has no word for (dates) becomes text, which no key but a path takes."""
-    return str(value)
 
 
 def _suggestion(word: str, known: Iterable[str]) -> str:

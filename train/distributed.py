@@ -32,8 +32,7 @@ class Workers(Processes):
 
     def wrap(self, network: torch.nn.Module) -> torch.nn.Module:
         """The network whose backward pass averages the gradients of all processes."""
-        wrapped: torch.nn.Module = self._accelerator.prepare_model(network) if self._accelerator else network
-        return wrapped
+        return self._accelerator.prepare_model(network) if self._accelerator else network
 
     def unsynchronised(self, wrapped: torch.nn.Module) -> Callable[[], AbstractContextManager[None]]:
         """Makes contexts in which backward passes of `wrapped` leave each process its own gradients."""
@@ -41,8 +40,7 @@ class Workers(Processes):
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """The values [n] of all processes, in the order of their ranks, [count * n]."""
-        gathered: torch.Tensor = self._accelerator.gather(values) if self._accelerator else values
-        return gathered
+        return self._accelerator.gather(values) if self._accelerator else values
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean over all processes of values [n] that each has for its part, [n]."""
@@ -69,7 +67,5 @@ def open_workers(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Workers]:
         )
     cuda = device != "cpu" and torch.cuda.is_available()
     with launched("training", cpu=not cuda) as accelerator:
-        if accelerator is not None:
-            yield Workers(accelerator.device, accelerator)
-        else:
-            yield Workers(torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))
+        own = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        yield Workers(own if accelerator is None else accelerator.device, accelerator)

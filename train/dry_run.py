@@ -1,33 +1,17 @@
-"""What a run would be: parameters, multiply-adds and memory, from a network that holds no numbers."""
+"""The size of a run: parameters, multiply-adds and memory, from a network on the meta device."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from flatq.network import build_network
 from flatq.train.batches import read_images
 from flatq.train.config import TrainConfig, model_config_for
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["Forecast", "Images", "forecast", "look_at_images"]
-
-
-@dataclass(frozen=True)
-class Images:
-    """What the size of a run depends on.
-
-    Attributes:
-        shape: (C, H, W). labels: how many classes, None without.
-        count: None where the images were not read.
-    """
-
-    shape: tuple[int, int, int]
-    labels: int | None
-    count: int | None
+__all__ = ["Forecast", "forecast"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +19,8 @@ class Forecast:
     """The size of a run.
 
     Attributes:
+        image_shape: (C, H, W). labels: number of classes, None without.
+        images: number of images; None where they were not read.
         parameters: numbers in the network.
         macs: multiply-adds of one forward pass over one image: convolutions and matrix products, as
             `torch.utils.flop_counter` finds them; norms, activations and additions are not counted.
@@ -42,43 +28,36 @@ class Forecast:
         activations_bytes: what a batch keeps for the backward pass; several processes share it. Temporary
             tensors, the caching allocator and libraries come on top: an estimate from below. bf16 is
             taken to halve it.
-        images_bytes: the images in main memory; None where they were not read.
     """
 
+    image_shape: tuple[int, int, int]
+    labels: int | None
+    images: int | None
     parameters: int
     macs: int
     weights_bytes: int
     activations_bytes: int
-    images_bytes: int | None
 
 
-def look_at_images(config: TrainConfig) -> Images:
-    """A run's images, read only where size, image_channels and num_classes leave a question open.
+def forecast(config: TrainConfig) -> Forecast:
+    """The size of a run in one process, nothing of which is allocated.
+
+    The images are read only where size, image_channels and num_classes leave a question open.
 
     Raises:
         DataError: the images cannot be read, or lack the labels that the run needs.
-    """
-    if config.size is not None and config.image_channels is not None:
-        shape = (config.image_channels, config.size, config.size)
-        if not config.labels or config.num_classes is not None:
-            return Images(shape, config.num_classes, None)
-    images = read_images(config)
-    return Images(images.shape, config.label_count(images.labels), len(images.pixels))
-
-
-def forecast(config: TrainConfig, images: Images) -> Forecast:
-    """The size of a run in one process, nothing of which is allocated.
-
-    Raises:
         UsageError: a network that does not fit the images.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
+    size, channels, labels, images = config.size, config.image_channels, config.num_classes, None
+    if size is None or channels is None or (config.labels and labels is None):
+        found = read_images(config)
+        shape, labels, images = found.shape, config.label_count(found.labels), len(found.pixels)
+    else:
+        shape = (channels, size, size)
     with torch.device("meta"):
-        network = build_network(model_config_for(config, images.shape, images.labels)).train()
+        network = build_network(model_config_for(config, shape, labels)).train()
         index = torch.zeros(1, dtype=torch.int64)
-        inputs = (torch.empty(1, *images.shape), index, *(() if images.labels is None else (index,)))
+        inputs = (torch.empty(1, *shape), index, *(() if labels is None else (index,)))
     parameters = sum(p.numel() for p in network.parameters())
     own = {id(p.untyped_storage()) for p in network.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -98,9 +77,11 @@ def forecast(config: TrainConfig, images: Images) -> Forecast:
     copies += 2 if config.swa_start is not None else 0  # float64
     copies += {"sam": 1, "noise": 2}.get(config.method, 0)  # the weights as they were, and the noise
     return Forecast(
+        shape,
+        labels,
+        images,
         parameters,
         counter.get_total_flops() // 2,
         4 * parameters * copies,
         activations * config.batch_size,
-        None if images.count is None else images.count * math.prod(images.shape),
     )

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
 from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.errors import ModelError, UsageError
+from flatq.files import replacing
 from flatq.runtime.torch import torch_threads
 from flatq.train.config import TrainConfig
 from flatq.train.distributed import Workers, open_workers
-from flatq.train.record import provenance, write_json
+from flatq.train.held_out import HeldOut, save_samples
+from flatq.train.record import provenance
 from flatq.train.state import STATE_FILE, read_state, write_state
 from flatq.train.steps import Steps
-from flatq.train.watch import HeldOut, save_samples
 
 __all__ = ["Trainer", "train"]
 
@@ -73,7 +75,7 @@ def train(
     with (
         open_workers(config.device) as workers,
         torch_threads(config.threads),
-        _own_randomness(workers.device),
+        torch.random.fork_rng([workers.device] if workers.device.type == "cuda" else []),
     ):
         trainer = Trainer(config, run_folder, workers)
         if resume and (run_folder / STATE_FILE).exists():
@@ -125,11 +127,20 @@ class Trainer(Steps):
             self.advance()
             if progress is not None:
                 progress(self.step, self.curve.loss_at(self.step))
-            self._look()
-            self._save_snapshots()
-            self._save_where_due()
+            snapshot = self.step in self.config.snapshot_steps
+            if snapshot or self.step % self.config.heldout_every == 0:
+                self._take_heldout_loss()
+            if self._every(self.config.grid_every):
+                self._save_grid()
+            if snapshot:
+                self._write(self._checkpoint(None), f"ckpt-step-{self.step:07}.pt")
+            if self.step < self.config.steps and self._save_is_due():  # the end is saved anyway
+                self._save(None)
         self._take_heldout_loss()
         return self._save(reason)
+
+    def _every(self, steps: int | None) -> bool:
+        return steps is not None and self.step % steps == 0
 
     def _reason_to_stop(self) -> str | None:
         config = self.config
@@ -149,21 +160,11 @@ class Trainer(Steps):
             return False
         return bool(self.workers.agree(late))
 
-    def _look(self) -> None:
-        """Held-out loss and sample grid, where they are due."""
-        config = self.config
-        if config.heldout and self.step % config.heldout_every == 0:
-            self._take_heldout_loss()
-        if config.grid_every is not None and self.step % config.grid_every == 0:
-            self.read_losses()
-            if self.workers.main:
-                save_samples(
-                    self.folder / "grids" / f"step-{self.step:07}.png",
-                    self.network,
-                    self.model,
-                    config.process,
-                    self.averages.view("ema"),
-                )
+    def _save_grid(self) -> None:
+        self.read_losses()
+        if self.workers.main:
+            path = self.folder / "grids" / f"step-{self.step:07}.png"
+            save_samples(path, self.network, self.model, self.config.process, self.averages.ema)
 
     def _take_heldout_loss(self) -> None:
         """Adds this step's held-out loss, unless it is there, and writes `ckpt-loss.pt` where it is due."""
@@ -174,7 +175,7 @@ class Trainer(Steps):
         found: dict[str, float] = {}
         if self._heldout is not None:
             found = {"step": self.step, "raw": self._heldout.loss(self.network)}
-            ema = self.averages.view("ema")
+            ema = self.averages.ema
             if ema is not None:
                 found["ema"] = self._heldout.loss(self.network, ema)
             self.scalars.add(self.step, {f"heldout/{n}": v for n, v in found.items() if n != "step"})
@@ -183,22 +184,10 @@ class Trainer(Steps):
         if below == points[-1:]:
             self._write(self._checkpoint(None), "ckpt-loss.pt")
 
-    def _save_snapshots(self) -> None:
-        if self.step in self.config.snapshot_steps:
-            self._take_heldout_loss()
-            self._write(self._checkpoint(None), f"ckpt-step-{self.step:07}.pt")
-
-    def _save_where_due(self) -> None:
-        config, due = self.config, False
-        if self.step >= config.steps:
-            return  # the end is saved anyway
-        if config.save_every is not None:
-            due = self.step % config.save_every == 0
-        if config.save_minutes is not None:
-            late = time.monotonic() - self._saved_at >= 60 * config.save_minutes
-            due = self._is_late(late) or due
-        if due:
-            self._save(None)
+    def _save_is_due(self) -> bool:
+        minutes = self.config.save_minutes
+        late = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        return (minutes is not None and self._is_late(late)) or self._every(self.config.save_every)
 
     def _save(self, reason: str | None) -> Checkpoint:
         """Writes state, report and checkpoint, in this order, by the first process alone."""
@@ -206,8 +195,10 @@ class Trainer(Steps):
         checkpoint = self._checkpoint(reason)
         if self.workers.main:
             write_state(state, self.folder)
-            curves = {"curve": self.curve.points(self.step), "heldout_curve": self.curve.heldout}
-            write_json(self.folder / "train.json", {**checkpoint.provenance, **curves})
+            curves = {"curve": self.curve.points_until(self.step), "heldout_curve": self.curve.heldout}
+            with replacing(self.folder / "train.json") as partial:
+                content = json.dumps({**checkpoint.provenance, **curves}, indent=2)
+                partial.write_text(content + "\n", encoding="utf-8")
         checkpoint = self._write(checkpoint, "ckpt.pt")
         self.workers.wait()
         self._saved_at = time.monotonic()
@@ -233,8 +224,8 @@ class Trainer(Steps):
             "steps_done": self.step,
             "stopped_by": reason,
             "gradient_passes": self.passes,
-            "swa_count": self.averages.swa_count,
-            "final_loss": self.curve.final_loss,
+            "swa_count": self.averages.swa.count,
+            "final_loss": fmean(self.curve.last),
             "heldout_loss": {k: v for k, v in self.curve.heldout[-1].items() if k != "step"}
             if self.curve.heldout
             else None,
@@ -255,10 +246,3 @@ def _check_folder(folder: Path, resume: bool) -> None:
                 got=str(found[0]),
                 next_step="choose another folder, resume this run with --resume, or delete it first",
             )
-
-
-@contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
-    """torch's global generators come back as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield

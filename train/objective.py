@@ -19,8 +19,6 @@ from flatq.process import Process, ProcessConfig
 
 __all__ = ["Losses", "Objective"]
 
-Network = Callable[..., torch.Tensor]
-
 
 @dataclass(frozen=True)
 class Losses:
@@ -58,7 +56,7 @@ class Objective:
 
     def __call__(
         self,
-        network: Network,
+        network: Callable[..., torch.Tensor],
         x0: torch.Tensor,
         t: torch.Tensor,
         noise: torch.Tensor,

@@ -1,28 +1,20 @@
-"""The state file of a run, from which `--resume` goes on: tensors and plain values, written atomically.
-
-What is in it is the loop's; what the trained model is on disk is `flatq.checkpoint`'s.
-"""
+"""The state file of a run, from which `--resume` goes on: tensors and plain values."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from flatq.checkpoint import read_tensors
+from flatq.checkpoint import read_tensors, write_tensors
 from flatq.errors import CheckpointError, UsageError
-from flatq.failures import shortage
-from flatq.files import replacing
 from flatq.train.config import TrainConfig
 
-__all__ = ["CHANGEABLE", "STATE_FILE", "check_agreement", "read_state", "write_state"]
+__all__ = ["STATE_FILE", "check_agreement", "read_state", "write_state"]
 
 STATE_FILE = "state.pt"
 
-CHANGEABLE = frozenset(
+_CHANGEABLE = frozenset(
     {
         "steps",
         "max_minutes",
@@ -45,26 +37,8 @@ _VERSION = 2
 
 
 def write_state(state: Mapping[str, Any], folder: Path) -> None:
-    """Writes `folder / STATE_FILE`: a kill at any moment leaves the old file or the new one, whole.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
-    path = folder / STATE_FILE
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial, partial.open("wb") as file:
-            torch.save({"format": _FORMAT, "version": _VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch wraps what the file system says
-        full = shortage(error)
-        raise CheckpointError(
-            f"cannot write {path}",
-            expected="a folder that can be written, and room for weights, optimizer and averages",
-            got=" ".join(str(error).split())[:200] if full is None else full.got,
-            next_step="make room or choose another folder; what was there before is whole",
-        ) from error
+    """Writes `folder / STATE_FILE`, as `flatq.checkpoint.write_tensors`."""
+    write_tensors({"format": _FORMAT, "version": _VERSION, **state}, folder / STATE_FILE)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -101,11 +75,11 @@ def check_agreement(state: Mapping[str, Any], config: TrainConfig, digest: str, 
         processes: that take part now.
 
     Raises:
-        UsageError: another configuration (but for the keys in `CHANGEABLE`), other images, or another number
+        UsageError: another configuration (but for the keys in `_CHANGEABLE`), other images, or another number
             of processes, whose dropout would differ.
     """
     now, then = config.model_dump(mode="json"), state["config"]
-    changeable = CHANGEABLE if config.lr_schedule == "constant" else CHANGEABLE - {"steps"}
+    changeable = _CHANGEABLE if config.lr_schedule == "constant" else _CHANGEABLE - {"steps"}
     differing = [key for key in now if key not in changeable and now[key] != then.get(key)]
     if differing:
         key = differing[0]

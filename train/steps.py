@@ -5,27 +5,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flatq.errors import ModelError, UsageError
-from flatq.network import build_network
+from flatq.network import Denoiser, build_network
 from flatq.train.averages import Averages
 from flatq.train.batches import Batch, Batches, read_images
 from flatq.train.config import TrainConfig, model_config_for
 from flatq.train.distributed import Workers
-from flatq.train.initialise import zero_outputs
+from flatq.train.gradients import backward, noise_gradients, norm_parameters, sam_gradients
 from flatq.train.objective import Objective
 from flatq.train.record import CURVE_EVERY, Curve, Scalars
-from flatq.train.sam import backward, norm_parameters, sam_gradients
 from flatq.train.state import check_agreement
 from flatq.train.streams import stream, stream_seed
-from flatq.train.timesteps import timestep_sampler
-from flatq.train.weight_noise import noise_gradients
+from flatq.train.timesteps import LossSecondMoment, Uniform
 
-__all__ = ["Steps"]
+__all__ = ["Steps", "zero_outputs"]
 
 
 class Steps:
@@ -73,7 +72,7 @@ class Steps:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=config.weight_decay)
         self.averages = Averages(self.network.unet, config)
         self.objective = Objective(config.process)
-        self.timesteps = timestep_sampler(config.timesteps, config.train_steps)
+        self.timesteps = (Uniform if config.timesteps == "uniform" else LossSecondMoment)(config.train_steps)
         self.batches = Batches(
             self.images.pixels,
             config,
@@ -120,7 +119,7 @@ class Steps:
         if config.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_grad)
         self.optimizer.step()
-        self.averages.update(step, pass_ended=self.batches.pass_ended)
+        self.averages.update(step, epoch_ended=self.batches.epoch_ended)
         self.step, self.passes = step, self.passes + len(means)
         self._unread.append(torch.stack(means))
         if self.timesteps.needs_losses:
@@ -137,22 +136,19 @@ class Steps:
         """
         if not self._unread:
             return
-        values = self.workers.mean(torch.cat(self._unread)).tolist()
-        counts = [len(losses) for losses in self._unread]
-        self._unread = []
-        for step, count in enumerate(counts, self.step - len(counts) + 1):
-            found, values = values[:count], values[count:]
+        unread, self._unread = self._unread, []
+        values = iter(self.workers.mean(torch.cat(unread)).tolist())
+        for step, losses in enumerate(unread, self.step - len(unread) + 1):
+            found = list(islice(values, len(losses)))
             if not all(map(math.isfinite, found)):
                 raise self.diverged(f"loss {found[0]}, at the perturbed weights {found[-1]}", step)
-            point = self.curve.add(step, found[0], found[1] if count > 1 else None)
+            point = self.curve.add(step, found[0], found[1] if len(found) > 1 else None)
             if point is not None:
-                seen = {
-                    **point,
+                seen = point | {
                     "learning_rate": self.config.rate(step),
-                    "images_per_second": self._images_per_second(),
+                    "images_per_second": self.step * self.config.batch_size / max(self.elapsed(), 1e-9),
                 }
-                del seen["step"]
-                self.scalars.add(step, {f"train/{name}": value for name, value in seen.items()})
+                self.scalars.add(step, {f"train/{n}": value for n, value in seen.items() if n != "step"})
 
     def _losses(self, batch: Batch) -> torch.Tensor:
         """float32 [N] at the present weights."""
@@ -168,19 +164,15 @@ class Steps:
         """Seconds in training, all sessions of the run."""
         return time.monotonic() - self._began
 
-    def _images_per_second(self) -> float:
-        return self.step * self.config.batch_size / max(self.elapsed(), 1e-9)
-
     def state(self) -> dict[str, Any]:
         """All that decides how the run goes on; shares its memory. Every process has to take part."""
         self.read_losses()
+        device = self.workers.device
         rng = {
             "cpu": torch.get_rng_state(),
-            "cuda": None,
+            "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             "weight_noise": self._weight_noise.get_state(),
         }
-        if self.workers.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.workers.device)
         return {
             "config": self.config.model_dump(mode="json"),
             "data_digest": self.images.digest,
@@ -192,7 +184,7 @@ class Steps:
             "averages": self.averages.state_dict(),
             "timesteps": self.timesteps.state_dict(),
             "batches": self.batches.state_dict(),
-            "curve": self.curve.state_dict(),
+            "curve": vars(self.curve),
             "rng": self.workers.gather_objects(rng),
         }
 
@@ -205,8 +197,9 @@ class Steps:
         check_agreement(state, self.config, self.images.digest, self.workers.count)
         self.network.load_state_dict(state["network"], strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
-        for part in ("averages", "timesteps", "batches", "curve"):
+        for part in ("averages", "timesteps", "batches"):
             getattr(self, part).load_state_dict(state[part])
+        self.curve = Curve(**state["curve"])
         self.step, self.passes = int(state["step"]), int(state["passes"])
         self._began = time.monotonic() - float(state["elapsed_s"])
         self.saved_step = self.step or None
@@ -227,3 +220,15 @@ class Steps:
             got=got,
             next_step=f"lower lr ({config.lr:g}){others.get(config.method, '')}",
         )
+
+
+@torch.no_grad()
+def zero_outputs(network: Denoiser) -> None:
+    """Sets to zero what guided-diffusion starts at zero (`zero_module`).
+
+    That is the last convolution of each residual block, the output of each attention, and the last
+    convolution: so each block starts as its skip connection, and the network predicts zero.
+    """
+    for name, parameter in network.unet.named_parameters():
+        if name.startswith("conv_out.") or ".conv2." in name or ".to_out.0." in name:
+            parameter.zero_()

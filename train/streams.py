@@ -12,17 +12,17 @@ import torch
 
 __all__ = ["stream", "stream_seed"]
 
-_KEYS = {
-    "weights": 0,
-    "order": 1,
-    "timesteps": 2,
-    "noise": 3,
-    "perturbation": 4,
-    "label_dropout": 5,
-    "dropout": 6,
-    "weight_noise": 7,
-}
-"""The first number of each spawn key. Never change one: it would change every run of every seed."""
+_NAMES = (
+    "weights",
+    "order",
+    "timesteps",
+    "noise",
+    "perturbation",
+    "label_dropout",
+    "dropout",
+    "weight_noise",
+)
+"""Places in here are the first numbers of the spawn keys: only append, or every run of every seed changes."""
 
 
 def stream_seed(seed: int, name: str, rank: int = 0) -> int:
@@ -34,7 +34,7 @@ def stream_seed(seed: int, name: str, rank: int = 0) -> int:
             "perturbation" (of the input), "label_dropout", "dropout" or "weight_noise".
         rank: of the process, where each has a stream of its own.
     """
-    sequence = np.random.SeedSequence(seed, spawn_key=(_KEYS[name], rank))
+    sequence = np.random.SeedSequence(seed, spawn_key=(_NAMES.index(name), rank))
     return int(sequence.generate_state(1, np.uint64)[0])
 
 

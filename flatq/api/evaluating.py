@@ -7,18 +7,19 @@ from functools import partial
 from pathlib import Path
 
 from flatq.api.exporting import export
-from flatq.api.results import Note, Progress, silent
+from flatq.api.results import silent
 from flatq.assessment import EvaluateSettings, GateSettings
 from flatq.backends import target_of
 from flatq.errors import UsageError
 from flatq.export.settings import ExportSettings
 from flatq.launch import Processes
 from flatq.models import checkpoint_beside, deployment_folder, kind_of
+from flatq.progress import Note, Progress
 from flatq.report.gating import judge_report
-from flatq.report.html.page import write_html
 from flatq.report.html.page_models import PageSource
 from flatq.report.model import Report, read_report
 from flatq.report.result import GateResult
+from flatq.report.write import write_html
 
 __all__ = ["evaluate", "gate"]
 
@@ -36,7 +37,7 @@ def evaluate(
 
     Args:
         processes: of a launch, which share the sampling and all call this; from
-            `flatq.processes.evaluating_together`.
+            `flatq.launch.evaluating_together`.
 
     Returns:
         The report, with a verdict for each model where the settings have a tolerance.
@@ -61,8 +62,8 @@ def evaluate(
         if kind_of(path) != "artifact":
             continue
         calibrated = read_manifest(path).calibration.update
-        if calibrated != settings.plan.update:
-            note(f"{path} was calibrated with another sampler: {calibrated}, not {settings.plan.update}")
+        if calibrated != settings.sampling.update:
+            note(f"{path} was calibrated with another sampler: {calibrated}, not {settings.sampling.update}")
         folder = deployment_folder(path, target)
         missing = together.agree(target in ("onnxruntime", "openvino") and not folder.exists())
         if missing:

@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from flatq.api.results import Exported, Note, Progress, Quantized, Saved, checkpoint_of, path_of, silent
+from flatq.api.results import Exported, Quantized, Saved, checkpoint_of, path_of, silent
 from flatq.checkpoint import choose_weights
 from flatq.deployment import FloatPrecision, read_deployment
 from flatq.errors import MissingRuntimeError, ModelError, UsageError
 from flatq.export.settings import ExportSettings
-from flatq.models import deployment_folder, kind_of
+from flatq.models import Kind, deployment_folder, kind_of
+from flatq.progress import Note, Progress
 from flatq.runtime.cpu import saturation_note
 
 if TYPE_CHECKING:
-    from flatq.export.deploy import Check
     from flatq.quantize.artifact import Artifact
     from flatq.quantize.lowering import Lowered
     from flatq.verify.verification import Verified
@@ -46,11 +46,10 @@ def export(
         MissingRuntimeError: the target's converter is not installed, or the runtime that verifies.
     """
     path, target = path_of(model), settings.target
-    _check_export(path, settings, out)
     kind = kind_of(path)
+    _check_export(path, kind, settings, out)
     if kind == "deployment":
-        exported = Exported(path, read_deployment(path)[0])
-        return _with_engine(exported, settings, note)
+        return _with_engine(Exported(path, read_deployment(path)[0]), settings, note)
     folder = deployment_folder(path, target) if out is None else Path(out)
     note(f"exporting {path} for {target}")
     if kind == "checkpoint":
@@ -68,8 +67,13 @@ def export(
         exported = Exported(folder, deployment)
     else:
         exported = _export_artifact(path, folder, settings, progress, note)
-    _note_written(exported, note)
-    return _with_engine(exported, settings, note, path) if target == "tensorrt" else exported
+    size = sum(
+        (folder / name).stat().st_size for name in (exported.deployment.file, *exported.deployment.files)
+    )
+    note(f"{exported.deployment.precision}, {size:,} bytes")
+    if target != "tensorrt":
+        return exported
+    return _with_engine(exported, settings, note, path if kind == "artifact" else None)
 
 
 def verify(
@@ -112,7 +116,7 @@ def verify(
     )
 
 
-def _check_export(path: Path, settings: ExportSettings, out: str | Path | None) -> None:
+def _check_export(path: Path, kind: Kind, settings: ExportSettings, out: str | Path | None) -> None:
     """Refuse settings that do not go with what stands at the path, before anything is written."""
     offered = get_args(FloatPrecision)
     if settings.float_precision not in offered:
@@ -121,8 +125,7 @@ def _check_export(path: Path, settings: ExportSettings, out: str | Path | None) 
             expected="one of " + ", ".join(offered),
             got=settings.float_precision,
         )
-    kind, target = kind_of(path), settings.target
-    engine_alone = kind == "deployment" and target == "tensorrt" and out is None
+    engine_alone = kind == "deployment" and settings.target == "tensorrt" and out is None
     if (kind == "deployment" and not engine_alone) or (kind == "artifact" and settings.weights):
         raise UsageError(
             f"{path} cannot be exported so",
@@ -141,37 +144,14 @@ def _check_export(path: Path, settings: ExportSettings, out: str | Path | None) 
 def _export_artifact(
     path: Path, folder: Path, settings: ExportSettings, progress: Progress | None, note: Note
 ) -> Exported:
-    """Lower, write, verify; for TensorRT what needs no engine."""
+    """Lower, verify, put in place; for TensorRT what needs no engine."""
     from flatq.export.deploy import export_artifact
+    from flatq.verify.tables import audit_summary, parity_summary
+    from flatq.verify.verification import parent_beside, verify_deployment
 
     found: list[Verified] = []
-    deployment = export_artifact(
-        path,
-        settings.target,
-        folder,
-        float_precision=settings.float_precision,
-        plain=settings.plain,
-        check=None if settings.target == "tensorrt" else _check(path, settings, found, progress, note),
-    )
-    verified = found[0] if found else None
-    return Exported(
-        folder,
-        deployment,
-        parity=verified.parity if verified else None,
-        audit=verified.audit if verified else None,
-        required=settings.require_int8,
-    )
-
-
-def _check(
-    path: Path, settings: ExportSettings, found: list[Verified], progress: Progress | None, note: Note
-) -> Check:
-    """Verifies a deployment before it is put in place, and keeps and notes what was found."""
 
     def check(folder: Path, artifact: Artifact, lowered: Lowered) -> None:
-        from flatq.verify.tables import audit_summary, parity_summary
-        from flatq.verify.verification import parent_beside, verify_deployment
-
         problem = saturation_note()
         bits = {d.scheme.bits for d in artifact.manifest.decisions if d.port == "weight" and d.scheme}
         saturates = problem is not None and settings.target == "openvino" and 8 in bits
@@ -201,14 +181,16 @@ def _check(
         note(f"audit: {audit_summary(verified.audit)}")
         found.append(verified)
 
-    return check
-
-
-def _note_written(exported: Exported, note: Note) -> None:
-    deployment = exported.deployment
-    files = (deployment.file, *deployment.files)
-    size = sum((exported.folder / name).stat().st_size for name in files)
-    note(f"{deployment.precision}, {size:,} bytes")
+    deployment = export_artifact(
+        path,
+        settings.target,
+        folder,
+        float_precision=settings.float_precision,
+        plain=settings.plain,
+        check=None if settings.target == "tensorrt" else check,
+    )
+    parity, audit = (found[0].parity, found[0].audit) if found else (None, None)
+    return Exported(folder, deployment, parity=parity, audit=audit, required=settings.require_int8)
 
 
 def _with_engine(
@@ -218,8 +200,7 @@ def _with_engine(
     from flatq.export.engine import build_engine
     from flatq.verify.tables import audit_summary
 
-    quantized = artifact is not None and kind_of(artifact) == "artifact"
-    if quantized and settings.verify:
+    if artifact is not None and settings.verify:
         note("for TensorRT no layer is compared with the torch graph: that needs an engine on its GPU")
     note(f"building the TensorRT engine of {exported.folder}")
     try:
@@ -234,9 +215,8 @@ def _with_engine(
                 f"flatq export {artifact.name} --trt --require-int8 {settings.require_int8:g}",
             )
         return replace(exported, missing=error)
-    exported = replace(exported, engine=engine)
-    if artifact is None or not quantized or not (settings.verify or settings.require_int8 is not None):
-        return exported
-    audit = verify(artifact, exported, parity=False).audit
-    note(f"audit: {audit_summary(audit)}")
-    return replace(exported, audit=audit)
+    audit = None
+    if artifact is not None and (settings.verify or settings.require_int8 is not None):
+        audit = verify(artifact, exported, parity=False).audit
+        note(f"audit: {audit_summary(audit)}")
+    return replace(exported, engine=engine, audit=audit)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flatq.api.results import Note, Progress, Quantized, checkpoint_of, path_of, silent
+from flatq.api.results import Quantized, checkpoint_of, path_of, silent
 from flatq.checkpoint import Checkpoint, choose_weights
 from flatq.files import check_free_folder, replacing
+from flatq.progress import Note, Progress
 from flatq.quantize.settings import QuantizeSettings
 from flatq.sensitivity.settings import SensitivitySettings
 

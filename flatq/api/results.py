@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -14,28 +13,14 @@ from flatq.checkpoint import Checkpoint
 from flatq.deployment import Deployment
 from flatq.errors import MissingRuntimeError, UsageError
 from flatq.images import to_uint8
-from flatq.progress import Progress
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 from flatq.verify import Audit, Parity
 
 if TYPE_CHECKING:
     from flatq.quantize.artifact import Manifest
 
-__all__ = [
-    "Exported",
-    "Note",
-    "Progress",
-    "Quantized",
-    "Samples",
-    "Saved",
-    "checkpoint_of",
-    "path_of",
-    "silent",
-]
+__all__ = ["Exported", "Quantized", "Samples", "Saved", "checkpoint_of", "path_of", "silent"]
 
-"""Called with (stage, done, total)."""
-Note = Callable[[str], None]
-"""Called with lines that a user should read: defaults that were taken, what was found."""
 Saved: TypeAlias = "str | Path | Checkpoint | Quantized | Exported"
 """A checkpoint, an artifact or a deployment folder, by its path or as a verb returned it."""
 
@@ -86,12 +71,12 @@ class Samples:
 
     Attributes:
         images: float32 [n, C, H, W], finite, about [-1, 1].
-        plan: how they were sampled.
+        settings: how they were sampled.
         first: index of the first image; the noise depends on the seed and the index alone.
     """
 
     images: NDArray[np.float32]
-    plan: SamplePlan
+    settings: SamplingSettings
     first: int
 
     @property

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from flatq.api.results import Progress, Samples, Saved, path_of
+from flatq.api.results import Samples, Saved, path_of
 from flatq.backends import RuntimeSettings
-from flatq.errors import ModelError, UsageError
+from flatq.errors import ModelError
 from flatq.models import Model, open_model
-from flatq.sampler import SamplePlan
+from flatq.progress import Progress
 from flatq.sampler import sample as draw
+from flatq.sampling_settings import SamplingSettings
 
 __all__ = ["load", "sample"]
 
@@ -36,41 +37,37 @@ def load(
 def sample(
     model: Model | Saved,
     n: int,
-    plan: SamplePlan = SamplePlan(),
+    settings: SamplingSettings = SamplingSettings(),
     *,
     first: int = 0,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> Samples:
-    """Sample n images; the same index gives the same noise whatever the batch size or the runtime.
+    """Sample n >= 1 images; the same index gives the same noise whatever the batch size or the runtime.
 
     Args:
         model: as `load` opens it; anything else is opened for this call with the defaults.
         first: index of the first image.
 
     Raises:
-        UsageError: n below 1, or labels and guidance that the model does not take.
+        UsageError: labels and guidance that the model does not take.
         ModelError: the samples are not finite.
     """
-    if n < 1 or first < 0:
-        raise UsageError(
-            "no images", expected="-n at least 1 and --first at least 0", got=f"-n {n} --first {first}"
-        )
     if not isinstance(model, Model):
         with load(model) as opened:
-            return sample(opened, n, plan, first=first, batch_size=batch_size, progress=progress)
+            return sample(opened, n, settings, first=first, batch_size=batch_size, progress=progress)
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
         if progress is not None:
-            progress("sampling", done, n * plan.evaluations)
+            progress("sampling", done, n * settings.evaluations)
 
     images = draw(
         model.runtime,
         model.process,
-        plan,
+        settings,
         range(first, first + n),
         model.image_shape,
         classes=model.classes,
@@ -84,4 +81,4 @@ def sample(
             got="NaN or infinity",
             next_step="check the weights; quantize from another checkpoint",
         )
-    return Samples(images, plan, first)
+    return Samples(images, settings, first)

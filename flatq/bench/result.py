@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flatq.bench.machine import Machine
 from flatq.bench.timing import Latency, Ratio
+from flatq.deployment import is_float
 from flatq.errors import DataError, one_line
-from flatq.files import replacing
+from flatq.files import writing
 from flatq.report.html.latency import Speed
 from flatq.report.html.plots import TimeBar, save_time_bars
+from flatq.report.model import Environment
 from flatq.version import __version__
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "BenchResult",
     "Entry",
     "LeftOut",
+    "Machine",
     "Measured",
     "Memory",
     "Speedup",
@@ -35,6 +37,21 @@ BENCH_FILE, PLOT_FILE = "bench.json", "bench.png"
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Machine(_Part):
+    """The machine that a measurement was made on.
+
+    Attributes:
+        int8_instructions: of the processor, as the system names them; empty where it names none.
+        cores: that this process may use.
+        load_average: over 1, 5 and 15 minutes when the measurement began; None where the system has none.
+    """
+
+    environment: Environment
+    int8_instructions: tuple[str, ...]
+    cores: int
+    load_average: tuple[float, float, float] | None
 
 
 class Memory(_Part):
@@ -111,7 +128,7 @@ class Entry(_Part):
     @property
     def is_float(self) -> bool:
         """Whether it is not quantized."""
-        return self.precision in ("fp32", "fp16", "bf16")
+        return is_float(self.precision)
 
 
 class LeftOut(_Part):
@@ -145,17 +162,8 @@ def write_result(result: BenchResult, folder: Path) -> Path:
         DataError: the folder cannot be written.
     """
     path = folder / BENCH_FILE
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(
-            f"cannot write {path}",
-            expected="a folder that can be written",
-            got=error.strerror or str(error),
-            next_step="choose another with -o",
-        ) from error
+    with writing(path) as temporary:
+        temporary.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return path
 
 

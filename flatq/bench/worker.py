@@ -7,16 +7,19 @@ import contextlib
 import importlib
 import os
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from flatq.backends import RuntimeSettings
 from flatq.bench.timing import Timing, settle, timed
-from flatq.errors import FlatqError, ModelError
+from flatq.errors import ModelError
+from flatq.models import Model, open_model
 
 __all__ = ["Watermark", "Worker"]
 
@@ -61,124 +64,106 @@ class Worker:
 
     Args:
         label: for messages.
-        wanted: `path`, `runtime` and `seed`, and further arguments of `flatq.models.open_model`.
+        path, runtime, weights: as `flatq.models.open_model`.
+        seed: of the inputs.
 
     Raises:
         FlatqError: whatever opening the model raised there; `ModelError` where the process died.
     """
 
-    def __init__(self, label: str, wanted: dict[str, Any]) -> None:
+    def __init__(
+        self, label: str, path: Path, runtime: RuntimeSettings, weights: str | None = None, seed: int = 0
+    ) -> None:
         self._label = label
         self._output = tempfile.NamedTemporaryFile()  # noqa: SIM115  (closed with the process)
-        context = get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._output.name, wanted), daemon=True)
-        self._process.start()
-        theirs.close()
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _redirect, (self._output.name,))
         try:
-            self.opened: dict[str, Any] = self._receive()
+            self.opened: dict[str, Any] = self._run(_open, path, runtime, weights, seed)
         except BaseException:
             self.close()
             raise
 
     def call(self, batch: int) -> Timing:
         """Run it once; at its first call with a batch size it runs once more before, unmeasured."""
-        self._pipe.send(batch)
-        timing: Timing = self._receive()
+        timing: Timing = self._run(_call, batch)
         return timing
 
     def memory(self) -> tuple[int, int] | None:
         """As `Watermark.read`, from before the model was opened."""
-        self._pipe.send(None)
-        found: tuple[int, int] | None = self._receive()
+        found: tuple[int, int] | None = self._run(_memory)
         return found
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
+        self._pool.shutdown()
         self._output.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _receive(self) -> Any:
+    def _run(self, function: Any, *arguments: Any) -> Any:
         try:
-            answer = self._pipe.recv()
-        except (EOFError, ConnectionError) as error:
-            self._process.join()
+            return self._pool.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
             words = Path(self._output.name).read_text("utf-8", "replace").split()
             raise ModelError(
                 f"the process that ran {self._label} exited without reporting an error",
                 expected="answers until it is closed",
-                got=f"exit code {self._process.exitcode}" + (f": {' '.join(words)[-300:]}" if words else ""),
+                got=" ".join(words)[-300:] or "no output",
                 next_step="leave that runtime out with --runtime, and check the memory of the machine",
             ) from error
-        if isinstance(answer, FlatqError):
-            raise answer
-        return answer
 
 
-def _serve(pipe: Connection, output: str, wanted: dict[str, Any]) -> None:
-    """The process: sends what it opened, then for each batch size a timing, and for None the memory."""
+# what follows runs in the worker's process
+
+
+@dataclass
+class _Opened:
+    model: Model
+    seed: int
+    mark: Watermark
+    inputs: dict[int, Any] = field(default_factory=dict)
+
+
+_opened: _Opened
+
+
+def _redirect(output: str) -> None:
     with open(output, "wb") as file:  # noqa: PTH123  (a descriptor is what is wanted)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    try:
-        _answer(pipe, **wanted)
-    except FlatqError as error:
-        pipe.send(error)
-    except EOFError:
-        pass  # closed
 
 
-def _answer(pipe: Connection, *, path: str, runtime: dict[str, Any], seed: int, **options: Any) -> None:
-    from flatq.backends import RuntimeSettings
-    from flatq.models import open_model
-
-    settings = RuntimeSettings(**runtime)
-    for name in _LIBRARIES[settings.runtime or ""]:
+def _open(path: Path, runtime: RuntimeSettings, weights: str | None, seed: int) -> dict[str, Any]:
+    global _opened
+    for name in _LIBRARIES[runtime.runtime or ""]:
         with contextlib.suppress(ImportError):  # opening reports it
             importlib.import_module(name)
     mark = Watermark()
-    model = open_model(Path(path), settings, **options)
-    inputs: dict[int, Any] = {}
-    with model.runtime as opened:
-        pipe.send(
-            {
-                "identity": opened.identity,
-                "precision": model.precision,
-                "weights": model.weights,
-                "digest": model.digest,
-                "size_bytes": model.size_bytes,
-            }
-        )
-        while True:
-            batch = pipe.recv()
-            if batch is None:
-                pipe.send(mark.read())
-                continue
-            if batch not in inputs:
-                inputs[batch] = _inputs(model, batch, seed)
-                if not np.isfinite(opened(*inputs[batch])).all():
-                    raise ModelError(
-                        f"{model.name} yields values that are not finite on {settings.runtime}",
-                        expected="finite outputs for noise",
-                        got="NaN or infinity",
-                        next_step="check the model with `flatq sample`; its latency means nothing",
-                    )
-            timing = timed(lambda given=inputs[batch]: opened(*given))  # type: ignore[misc]
-            settle()
-            pipe.send(timing)
+    model = open_model(path, runtime, weights=weights).__enter__()
+    _opened = _Opened(model, seed, mark)
+    about = {name: getattr(model, name) for name in ("precision", "weights", "digest", "size_bytes")}
+    return {"identity": model.runtime.identity, **about}
 
 
-def _inputs(model: Any, batch: int, seed: int) -> tuple[Any, ...]:
+def _call(batch: int) -> Timing:
+    model, inputs = _opened.model, _opened.inputs
+    if batch not in inputs:
+        inputs[batch] = _inputs(model, batch, _opened.seed)
+        if not np.isfinite(model.runtime(*inputs[batch])).all():
+            raise ModelError(
+                f"{model.name} yields values that are not finite on {model.runtime.identity['runtime']}",
+                expected="finite outputs for noise",
+                got="NaN or infinity",
+                next_step="check the model with `flatq sample`; its latency means nothing",
+            )
+    timing = timed(lambda: model.runtime(*inputs[batch]))
+    settle()
+    return timing
+
+
+def _memory() -> tuple[int, int] | None:
+    return _opened.mark.read()
+
+
+def _inputs(model: Model, batch: int, seed: int) -> tuple[Any, ...]:
     """Noise, timesteps all over the process and, with classes, labels round-robin."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((batch, *model.image_shape)).astype(np.float32)

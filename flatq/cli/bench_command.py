@@ -47,8 +47,8 @@ def command(
     threads: Threads = None,
     precision: Precision = None,
     hint: Hint = None,
-    rounds: Annotated[int, typer.Option(help="Number of timed calls per model and batch size.")] = 30,
-    warmup: Annotated[int, typer.Option(help="Number of untimed calls before them.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of timed calls per model and batch size.")] = 30,
+    warmup: Annotated[int, typer.Option(min=0, help="Number of untimed calls before them.")] = 3,
     seed: Annotated[int, typer.Option(help="Random seed of the inputs, which are noise.")] = 0,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder to write bench.json and bench.png to.")
@@ -69,7 +69,7 @@ def command(
         runtimes=None if runtime is None else tuple(dict.fromkeys(map(str.strip, runtime.split(",")))),
         batches=tuple(dict.fromkeys(parse_list(batch, "--batch", int))),
         baseline=baseline,
-        average=weights,
+        weights=weights,
         runtime=RuntimeSettings(precision=precision, threads=threads, hint=hint),
         rounds=rounds,
         warmup=warmup,

@@ -18,31 +18,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> None:
-    """A table on stdout; without a terminal plain lines, columns two spaces apart.
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str]) -> None:
+    """A table on stdout; the columns in `numbers` are aligned on the right."""
+    from flatq.verify.tables import text_table
 
-    Args:
-        numbers: columns that are aligned on the right.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    if console.is_terminal:
-        table = Table(*head, box=None, pad_edge=False)
-        for column, name in zip(table.columns, head, strict=True):
-            column.justify, column.no_wrap = "right" if name in numbers else "left", True
-        for row in rows:
-            table.add_row(*row)
-        console.print(table, markup=False)
-        return
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        cells = (
-            cell.rjust(width) if name in numbers else cell.ljust(width)
-            for cell, width, name in zip(row, widths, head, strict=True)
-        )
-        print("  ".join(cells).rstrip())
+    print("\n".join(text_table(head, rows, numbers)))
 
 
 @contextmanager
@@ -79,11 +59,8 @@ def one_artifact(path: Path | None) -> Path:
     from flatq.deployment import MANIFEST
     from flatq.models import kind_of
 
-    found = [
-        folder.parent
-        for folder in sorted(Path().glob(f"*/{MANIFEST}"))
-        if kind_of(folder.parent) == "artifact"
-    ]
+    folders = [file.parent for file in sorted(Path().glob(f"*/{MANIFEST}"))]
+    found = [folder for folder in folders if kind_of(folder) == "artifact"]
     if len(found) != 1:
         raise UsageError(
             "no artifact is named, and the working folder does not hold exactly one",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import platform
+from contextlib import suppress
 from importlib.util import find_spec
 
 import typer
 
-from flatq.errors import one_line
+from flatq.errors import MissingRuntimeError, one_line
 from flatq.runtime.cpu import saturation_note
 
 __all__ = ["command"]
@@ -40,20 +42,15 @@ _NEEDED = (
 
 def command() -> None:
     """List installed packages, what each runtime can do on this machine, and what is missing."""
-    import platform
-
     typer.echo(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
     problem = saturation_note()
     if problem is not None:
         typer.echo(f"note: {problem}")
     found = {}
     for name in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    for name, version in found.items():
-        typer.echo(f"{name} {version}")
+            typer.echo(f"{name} {found[name]}")
     if {"onnxruntime", "onnxruntime-gpu"} <= set(found):
         typer.echo(
             "problem: onnxruntime and onnxruntime-gpu write the same folder; uninstall both, then install one"
@@ -61,9 +58,8 @@ def command() -> None:
     for module, purpose, extra in _NEEDED:
         if find_spec(module) is None:
             typer.echo(f'missing: {module}, needed to {purpose}: pip install "flatq[{extra}]"')
-        else:
-            for line in _abilities(module):
-                typer.echo(f"{module}: {line}")
+        elif abilities := _abilities(module):
+            typer.echo(f"{module}: {abilities}")
     for name, purpose, pip in (
         ("torch-fidelity", "--features inception", '"flatq[fid]"'),
         ("pyarrow", "images in .parquet files", '"flatq[parquet]"'),
@@ -79,28 +75,26 @@ def command() -> None:
             )
 
 
-def _abilities(module: str) -> list[str]:
-    """What an installed runtime says that it can do on this machine."""
+def _abilities(module: str) -> str:
+    """What an installed runtime says that it can do on this machine; empty for torch."""
     if module == "onnxruntime":
         from flatq.runtime.onnxruntime import import_onnxruntime
 
-        return ["providers " + ", ".join(import_onnxruntime().get_available_providers())]
+        return "providers " + ", ".join(import_onnxruntime().get_available_providers())
     if module == "openvino":
         from flatq.runtime.openvino import import_openvino
 
         core = import_openvino().Core()
-        able = ", ".join(sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
-        return [f"CPU with {able}"]
+        return "CPU with " + ", ".join(sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
     if module == "tensorrt":
-        from flatq.errors import MissingRuntimeError
         from flatq.runtime.cuda import open_device
 
         try:
             device = open_device()
         except MissingRuntimeError as error:
-            return [f"{error.what} ({error.got})"]
-        return [f"{device.name}, {device.architecture}"]
-    return []
+            return f"{error.what} ({error.got})"
+        return f"{device.name}, {device.architecture}"
+    return ""
 
 
 def _torchvision_problem() -> str | None:

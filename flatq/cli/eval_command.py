@@ -12,7 +12,7 @@ from flatq.assessment import EvaluateSettings, GateSettings
 from flatq.cli.common import note, one_artifact, progress_bar
 from flatq.cli.gate_command import print_verdicts, publish
 from flatq.cli.options import (
-    PLAN,
+    SAMPLING,
     BatchSize,
     Cache,
     Confidence,
@@ -40,9 +40,9 @@ from flatq.cli.options import (
     Threads,
     Weights,
     gate_option,
-    make_plan,
     output_option,
     runtime_option,
+    sampling_settings,
 )
 from flatq.errors import UsageError
 
@@ -79,14 +79,14 @@ def command(
     inception_weights: InceptionWeights = None,
     features_device: FeaturesDevice = "cpu",
     cache: Cache = True,
-    n: Annotated[int, _evaluation("-n", help="Number of images per model.")] = EvaluateSettings.images,
+    n: Annotated[int, _evaluation("-n", min=2, help="Number of images per model.")] = EvaluateSettings.images,
     first: First = EvaluateSettings.first,
-    steps: Steps = str(PLAN.steps),
-    sampler: Sampler = PLAN.sampler,
-    eta: Eta = PLAN.eta,
-    seed: Seed = PLAN.seed,
-    label: Label = PLAN.label,
-    guidance: Guidance = PLAN.guidance,
+    steps: Steps = str(SAMPLING.steps),
+    sampler: Sampler = SAMPLING.sampler,
+    eta: Eta = SAMPLING.eta,
+    seed: Seed = SAMPLING.seed,
+    label: Label = SAMPLING.label,
+    guidance: Guidance = SAMPLING.guidance,
     batch_size: BatchSize = EvaluateSettings.batch_size,
     runtime: Runtime = None,
     device: Device = None,
@@ -164,7 +164,7 @@ def command(
             baseline=baseline,
             data=data,
             out=out,
-            plan=make_plan(steps, sampler, eta, seed, label, guidance),
+            sampling=sampling_settings(steps, sampler, eta, seed, label, guidance),
             images=n,
             first=first,
             batch_size=batch_size,
@@ -214,10 +214,9 @@ def command(
             typer.echo(plan_text(report, out, max_drift, max_drift_rel))
         for page in ("report.md", "report.html"):
             typer.echo(str(out / page))
-        verdicts = [entry.verdict for entry in report.models if entry.verdict is not None]
         if report.gate is None:
             return
-        result = gate_result(report, verdicts, report.gate, on_inconclusive=on_inconclusive)
+        result = gate_result(report, on_inconclusive)
         print_verdicts(result)
         publish(result, junit=junit)
         raise typer.Exit(result.exit_code)

@@ -21,7 +21,7 @@ from flatq.cli.options import (
     gate_option,
     output_option,
 )
-from flatq.errors import UsageError
+from flatq.files import writing
 
 if TYPE_CHECKING:
     from flatq.report.result import GateResult
@@ -71,26 +71,18 @@ def publish(result: GateResult, *, junit: Path | None = None, markdown: Path | N
     """Write what was asked for, and add to the summary of a GitHub step where there is one.
 
     Raises:
-        UsageError: a file cannot be written.
+        DataError: a file cannot be written.
     """
     from flatq.report.result import junit as render_junit
     from flatq.report.result import summary
 
-    step = os.environ.get("GITHUB_STEP_SUMMARY")
-    try:
-        if junit is not None:
-            junit.write_text(render_junit(result), encoding="utf-8")
-        if markdown is not None:
-            markdown.write_text(summary(result), encoding="utf-8")
-        if step:
-            with Path(step).open("a", encoding="utf-8") as stream:
-                stream.write(summary(result))
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {error.filename}",
-            expected="a file name in a folder that can be written",
-            got=error.strerror or str(error),
-        ) from error
+    for path, render in ((junit, render_junit), (markdown, summary)):
+        if path is not None:
+            with writing(path) as temporary:
+                temporary.write_text(render(result), encoding="utf-8")
+    if step := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(step).open("a", encoding="utf-8") as stream:
+            stream.write(summary(result))
 
 
 def print_verdicts(result: GateResult) -> None:

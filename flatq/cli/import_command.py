@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flatq.cli.common import note
+from flatq.errors import UsageError
 
 if TYPE_CHECKING:
     from flatq.checkpoint import Checkpoint
@@ -37,8 +39,6 @@ def command(
     ] = None,
 ) -> None:
     """Import a network that another library trained."""
-    from flatq.errors import UsageError
-
     if out.exists():
         raise UsageError(
             f"{out} exists already",
@@ -66,8 +66,6 @@ def command(
 
 
 def _read(source: str, flags: Path | None, ema: Path | None, scheduler: Path | None) -> Checkpoint:
-    from flatq.errors import UsageError
-
     path = Path(source)
     if flags is None and (path.is_file() or path.suffix in (".pt", ".pth")):
         raise UsageError(
@@ -94,11 +92,8 @@ def _read(source: str, flags: Path | None, ema: Path | None, scheduler: Path | N
 
 
 def _with_null_label(checkpoint: Checkpoint, null_label: int) -> Checkpoint:
-    from dataclasses import replace
-
     from pydantic import ValidationError
 
-    from flatq.errors import UsageError
     from flatq.network_config import ModelConfig
 
     model = checkpoint.model

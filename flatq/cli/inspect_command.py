@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,7 +36,7 @@ def command(
         manifest = read_artifact(path).manifest
         content: dict[str, Any] = manifest.model_dump(mode="json")
     elif kind == "deployment":
-        from flatq.deployment import FloatPrecision, read_deployment
+        from flatq.deployment import is_float, read_deployment
         from flatq.verify import read_audit, read_parity
 
         deployment, _ = read_deployment(path)
@@ -66,7 +66,7 @@ def command(
         _print_artifact(manifest)
     else:
         _print_fields(content)
-    if kind == "deployment" and not as_json and deployment.precision not in get_args(FloatPrecision):
+    if kind == "deployment" and not as_json and not is_float(deployment.precision):
         _print_verification(audit, parity)
 
 
@@ -112,9 +112,9 @@ def _branches(decisions: Sequence[Decision]) -> str:
 def _print_artifact(manifest: Manifest) -> None:
     from flatq.verify.tables import numbered, text_table
 
-    parent, plan = manifest.parent, manifest.calibration
+    parent, about = manifest.parent, manifest.calibration
     typer.echo(f"recipe {manifest.recipe.name}, {parent['weights']} weights of {parent['file']}")
-    typer.echo(f"calibrated on {plan.images} images, {plan.steps} steps, {plan.update}, seed {plan.seed}")
+    typer.echo(f"calibrated on {about.images} images, {about.steps} steps, {about.update}, seed {about.seed}")
     typer.echo(f"rounding: {manifest.rounding.describe()}")
     for name, why in manifest.rounding_notes.items():
         typer.echo(f"  {name}: {why}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -10,10 +12,10 @@ import typer
 
 from flatq.errors import UsageError
 from flatq.images import Resize
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 
 __all__ = [
-    "PLAN",
+    "SAMPLING",
     "BatchSize",
     "Cache",
     "Confidence",
@@ -43,15 +45,16 @@ __all__ = [
     "Weights",
     "gate_option",
     "images_option",
-    "make_plan",
+    "naming_options",
     "output_option",
     "parse_list",
     "runtime_option",
+    "sampling_settings",
 ]
 
 _Number = TypeVar("_Number", int, float)
 
-PLAN = SamplePlan()
+SAMPLING = SamplingSettings()
 """The defaults of the sampling options."""
 
 sampling_option = partial(typer.Option, rich_help_panel="Sampling")
@@ -62,12 +65,9 @@ gate_option = partial(typer.Option, rich_help_panel="Gate")
 output_option = partial(typer.Option, rich_help_panel="Output")
 
 RuntimeName = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
-_Sampler = Literal["ancestral", "ddim"]
 _Device = Literal["cpu", "cuda", "tensorrt"]
-_TorchDevice = Literal["cpu", "cuda"]
 _Precision = Literal["fp32", "bf16", "fp16"]
 _Hint = Literal["latency", "throughput"]
-_Weights = Literal["raw", "ema", "swa"]
 _OnInconclusive = Literal["pass", "fail", "error"]
 
 Steps = Annotated[
@@ -76,10 +76,10 @@ Steps = Annotated[
         help="Number of sampling steps, or guided-diffusion's ddimN or section counts such as 10,15,20."
     ),
 ]
-Sampler = Annotated[_Sampler, sampling_option(help="Sampler.")]
+Sampler = Annotated[Literal["ancestral", "ddim"], sampling_option(help="Sampler.")]
 Eta = Annotated[float, sampling_option(help="DDIM eta; 0 is deterministic.")]
 Seed = Annotated[int, sampling_option(help="Random seed of the sampling noise.")]
-First = Annotated[int, sampling_option(help="Index of the first image.")]
+First = Annotated[int, sampling_option(min=0, help="Index of the first image.")]
 Label = Annotated[
     int | None,
     sampling_option(help="Class of all images; by default classes are assigned round-robin by image index."),
@@ -87,9 +87,9 @@ Label = Annotated[
 Guidance = Annotated[
     float, sampling_option(help="Classifier-free guidance scale; 1 is the plain conditional model.")
 ]
-BatchSize = Annotated[int, sampling_option(help="Number of images sampled at a time.")]
+BatchSize = Annotated[int, sampling_option(min=1, help="Number of images sampled at a time.")]
 Weights = Annotated[
-    _Weights | None,
+    Literal["raw", "ema", "swa"] | None,
     typer.Option(
         help="Weights variant of a checkpoint; by default ema if the checkpoint has it, else raw.",
         rich_help_panel="Model",
@@ -119,7 +119,7 @@ InceptionWeights = Annotated[
         help="Inception weights of torch-fidelity, a .pth file; by default from torch's cache, or downloaded."
     ),
 ]
-FeaturesDevice = Annotated[_TorchDevice, features_option(help="Device of the Inception network.")]
+FeaturesDevice = Annotated[Literal["cpu", "cuda"], features_option(help="Device of the Inception network.")]
 ResizeChoice = Annotated[
     Resize | None,
     images_option("--resize", help="How images of another size are resized; refused by default."),
@@ -146,33 +146,51 @@ Junit = Annotated[Path | None, output_option(help="File to write the verdicts to
 PrintJson = Annotated[bool, output_option("--json", help="Print JSON.")]
 
 
-def make_plan(
+def sampling_settings(
     steps: str, sampler: str, eta: float, seed: int, label: int | None, guidance: float
-) -> SamplePlan:
-    """A sampling plan from options; a `UsageError` names the one that is wrong."""
+) -> SamplingSettings:
+    """Sampling settings from options; a `UsageError` names the one that is wrong."""
+    given = {"steps": steps, "sampler": sampler, "eta": eta, "seed": seed, "label": label}
+    with naming_options():
+        return SamplingSettings.model_validate({**given, "guidance": guidance})
+
+
+@contextmanager
+def naming_options(**options: str) -> Iterator[None]:
+    """A context in which a setting that pydantic refuses is a `UsageError` that names its option.
+
+    Args:
+        options: the option's name where it is not the setting's.
+    """
     from pydantic import ValidationError
 
-    given = {"steps": steps, "sampler": sampler, "eta": eta, "seed": seed, "label": label}
     try:
-        return SamplePlan.model_validate({**given, "guidance": guidance})
+        yield
     except ValidationError as error:
         first = error.errors()[0]
+        name = str(first["loc"][-1])
         raise UsageError(
-            f"--{first['loc'][0]} is not valid", expected=first["msg"], got=str(first["input"])
+            f"--{options.get(name, name).replace('_', '-')} is not valid",
+            expected=first["msg"],
+            got=str(first["input"]),
         ) from error
 
 
 def parse_list(text: str, option: str, kind: type[_Number]) -> list[_Number]:
-    """Numbers separated by commas.
+    """Positive numbers separated by commas.
 
     Raises:
         UsageError: something else.
     """
     try:
-        return [kind(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
+        numbers = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = [kind(0)]
+    if not all(number > 0 for number in numbers):
         raise UsageError(
             f"{option} is not valid",
-            expected="numbers separated by commas, such as " + ("1,8" if kind is int else "0.999,0.9999"),
+            expected="positive numbers separated by commas, such as "
+            + ("1,8" if kind is int else "0.999,0.9999"),
             got=text,
-        ) from error
+        )
+    return numbers

@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 
 from flatq.calib import CalibrationPlan
 from flatq.cli.common import note, progress_bar
-from flatq.cli.options import Eta, Guidance, Sampler, Steps, Threads, Weights, make_plan
-from flatq.errors import UsageError
+from flatq.cli.options import (
+    Eta,
+    Guidance,
+    Sampler,
+    Steps,
+    Threads,
+    Weights,
+    naming_options,
+    sampling_settings,
+)
 from flatq.quantize.methods import Method, WeightRounding
 from flatq.quantize.settings import QuantizeSettings
 from flatq.recipe import ActivationRange, WeightRange, branch_of, half_name, recipe_for_bits
@@ -159,13 +166,18 @@ def command(
 
     import flatq
 
-    plan = make_plan(steps, sampler, eta, seed, None, guidance)
-    calibration = CalibrationPlan(images=calib_images, **plan.model_dump())
-    rounding = _rounding(
-        {"method": method, "bias_correction": bias_correction, "samples": samples},
-        {"damping": damping, "act_order": act_order},
-        {"iterations": iterations, "batch": learning_batch},
-    )
+    sampling = sampling_settings(steps, sampler, eta, seed, None, guidance)
+    calibration = CalibrationPlan(images=calib_images, **sampling.model_dump())
+    with naming_options(batch="learning-batch"):
+        rounding = WeightRounding.model_validate(
+            {
+                "method": method,
+                "bias_correction": bias_correction,
+                "samples": samples,
+                "gptq": {"damping": damping, "act_order": act_order},
+                "adaround": {"iterations": iterations, "batch": learning_batch},
+            }
+        )
     activations = "float" if act_bits == 32 else f"{act_bits}-bit"
     attends = "" if attention_bits == 32 else f", attention's products {attention_bits}-bit"
     note(f"weights at {bits} bits, activations {activations}{attends} (recipe {recipe.name})")
@@ -188,16 +200,3 @@ def _done(manifest: Manifest) -> str:
     if recipe.equalize is not None:
         words.append(f"{sum('; channels equalized' in d.reason for d in inputs)} with channels equalized")
     return ", ".join(words)
-
-
-def _rounding(general: dict[str, Any], gptq: dict[str, Any], adaround: dict[str, Any]) -> WeightRounding:
-    """The options as settings; a `UsageError` names the one that is wrong."""
-    try:
-        return WeightRounding.model_validate({**general, "gptq": gptq, "adaround": adaround})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][-1]).replace("_", "-")
-        option = {"batch": "learning-batch"}.get(name, name)
-        raise UsageError(
-            f"--{option} is not valid", expected=first["msg"], got=str(first["input"])
-        ) from error

@@ -30,9 +30,9 @@ def command(
 ) -> None:
     """Make the HTML page of one report, or of several on the same scale, without sampling."""
     from flatq.bench.result import read_result, speeds_of
-    from flatq.report.html.page import write_html
     from flatq.report.html.page_models import PageSource
     from flatq.report.model import read_report
+    from flatq.report.write import write_html
 
     folders = [path if path.is_dir() else path.parent for path in reports]
     sources = [PageSource(read_report(path), folder) for path, folder in zip(reports, folders, strict=True)]

@@ -9,7 +9,7 @@ import typer
 
 from flatq.cli.common import note, progress_bar
 from flatq.cli.options import (
-    PLAN,
+    SAMPLING,
     BatchSize,
     Device,
     Eta,
@@ -24,24 +24,23 @@ from flatq.cli.options import (
     Steps,
     Threads,
     Weights,
-    make_plan,
+    sampling_settings,
 )
 from flatq.errors import UsageError
-from flatq.files import replacing
 
 __all__ = ["command"]
 
 
 def command(
     path: Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint, artifact or deployment folder.")],
-    n: Annotated[int, typer.Option("-n", help="Number of images.")] = 64,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 64,
     first: First = 0,
-    steps: Steps = str(PLAN.steps),
-    sampler: Sampler = PLAN.sampler,
-    eta: Eta = PLAN.eta,
-    seed: Seed = PLAN.seed,
-    label: Label = PLAN.label,
-    guidance: Guidance = PLAN.guidance,
+    steps: Steps = str(SAMPLING.steps),
+    sampler: Sampler = SAMPLING.sampler,
+    eta: Eta = SAMPLING.eta,
+    seed: Seed = SAMPLING.seed,
+    label: Label = SAMPLING.label,
+    guidance: Guidance = SAMPLING.guidance,
     batch_size: BatchSize = 64,
     runtime: Runtime = None,
     device: Device = None,
@@ -55,20 +54,19 @@ def command(
     ] = None,
 ) -> None:
     """Sample images; the same index gives the same noise whatever the batch size or runtime."""
-    import numpy as np
-
     import flatq
+    from flatq.evaluate.cache import write_npz
     from flatq.images import save_grid
     from flatq.sampler import check_labels
 
     if grid is None and out is None:
         raise UsageError("no output is named", expected="--grid FILE.png or -o FILE.npz", got="neither")
-    plan = make_plan(steps, sampler, eta, seed, label, guidance)
-    settings = flatq.RuntimeSettings(runtime, device, precision, threads, hint)
-    with progress_bar() as bar, flatq.load(path, weights=weights, runtime=settings) as model:
+    settings = sampling_settings(steps, sampler, eta, seed, label, guidance)
+    on = flatq.RuntimeSettings(runtime, device, precision, threads, hint)
+    with progress_bar() as bar, flatq.load(path, weights=weights, runtime=on) as model:
         identity = model.runtime.identity
         floats = f", floats in {identity['float precision']}" if "float precision" in identity else ""
-        check_labels(plan, model.classes)
+        check_labels(settings, model.classes)
         default = " (the default)" if path.is_file() and weights is None else ""
         note(
             f"{model.name}: {model.precision}, {model.weights} weights{default}, "
@@ -76,13 +74,10 @@ def command(
         )
         if model.classes is not None:
             note(f"labels: {model.classes.describe(label)}; guidance {guidance:g}")
-        pixels = flatq.sample(model, n, plan, first=first, batch_size=batch_size, progress=bar).pixels
+        pixels = flatq.sample(model, n, settings, first=first, batch_size=batch_size, progress=bar).pixels
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as temporary, temporary.open("wb") as file:
-            np.savez(file, arr_0=pixels.transpose(0, 2, 3, 1))
+        write_npz(out, {"arr_0": pixels.transpose(0, 2, 3, 1)})
         typer.echo(str(out))
     if grid is not None:
-        grid.parent.mkdir(parents=True, exist_ok=True)
         save_grid(grid, pixels, columns=max(1, round(n**0.5)), scale=max(1, 64 // pixels.shape[-1]))
         typer.echo(str(grid))

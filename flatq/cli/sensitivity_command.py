@@ -10,7 +10,7 @@ import typer
 
 from flatq.calib import CalibrationPlan
 from flatq.cli.common import note, print_table, progress_bar
-from flatq.cli.options import Eta, Guidance, PrintJson, Sampler, Steps, Threads, Weights, make_plan
+from flatq.cli.options import Eta, Guidance, PrintJson, Sampler, Steps, Threads, Weights, sampling_settings
 from flatq.quantize.methods import Method, WeightRounding
 from flatq.quantize.settings import QuantizeSettings
 from flatq.recipe import recipe_for_bits
@@ -63,11 +63,11 @@ def command(
     import flatq
     from flatq.sensitivity.tables import forecast_quality, layer_rows
 
-    plan = make_plan(steps, sampler, eta, seed, None, guidance)
+    sampling = sampling_settings(steps, sampler, eta, seed, None, guidance)
     quantize = QuantizeSettings(
         recipe_for_bits(bits, act_bits),
         WeightRounding(method=method),
-        CalibrationPlan(images=calib_images, **plan.model_dump()),
+        CalibrationPlan(images=calib_images, **sampling.model_dump()),
         weights,
         threads,
     )

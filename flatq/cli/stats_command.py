@@ -42,23 +42,28 @@ def command(
 ) -> None:
     """Write mean and covariance of the features of images, for `flatq eval --reference`."""
     from flatq.evaluate.cache import cache_folder, open_cache
-    from flatq.evaluate.reference import write_statistics
+    from flatq.evaluate.features import open_extractor
+    from flatq.evaluate.reference import measure_reference
+    from flatq.evaluate.statistics_file import save_reference
+    from flatq.images import load_images
+    from flatq.runtime.base import default_threads
 
+    images = load_images(data, size=size, resize=resize, limit=limit, channels=channels)
+    extractor = open_extractor(
+        features,
+        image_shape=images.shape,
+        inception_weights=inception_weights,
+        device=features_device,
+        threads=threads or default_threads(),
+    )
     with progress_bar() as bar:
-        measured = write_statistics(
-            data,
-            out,
-            features=features,
-            inception_weights=inception_weights,
-            device=features_device,
-            size=size,
-            resize=resize,
-            limit=limit,
-            channels=channels,
-            threads=threads,
+        measured = measure_reference(
+            images,
+            extractor,
             cache=open_cache(cache_folder(), note) if cache else None,
             progress=lambda done, total: bar("features", done, total),
         )
+    save_reference(out, measured.statistics, measured.source, extractor)
     n, dim = measured.statistics.n or 0, measured.statistics.dim
     note(f"{n} images of {measured.source.name}, {dim} features of {measured.extractor.name}")
     if n <= dim:

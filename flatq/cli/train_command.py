@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = ["command"]
 
 _KEYS = {"ema": "ema_decays", "layers": "layers_per_block", "patch": "patch_size"}
 _LISTS = ("ema", "channels", "attention")
+_NOT_SETTINGS = ("run", "preset", "settings", "dry_run", "resume")
 
 
 _data = partial(typer.Option, rich_help_panel="Data")
@@ -110,16 +112,9 @@ def command(
     train RUN ...` or torchrun.
     """
     given = {
-        "data": data, "method": method, "rho": rho, "gamma": gamma, "sam_every": sam_every, "sam_on": sam_on,
-        "sigma": sigma, "lr_schedule": lr_schedule, "steps": steps,
-        "max_minutes": max_minutes, "heldout": heldout, "stop_loss": stop_loss, "batch_size": batch_size,
-        "lr": lr, "warmup": warmup, "precision": precision, "ema": ema, "swa_start": swa_start,
-        "swa_period": swa_period, "channels": channels, "layers": layers, "attention": attention,
-        "head_dim": head_dim, "patch": patch, "dropout": dropout, "schedule": schedule, "variance": variance,
-        "timesteps": timesteps, "size": size, "limit": limit, "flip": flip, "seed": seed,
-        "threads": threads, "device": device,
-    }  # fmt: skip
-    options = _options({name: value for name, value in given.items() if value is not None}, settings or [])
+        name: value for name, value in locals().items() if name not in _NOT_SETTINGS and value is not None
+    }
+    options = _options(given, settings or [])
 
     import flatq
 
@@ -181,20 +176,20 @@ def _configuration(preset: str | None, options: dict[str, Any], resumed: Path | 
 def _describe(config: TrainConfig) -> None:
     """TOML on stdout: the configuration, and the size of the run in comments."""
     from flatq.train.configure import to_toml
-    from flatq.train.dry_run import forecast, look_at_images
+    from flatq.train.dry_run import forecast
 
-    images = look_at_images(config)
-    size = forecast(config, images)
+    size = forecast(config)
     typer.echo(to_toml(config), nl=False)
-    classes = "" if images.labels is None else f", {images.labels} classes"
-    count = "" if images.count is None else f"{images.count:,} of "
-    typer.echo(f"# images: {count}{' x '.join(map(str, images.shape))}{classes}")
+    classes = "" if size.labels is None else f", {size.labels} classes"
+    count = "" if size.images is None else f"{size.images:,} of "
+    typer.echo(f"# images: {count}{' x '.join(map(str, size.image_shape))}{classes}")
     typer.echo(f"# parameters: {size.parameters:,}")
     typer.echo(f"# MACs of an image (multiply-adds of one forward pass): {size.macs:,}")
     typer.echo(f"# memory for weights, gradients, optimizer and averages: {_megabytes(size.weights_bytes)}")
     typer.echo(f"# memory for the activations of a batch, at least: {_megabytes(size.activations_bytes)}")
-    if size.images_bytes is not None:
-        typer.echo(f"# memory for the images: {_megabytes(size.images_bytes)}")
+    if size.images is not None:
+        images_bytes = size.images * math.prod(size.image_shape)
+        typer.echo(f"# memory for the images: {_megabytes(images_bytes)}")
 
 
 def _megabytes(count: int) -> str:

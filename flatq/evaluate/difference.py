@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.evaluate.drift import Drift
-from flatq.evaluate.moments import F64, normal_quantile
+from flatq.evaluate.drift import Drift, interval_around
+from flatq.evaluate.moments import F64
 
 __all__ = ["DriftDifference", "MeasuredDrift", "drift_difference"]
 
@@ -83,13 +83,8 @@ def drift_difference(
     else:
         se = math.hypot(old.drift.standard_error or 0.0, new.drift.standard_error or 0.0)
     value = (new.drift.corrected or 0.0) - (old.drift.corrected or 0.0)
-    half = normal_quantile(confidence) * se
     return DriftDifference(
-        corrected=value,
-        standard_error=se,
-        half_width=half,
-        low=value - half,
-        high=value + half,
+        **interval_around(value, se, confidence),
         confidence=confidence,
         n=n,
         paired=unpaired is None,

@@ -38,12 +38,13 @@ __all__ = [
     "beyond_relative_tolerance",
     "fid_contrast",
     "fid_drift",
+    "interval_around",
 ]
 
 MIN_RATIO = 2.5
 """Samples per feature rank under which there is no interval."""
 FULL_RATIO = 10.0
-"""Samples per feature rank that a plan asks for: from there on the bias is known well."""
+"""Samples per feature rank from which on the bias is known well."""
 MIN_SAMPLES = 20
 """Samples under which there is no interval: the normal quantile needs about that many."""
 
@@ -131,7 +132,7 @@ def fid_drift(
             fid_quantized=fid,
             raw=0.0,
             bias_correction=0.0,
-            **_interval(0.0, 0.0, confidence),
+            **interval_around(0.0, 0.0, confidence),
             confidence=confidence,
             n=n,
             dim=d,
@@ -179,9 +180,6 @@ def fid_contrast(
     Args:
         sides: `frechet_side` with this reference, by the model's name.
         weights: w_k of the models that count, by name; the other sides are left alone.
-
-    Raises:
-        DataError: a weight without a side, no weight, or sides of different numbers of samples.
     """
     return Contrast(weights=dict(weights), **_weigh(sides, weights, reference, confidence)[0])
 
@@ -195,7 +193,7 @@ def at_confidence(drift: Drift, confidence: float) -> Drift:
     check_confidence(confidence)
     if drift.corrected is None or drift.standard_error is None:
         return replace(drift, confidence=confidence)
-    interval = _interval(drift.corrected, drift.standard_error, confidence)
+    interval = interval_around(drift.corrected, drift.standard_error, confidence)
     return replace(drift, confidence=confidence, **interval)
 
 
@@ -237,7 +235,7 @@ def beyond_relative_tolerance(
         )
     bias = drift.bias_quantized - factor * drift.bias_float
     se = standard_error_of_mean(influence_quantized - factor * influence_float)
-    interval = _interval(raw - bias, se, drift.confidence)
+    interval = interval_around(raw - bias, se, drift.confidence)
     return replace(drift, raw=raw, bias_correction=bias, relative_tolerance=tolerance, **interval)
 
 
@@ -248,14 +246,7 @@ def _weigh(
     confidence: float,
 ) -> tuple[dict[str, Any], bool]:
     """The fields that `Contrast` and `Drift` share, and whether more samples can give an interval."""
-    missing = [name for name in weights if name not in sides]
-    used = {name: sides[name] for name in weights if name in sides}
-    if missing or not used or len({(side.n, side.dim) for side in used.values()}) > 1:
-        raise DataError(
-            "These models' samples make no contrast.",
-            expected="a side for every weight, all of the same samples",
-            got=", ".join(f"{name}: {side.n} x {side.dim}" for name, side in used.items()) or "no sides",
-        )
+    used = {name: sides[name] for name in weights}
     n = next(iter(used.values())).n
     raw = float(sum(w * used[name].distance for name, w in weights.items()))
     reason, settles = _why_no_interval(used, reference)
@@ -270,12 +261,12 @@ def _weigh(
             assert side.bias is not None
             values += w * side.influence
             bias += w * side.bias
-        interval |= _interval(raw - bias, standard_error_of_mean(values), confidence)
+        interval |= interval_around(raw - bias, standard_error_of_mean(values), confidence)
     found = {"raw": raw, "bias_correction": bias, **interval, "confidence": confidence}
     return found | {"n": n, "n_over_rank": n / _rank(used, reference), "reason": reason}, settles
 
 
-def _interval(corrected: float, standard_error: float, confidence: float) -> dict[str, Any]:
+def interval_around(corrected: float, standard_error: float, confidence: float) -> dict[str, Any]:
     """corrected -+ z SE. Nothing is added for what is not known of the bias: the standard error, which counts
     the noise of the gradient too, is too large rather than too small where that matters
     (`benchmarks/coverage.py`)."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.errors import DataError, UsageError
+from flatq.errors import DataError, UsageError, one_line
 from flatq.evaluate.extractor import Extractor
 from flatq.evaluate.moments import Rows
 from flatq.runtime.onnxruntime import import_onnxruntime
@@ -103,8 +103,7 @@ def open_features(
             next_step="check the path",
         ) from error
     session = _session(data, path, threads)
-    _check_input(session, path, image_shape)
-    output = _output(session, path)
+    output = _check_network(session, path, image_shape)
     dim = _run(session, output, path, None, np.zeros((2, *image_shape), np.uint8)).shape[1]
     version = str(import_onnxruntime().__version__)
     return Extractor(
@@ -132,36 +131,28 @@ def _session(data: bytes, path: Path, threads: int) -> Any:
         raise DataError(
             f"ONNX Runtime {ort.__version__} cannot load the feature network {path}",
             expected="one ONNX file with its weights inside",
-            got=_one_line(error),
+            got=one_line(error),
             next_step="export it again, without external data",
         ) from error
 
 
-def _check_input(session: Any, path: Path, image_shape: tuple[int, int, int]) -> None:
-    """A string or None in an ONNX shape is a dynamic dimension."""
-    inputs = session.get_inputs()
-    wanted = f"uint8 [N, {', '.join(map(str, image_shape))}], N dynamic"
-    if len(inputs) == 1 and inputs[0].type == "tensor(uint8)" and len(inputs[0].shape) == 4:
+def _check_network(session: Any, path: Path, image_shape: tuple[int, int, int]) -> str:
+    """The name of the output; a string or None in an ONNX shape is a dynamic dimension."""
+    inputs, outputs = session.get_inputs(), [value.name for value in session.get_outputs()]
+    fits = len(inputs) == 1 and inputs[0].type == "tensor(uint8)" and len(inputs[0].shape) == 4
+    if fits:
         batch, *rest = inputs[0].shape
-        fits = all(not isinstance(d, int) or d == want for d, want in zip(rest, image_shape, strict=True))
-        if not isinstance(batch, int) and fits:
-            return
-    raise DataError(
-        f"the feature network {path} does not take these images",
-        expected=f"one input {wanted}",
-        got="; ".join(f"{i.name} {i.type} {list(i.shape)}" for i in inputs) or "no inputs",
-        next_step="export a network that takes these images as uint8 and scales them itself",
-    )
-
-
-def _output(session: Any, path: Path) -> str:
-    outputs = [value.name for value in session.get_outputs()]
-    if "features" not in outputs and len(outputs) != 1:
+        fits = not isinstance(batch, int) and all(
+            not isinstance(d, int) or d == want for d, want in zip(rest, image_shape, strict=True)
+        )
+    if not fits or ("features" not in outputs and len(outputs) != 1):
+        described = [f"{i.name} {i.type} {list(i.shape)}" for i in inputs]
         raise DataError(
-            f"the feature network {path} has no output that is the features",
-            expected=_CONTRACT,
-            got="the outputs " + ", ".join(outputs),
-            next_step="name the output `features`",
+            f"the feature network {path} does not take these images and yield features",
+            expected=_CONTRACT + f"; images of {', '.join(map(str, image_shape))}",
+            got=f"inputs {'; '.join(described) or 'none'}; outputs {', '.join(outputs)}",
+            next_step="export a network that takes these images as uint8 and scales them itself, with one "
+            "output named `features`",
         )
     return "features" if "features" in outputs else str(outputs[0])
 
@@ -174,7 +165,7 @@ def _run(session: Any, output: str, path: Path, dim: int | None, batch: NDArray[
         raise DataError(
             f"the feature network {path} fails on uint8 {list(batch.shape)}",
             expected=_CONTRACT,
-            got=_one_line(error),
+            got=one_line(error),
         ) from error
     array = result if isinstance(result, np.ndarray) else None
     if (
@@ -192,7 +183,3 @@ def _run(session: Any, output: str, path: Path, dim: int | None, batch: NDArray[
             next_step="pool and flatten inside the network",
         )
     return array
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

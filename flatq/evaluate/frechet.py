@@ -65,23 +65,12 @@ class _Bures:
     to_y: F64  # [d, r], R^(1/2) U
 
 
-def _check_dim(moments: Moments, reference: Reference) -> None:
-    if moments.dim != reference.dim:
-        raise DataError(
-            "Features and reference statistics do not fit.",
-            expected=f"{reference.dim} dimensions",
-            got=str(moments.dim),
-            next_step="use the reference of the same feature extractor",
-        )
-
-
 def _distance(moments: Moments, reference: Reference, s: F64) -> float:
     shift = moments.mean - reference.mean
     return float(shift @ shift + np.trace(moments.cov) + np.trace(reference.cov) - 2.0 * s.sum())
 
 
 def _bures(moments: Moments, reference: Reference) -> _Bures:
-    _check_dim(moments, reference)
     m = reference.root @ moments.cov @ reference.root
     values, vectors = np.linalg.eigh((m + m.T) / 2)
     keep = values > max(rank_threshold(moments.dim) * float(values[-1]), 0.0)
@@ -91,7 +80,6 @@ def _bures(moments: Moments, reference: Reference) -> _Bures:
 
 def _few(x: Rows, moments: Moments, reference: Reference) -> tuple[float, int]:
     """Distance and rank for n <= d, from the n x n matrix that has the eigenvalues of M that are not zero."""
-    _check_dim(moments, reference)
     y = (x - moments.mean) @ reference.root
     values = np.linalg.eigvalsh(y @ y.T / (len(x) - 1))
     s = np.sqrt(values[values > max(rank_threshold(moments.dim) * float(values[-1]), 0.0)])
@@ -104,7 +92,7 @@ def frechet_distance(features_or_moments: ArrayLike | Moments, reference: Refere
     Rounding can take it slightly below zero for equal statistics; it is not cut.
 
     Raises:
-        DataError: bad features, or another dimension than the reference's.
+        DataError: bad features.
     """
     moments = (
         features_or_moments if isinstance(features_or_moments, Moments) else moments_of(features_or_moments)
@@ -122,7 +110,7 @@ def frechet_side(features: ArrayLike, reference: Reference) -> FrechetSide:
       b_rmt    = tr S / n + 2 (t_hat - sum s), t_hat from `population_root_sum`.
 
     Raises:
-        DataError: bad features, or another dimension than the reference's.
+        DataError: bad features.
     """
     x = as_rows(features)
     n, d = x.shape

@@ -20,6 +20,8 @@ COLLAPSE_LIMIT = 0.5
 COLLAPSE_VARIANCE = 0.05
 """Share of the float samples' total feature variance under which the quantized samples count as one image."""
 _ORDER = ("fail", "inconclusive", "pass")
+_LEAST_GAP = 1e-3
+"""Half-widths between truth and tolerance under which no feasible n decides: a million times as many."""
 
 
 @dataclass(frozen=True)
@@ -126,20 +128,16 @@ def decide(
     Where drift has a relative tolerance, that is the tolerance, and max_drift must be None.
 
     Raises:
-        UsageError: none or two tolerances.
         DataError: a tolerance that is negative or not finite.
     """
-    tolerance, label = _tolerance(drift, max_drift)
-    broken = _broken(kid, drift.n, not_finite)
-    if broken is not None:
-        return broken
-    if min_samples is not None and drift.n < min_samples:
-        return Verdict(
-            "inconclusive",
-            f"{drift.n} samples are fewer than the {min_samples} asked for.",
-            "fid",
-            min_samples,
-        )
+    if max_drift is None:
+        limit, label = 0.0, f"0 beyond {_percent(drift.relative_tolerance or 0.0)} of the float model's FID"
+    else:
+        limit, label = max_drift, f"the tolerated {max_drift:g}"
+    _check_tolerance(limit)
+    early = _early_verdict(kid, drift.n, drift.n, min_samples, not_finite)
+    if early is not None:
+        return early
     if drift.identical:
         return Verdict("pass", f"The features of all {drift.n} pairs are identical: the drift is 0.", "fid")
     if drift.low is None or drift.high is None or drift.corrected is None:
@@ -147,17 +145,13 @@ def decide(
             f"The FID drift (raw {drift.raw:+.4g}) has no interval: {drift.reason}; the {_kid_name(kid)} is "
             f"{kid.drift:+.4g}, {_percent(kid.confidence)} in {_ends(kid)}."
         )
-        return Verdict("inconclusive", reason, "fid", _settle(drift, tolerance))
-    interval = f"{drift.corrected:+.4g}, {_percent(drift.confidence)} in {_ends(drift)}, n = {drift.n}"
-    if drift.high <= tolerance:
-        return Verdict("pass", f"The drift ({interval}) is at most {label}.", "fid")
-    if drift.low > tolerance:
-        return Verdict("fail", f"The drift ({interval}) is above {label}.", "fid")
-    n = _settle(drift, tolerance)
+        return Verdict("inconclusive", reason, "fid", full_samples(drift) if drift.settles else None)
+    gap, n = abs(limit - drift.corrected), None
+    if gap > _LEAST_GAP * (drift.half_width or 0.0):
+        n = max(samples_needed(drift, z_with_power(drift.confidence) / gap), drift.n + 1)
+    what = f"drift ({drift.corrected:+.4g}, {_percent(drift.confidence)} in {_ends(drift)}, n = {drift.n})"
     more = _more(n, "samples", f"drift is {drift.corrected:+.4g}")
-    return Verdict(
-        "inconclusive", f"The drift ({interval}) may be on either side of {label}; {more}.", "fid", n
-    )
+    return _verdict(what, (drift.low, drift.high), limit, label, more, n)
 
 
 def decide_difference(
@@ -179,52 +173,53 @@ def decide_difference(
     """
     _check_tolerance(max_drift)
     old, new = difference.n
-    broken = _broken(kid, new, not_finite)
-    if broken is not None:
-        return broken
-    if min_samples is not None and min(difference.n) < min_samples:
-        return Verdict(
-            "inconclusive",
-            f"{min(difference.n)} samples are fewer than the {min_samples} asked for.",
-            "fid",
-            min_samples,
-        )
+    early = _early_verdict(kid, new, min(old, new), min_samples, not_finite)
+    if early is not None:
+        return early
     if difference.corrected is None or difference.low is None or difference.high is None:
         return Verdict("inconclusive", f"The drifts cannot be compared: {difference.reason}.", "fid")
-    pairs = f"paired on {difference.shared} images" if difference.paired else "unpaired"
-    interval = (
-        f"{difference.corrected:+.4g}, {_percent(difference.confidence)} in [{difference.low:+.4g}, "
-        f"{difference.high:+.4g}], {pairs}, n = {old} and {new}"
-    )
-    why = "" if difference.paired else f" (unpaired: {difference.unpaired})"
-    if difference.high <= max_drift:
-        text = f"The drift over the earlier report ({interval}) is at most the tolerated {max_drift:g}{why}."
-        return Verdict("pass", text, "fid")
-    if difference.low > max_drift:
-        text = f"The drift over the earlier report ({interval}) is above the tolerated {max_drift:g}{why}."
-        return Verdict("fail", text, "fid")
-    gap = abs(max_drift - difference.corrected)
-    n = None
-    if gap > 1e-3 * (difference.half_width or 0.0):
+    gap, n = abs(max_drift - difference.corrected), None
+    if gap > _LEAST_GAP * (difference.half_width or 0.0):
         needed = (z_with_power(difference.confidence) * (difference.standard_error or 0.0) / gap) ** 2
         n = max(math.ceil(max(old, new) * needed), max(old, new) + 1)
-    more = _more(n, "samples of both", f"growth is {difference.corrected:+.4g}")
-    return Verdict(
-        "inconclusive",
-        f"The drift over the earlier report ({interval}) may be on either side of the tolerated "
-        f"{max_drift:g}; {more}{why}.",
-        "fid",
-        n,
+    pairs = f"paired on {difference.shared} images" if difference.paired else "unpaired"
+    what = (
+        f"drift over the earlier report ({difference.corrected:+.4g}, {_percent(difference.confidence)} in "
+        f"{_ends(difference)}, {pairs}, n = {old} and {new})"
     )
+    why = "" if difference.paired else f" (unpaired: {difference.unpaired})"
+    more = _more(n, "samples of both", f"growth is {difference.corrected:+.4g}")
+    ends = difference.low, difference.high
+    return _verdict(what, ends, max_drift, f"the tolerated {max_drift:g}", more, n, why)
 
 
-def _settle(drift: Drift, tolerance: float) -> int | None:
-    if drift.corrected is None:
-        return full_samples(drift) if drift.settles else None
-    gap = abs(tolerance - drift.corrected)
-    if gap <= 1e-3 * (drift.half_width or 0.0):  # a million times as many samples: no plan
-        return None
-    return max(samples_needed(drift, z_with_power(drift.confidence) / gap), drift.n + 1)
+def _early_verdict(
+    kid: KidDrift, n: int, fewest: int, min_samples: int | None, not_finite: int
+) -> Verdict | None:
+    """The verdict that needs no interval: on a broken model of n images, or too few images."""
+    broken = _broken(kid, n, not_finite)
+    if broken is not None or min_samples is None or fewest >= min_samples:
+        return broken
+    reason = f"{fewest} samples are fewer than the {min_samples} asked for."
+    return Verdict("inconclusive", reason, "fid", min_samples)
+
+
+def _verdict(
+    what: str, ends: tuple[float, float], limit: float, label: str, more: str, n: int | None, why: str = ""
+) -> Verdict:
+    """The verdict on an interval.
+
+    Args:
+        what, label: what the interval is of, and the limit, in words.
+        more: how many samples would settle it, in words; n, the number.
+        why: appended to the reason.
+    """
+    if ends[1] <= limit:
+        return Verdict("pass", f"The {what} is at most {label}{why}.", "fid")
+    if ends[0] > limit:
+        return Verdict("fail", f"The {what} is above {label}{why}.", "fid")
+    reason = f"The interval of the {what} straddles {label}; {more}{why}."
+    return Verdict("inconclusive", reason, "fid", n)
 
 
 def _more(n: int | None, samples: str, truth: str) -> str:
@@ -232,20 +227,6 @@ def _more(n: int | None, samples: str, truth: str) -> str:
     if n is None:
         return "no feasible n would settle it"
     return f"about {n} {samples} would settle it with {_percent(POWER)} power if the true {truth}"
-
-
-def _tolerance(drift: Drift, max_drift: float | None) -> tuple[float, str]:
-    relative = drift.relative_tolerance
-    if (relative is None) == (max_drift is None):
-        raise UsageError(
-            "The gate needs one tolerance.",
-            expected="max_drift, or a drift with a relative tolerance",
-            got="none" if relative is None else "both",
-        )
-    if max_drift is None:
-        return 0.0, f"0 beyond {_percent(relative or 0.0)} of the float model's FID"
-    _check_tolerance(max_drift)
-    return max_drift, f"the tolerated {max_drift:g}"
 
 
 def _check_tolerance(max_drift: float) -> None:
@@ -284,5 +265,5 @@ def _percent(share: float) -> str:
     return f"{100.0 * share:.3g} %"
 
 
-def _ends(interval: Drift | KidDrift) -> str:
+def _ends(interval: Drift | DriftDifference | KidDrift) -> str:
     return f"[{interval.low:+.4g}, {interval.high:+.4g}]"

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.archive import check_archive, is_archive
-from flatq.errors import DataError, MissingRuntimeError, UsageError
+from flatq.checkpoint import read_tensors
+from flatq.errors import DataError, MissingRuntimeError, UsageError, one_line
 from flatq.evaluate.extractor import Extractor
 from flatq.evaluate.moments import Rows
+from flatq.files import file_digest
 from flatq.runtime.torch import torch_threads
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb91
 _NAME = "inception-v3-compat"
 _LAYER = "2048"
 _COUNTER = ".num_batches_tracked"
-_SHOWN_KEYS = 6
 _PIP = 'pip install "flatq[fid]"'
 _OWN_FILE = "fetch the file where there is a network, and name it with --inception-weights FILE"
 
@@ -57,8 +57,9 @@ def open_inception(
         threads: number of CPU threads.
 
     Raises:
-        DataError: images that are neither grey nor RGB, a file that cannot be read or holds something else
-            (missing, left-over and misshapen tensors are named), a cached file that is not the published one.
+        CheckpointError: a file that cannot be read as plain tensors.
+        DataError: images that are neither grey nor RGB, a file that holds something else (missing, left-over
+            and misshapen tensors are named), a cached file that is not the published one.
         UsageError: another device.
         MissingRuntimeError: torch-fidelity is not installed or cannot be imported, the device is not there,
             or the weights can neither be found nor be downloaded.
@@ -72,24 +73,17 @@ def open_inception(
     network, url = _import_network()
     _check_device(device)
     file = _find_or_download(url) if weights is None else weights
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"the Inception weights {file} cannot be read",
-            expected="a file of torch-fidelity's state dict (.pth)",
-            got=error.strerror or str(error),
-            next_step="check the path",
-        ) from error
-    published = hashlib.sha256(data).hexdigest() == PUBLISHED_SHA256
+    state = read_tensors(file)
+    digest = file_digest(file)
+    published = digest == PUBLISHED_SHA256
     if weights is None and not published:
         raise DataError(
             f"the cached Inception weights {file} are not the published ones",
             expected=f"sha256 {PUBLISHED_SHA256}",
-            got=f"sha256 {hashlib.sha256(data).hexdigest()}",
+            got=f"sha256 {digest}",
             next_step="delete the file, so that it is downloaded again; or name it with --inception-weights",
         )
-    module = _build(network, _read_state(data, file), file)
+    module = _build(network, state, file)
     grey = "grey repeated to RGB, " if image_shape[0] == 1 else ""
     return Extractor(
         kind="inception",
@@ -156,7 +150,7 @@ def _import_network() -> tuple[type[Any], str]:
         raise MissingRuntimeError(
             "torch-fidelity is installed but cannot be imported: torchvision does not fit this torch",
             expected="torch and torchvision of one build, both for the CPU or both for one CUDA",
-            got=" ".join(str(error).split())[:300],
+            got=one_line(error),
             next_step=f"install both from one index: pip install torch torchvision, then {_PIP}",
         ) from error
     return FeatureExtractorInceptionV3, str(URL_INCEPTION_V3)
@@ -200,85 +194,36 @@ def _find_or_download(url: str) -> Path:
         raise MissingRuntimeError(
             "the weights of the Inception network are not here and cannot be downloaded",
             expected=f"{path}, or a connection to {url}",
-            got=" ".join(str(error).split())[:300] or type(error).__name__,
+            got=one_line(error),
             next_step=_OWN_FILE,
         ) from error
     return path
 
 
-def _read_state(data: bytes, file: Path) -> dict[str, torch.Tensor]:
-    import torch
-
-    stream = io.BytesIO(data)
-    try:
-        if is_archive(stream):
-            check_archive(stream)
-        stream.seek(0)
-        state = torch.load(stream, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever damaged bytes lead it to
-        raise DataError(
-            f"the Inception weights {file} cannot be read as plain tensors",
-            expected="a state dict that torch.load(weights_only=True) accepts",
-            got=f"{len(data)} bytes; {' '.join(str(error).split())[:300]}",
-            next_step="take torch-fidelity's own file",
-        ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
-    ):
-        raise DataError(
-            f"{file} holds no weights of the Inception network",
-            expected="a dictionary from names to tensors",
-            got=type(state).__name__,
-            next_step="take torch-fidelity's own file",
-        )
-    return state
-
-
-def _build(network: type[Any], state: dict[str, torch.Tensor], file: Path) -> torch.nn.Module:
-    """The network with these weights, in eval mode; no random number is drawn."""
+def _build(network: type[Any], state: Any, file: Path) -> torch.nn.Module:
+    """The network with these weights in float32, in eval mode; no random number is drawn."""
     import torch
 
     # Its constructor unpickles whatever file it is given. So it gets an empty one of our own making, and the
     # weights that were read as plain tensors go in where it would load that.
     class Loaded(network):  # type: ignore[misc]
         def load_state_dict(self, _: Mapping[str, torch.Tensor]) -> None:
-            wanted = self.state_dict()
             # counters of training, which evaluation never reads: old files lack them
-            counters = {name: torch.zeros_like(v, device="cpu") for name, v in wanted.items()
+            counters = {name: torch.zeros_like(v, device="cpu") for name, v in self.state_dict().items()
                         if name.endswith(_COUNTER)}  # fmt: skip
-            _check_state(state, wanted, file)
-            super().load_state_dict({**counters, **state}, strict=True, assign=True)
+            try:
+                super().load_state_dict({**counters, **state}, strict=True, assign=True)
+            except Exception as error:  # torch raises other types for what is no dictionary of tensors
+                raise DataError(
+                    f"the weights in {file} do not fit torch-fidelity's Inception network",
+                    expected=f"a dictionary of its {len(self.state_dict())} tensors",
+                    got=one_line(error),
+                    next_step="take torch-fidelity's own file",
+                ) from error
 
     empty = io.BytesIO()
     torch.save({}, empty)
     empty.seek(0)
     with torch.device("meta"):
         module: torch.nn.Module = Loaded(_NAME, [_LAYER], feature_extractor_weights_path=empty)
-    return module.requires_grad_(False).eval()
-
-
-def _check_state(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], file: Path) -> None:
-    missing = [name for name in wanted if name not in state and not name.endswith(_COUNTER)]
-    left_over = [name for name in state if name not in wanted]
-    other = [
-        f"{name} ({value.dtype} {list(value.shape)})"
-        for name, value in state.items()
-        if name in wanted and (value.shape, value.dtype) != (wanted[name].shape, wanted[name].dtype)
-    ]
-    problems = [
-        f"{what}: {', '.join(names[:_SHOWN_KEYS])}"
-        + (f" and {len(names) - _SHOWN_KEYS} more" if len(names) > _SHOWN_KEYS else "")
-        for what, names in (
-            ("missing", missing),
-            ("left over", left_over),
-            ("of another dtype or shape", other),
-        )
-        if names
-    ]
-    if problems:
-        raise DataError(
-            f"the weights in {file} do not fit torch-fidelity's Inception network",
-            expected=f"its {len(wanted)} tensors, in float32",
-            got="; ".join(problems),
-            next_step="take torch-fidelity's own file",
-        )
+    return module.float().requires_grad_(False).eval()

@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flatq.errors import DataError
 from flatq.evaluate.moments import (
     F64,
     Rows,
@@ -84,13 +83,6 @@ def kid_terms(features: ArrayLike, reference_features: ArrayLike | None) -> KidT
     n, across, m = len(x), None, len(x)
     if reference_features is not None:
         r = as_rows(reference_features, name="reference features")
-        if r.shape[1] != x.shape[1]:
-            raise DataError(
-                "Features and reference features do not fit.",
-                expected=f"{r.shape[1]} dimensions",
-                got=str(x.shape[1]),
-                next_step="use the reference of the same feature extractor",
-            )
         m = len(r)
         across = _row_sums(x, r) / m
     diagonal = _diagonal(x, x)

@@ -136,7 +136,7 @@ class MiddleStages:
     def _exported(self, precision: FloatPrecision) -> SampleSet:
         if precision not in self._exports:
             from flatq.checkpoint import load_checkpoint
-            from flatq.export import export_checkpoint
+            from flatq.export.deploy import export_checkpoint
 
             folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory())) / "float"
             export_checkpoint(

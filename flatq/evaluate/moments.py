@@ -90,14 +90,11 @@ def as_rows(features: ArrayLike, *, name: str = "features") -> Rows:
     """Features [n, d] with n >= 2, checked to be finite; floats stay as they lie, without a copy.
 
     Raises:
-        DataError: not two-dimensional, too few rows, no columns, not numbers, or not finite.
+        DataError: not two-dimensional, too few rows, no columns, or not finite.
     """
-    try:
-        array: NDArray[Any] = np.asanyarray(features)
-        if not np.issubdtype(array.dtype, np.floating):
-            array = np.asarray(array, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"The {name} are not numbers.", expected="an array [n, d] of floats") from error
+    array: NDArray[Any] = np.asanyarray(features)
+    if not np.issubdtype(array.dtype, np.floating):
+        array = array.astype(np.float64)
     if array.ndim != 2 or array.shape[0] < 2 or array.shape[1] < 1:
         raise DataError(
             f"The {name} have the wrong shape.",

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flatq.errors import DataError
-from flatq.evaluate.moments import F64, Rows, as_rows
+from flatq.evaluate.moments import F64, Rows
 
 __all__ = [
     "MAX_POINTS",
@@ -37,7 +36,7 @@ _BLOCK_ENTRIES = 4_000_000  # distances held at a time: 32 MB, a few times over
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """precision: share of the n samples on the reference's manifold. recall: share of the n_reference
+    """precision: fraction of the n samples on the reference's manifold. recall: fraction of the n_reference
     reference points on the samples' manifold. k: of the neighbours. n and n_reference count the points that
     were taken, at most MAX_POINTS of each side."""
 
@@ -67,19 +66,11 @@ def fixed_choice(rows: Rows) -> Rows:
 
 
 def manifold_of(features: ArrayLike, k: int = NEIGHBOURS) -> Manifold:
-    """The manifold of features [n, d], of their `fixed_choice`; O(m^2 d) time for m points, bounded memory.
+    """The manifold of features [n, d], n above k >= 1, of their `fixed_choice`.
 
-    Raises:
-        DataError: bad features, k below 1, or not more than k points.
+    O(m^2 d) time for m points, bounded memory.
     """
-    x = fixed_choice(as_rows(features)).astype(np.float64)
-    if not 1 <= k < len(x):
-        raise DataError(
-            "There are too few points for their nearest neighbours.",
-            expected=f"more than k = {k} points, and k >= 1",
-            got=f"{len(x)} points",
-            next_step="take more samples",
-        )
+    x = fixed_choice(np.asarray(features)).astype(np.float64)
     centred = x - x.mean(axis=0)
     radii2 = np.empty(len(x))
     for rows in _blocks(len(x), len(x)):
@@ -90,18 +81,7 @@ def manifold_of(features: ArrayLike, k: int = NEIGHBOURS) -> Manifold:
 
 
 def precision_recall(samples: Manifold, reference: Manifold) -> PrecisionRecall:
-    """Both in one pass, O(n m d).
-
-    Raises:
-        DataError: different dimensions or different k.
-    """
-    if samples.points.shape[1] != reference.points.shape[1] or samples.k != reference.k:
-        raise DataError(
-            "Samples and reference points do not fit.",
-            expected=f"{reference.points.shape[1]} dimensions, k = {reference.k}",
-            got=f"{samples.points.shape[1]} dimensions, k = {samples.k}",
-            next_step="use the reference of the same feature extractor",
-        )
+    """Both in one pass over the distances, O(n m d); of manifolds in the same features, of the same k."""
     centre = reference.points.mean(axis=0)
     x, r = samples.points - centre, reference.points - centre
     on_reference = np.zeros(len(x), np.bool_)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from flatq.errors import DataError
 from flatq.evaluate.cache import Cache
 from flatq.evaluate.extractor import Extractor
-from flatq.evaluate.features import open_extractor
 from flatq.evaluate.moments import Moments, Reference, Rows, moments_of, reference_from_moments
 from flatq.evaluate.precision_recall import (
-    MAX_POINTS,
     NEIGHBOURS,
     Manifold,
     PrecisionRecall,
@@ -22,12 +19,11 @@ from flatq.evaluate.precision_recall import (
     manifold_of,
     precision_recall,
 )
-from flatq.evaluate.statistics_file import ReferenceSource, StoredReference, save_reference
-from flatq.images import ImageSet, Resize, load_images
-from flatq.runtime.base import default_threads
+from flatq.evaluate.statistics_file import ReferenceSource, StoredReference
+from flatq.images import ImageSet
 from flatq.version import __version__
 
-__all__ = ["MeasuredReference", "from_statistics", "measure_reference", "reference_key", "write_statistics"]
+__all__ = ["MeasuredReference", "from_statistics", "measure_reference", "reference_key"]
 
 _VERSION = 2
 
@@ -77,7 +73,7 @@ def measure_reference(
     Raises:
         DataError: images that do not fit the extractor, or too few or too alike for statistics.
     """
-    n, dim = len(images.pixels), extractor.dim
+    n = len(images.pixels)
     if n < 2:
         raise DataError(
             f"{images.name} holds too few images for reference statistics",
@@ -87,8 +83,7 @@ def measure_reference(
         )
     source = ReferenceSource("images", images.name, images.digest, n, images.shape, images.preprocessing)
     key = reference_key(images, extractor)
-    shapes = {"mu": (dim,), "sigma": (dim, dim), "features": (min(n, MAX_POINTS), dim)}
-    found = None if cache is None else cache.load("reference", key, shapes)
+    found = None if cache is None else cache.load("reference", key)
     if found is not None:
         statistics = reference_from_moments(Moments(n, found["mu"], found["sigma"]))
         return MeasuredReference(extractor, statistics, source, found["features"])
@@ -124,19 +119,14 @@ def from_statistics(stored: StoredReference, extractor: Extractor) -> MeasuredRe
         DataError: statistics of another extractor, of other dimensions, or of images of another shape.
     """
     name = stored.source.name
-    if stored.reference.dim != extractor.dim:
-        raise DataError(
-            f"the statistics of {name} do not fit the extractor {extractor.name}",
-            expected=f"{extractor.dim} dimensions",
-            got=f"{stored.reference.dim} dimensions",
-            next_step="name the extractor that they were made with: --features",
-        )
-    if stored.extractor_digest not in (None, extractor.digest):
+    if stored.reference.dim != extractor.dim or stored.extractor_digest not in (None, extractor.digest):
         raise DataError(
             f"the statistics of {name} were made with another extractor",
-            expected=f"{extractor.name}, sha256 {extractor.digest[:16]}...",
-            got=f"{stored.extractor_name}, sha256 {str(stored.extractor_digest)[:16]}...",
-            next_step="name the extractor that they were made with, or make them again with `flatq stats`",
+            expected=f"{extractor.name}, {extractor.dim} dimensions, sha256 {extractor.digest[:16]}...",
+            got=f"{stored.extractor_name or 'unknown'}, {stored.reference.dim} dimensions, sha256 "
+            f"{str(stored.extractor_digest)[:16]}...",
+            next_step="name the extractor that they were made with: --features; or make them again with "
+            "`flatq stats`",
         )
     shape = stored.source.image_shape
     if shape is not None and shape != extractor.image_shape:
@@ -147,41 +137,3 @@ def from_statistics(stored: StoredReference, extractor: Extractor) -> MeasuredRe
             next_step="make them of images of the model's shape: flatq stats DATA --size N",
         )
     return MeasuredReference(extractor, stored.reference, stored.source)
-
-
-def write_statistics(
-    data: str,
-    out: Path,
-    *,
-    features: str | None = None,
-    inception_weights: Path | None = None,
-    device: str = "cpu",
-    size: int | None = None,
-    resize: Resize | None = None,
-    limit: int | None = None,
-    channels: int | None = None,
-    threads: int | None = None,
-    cache: Cache | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> MeasuredReference:
-    """Measures images and writes their statistics to `out`.
-
-    Args:
-        data, size, resize, limit, channels: as `flatq.images.load_images`.
-        features, inception_weights, device: as `open_extractor`.
-        threads: of the CPU; all cores by default.
-
-    Raises:
-        InputError, MissingRuntimeError: as those and `measure_reference`; `out` cannot be written.
-    """
-    images = load_images(data, size=size, resize=resize, limit=limit, channels=channels)
-    extractor = open_extractor(
-        features,
-        image_shape=images.shape,
-        inception_weights=inception_weights,
-        device=device,
-        threads=threads or default_threads(),
-    )
-    measured = measure_reference(images, extractor, cache=cache, progress=progress)
-    save_reference(out, measured.statistics, measured.source, extractor)
-    return measured

@@ -9,10 +9,18 @@ from statistics import NormalDist
 from flatq.evaluate.drift import FULL_RATIO, Drift
 from flatq.evaluate.moments import normal_quantile
 
-__all__ = ["POWER", "Goal", "Plan", "full_samples", "plan_from_pilot", "samples_needed", "z_with_power"]
+__all__ = [
+    "POWER",
+    "Goal",
+    "SampleSizes",
+    "full_samples",
+    "samples_needed",
+    "sizes_from_pilot",
+    "z_with_power",
+]
 
 POWER = 0.8
-"""Probability of a decision at the number of samples that an inconclusive verdict or a plan names."""
+"""Probability of a decision at the number of samples that a verdict or `flatq eval --plan` names."""
 _GROWTH = (1, 2, 4, 10)
 
 
@@ -28,7 +36,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SampleSizes:
     """pilot: its n. deviation: s, of IF_q - IF_x (None without an interval, and reason says why).
     resolvable: the half-width at the pilot's n. goals: the cheapest first."""
 
@@ -40,7 +48,9 @@ class Plan:
     goals: tuple[Goal, ...]
 
 
-def plan_from_pilot(drift: Drift, seconds_per_image: float | None, max_drift: float | None = None) -> Plan:
+def sizes_from_pilot(
+    drift: Drift, seconds_per_image: float | None, max_drift: float | None = None
+) -> SampleSizes:
     """Goals from the pilot's drift: a whole interval, larger samples, and what a tolerance needs.
 
     With a tolerance: images to resolve half of it, to pass with 80 % power if the true drift is 0, and
@@ -75,7 +85,7 @@ def plan_from_pilot(drift: Drift, seconds_per_image: float | None, max_drift: fl
         if limit is not None and limit > drift.corrected:
             needed = samples_needed(drift, powerful / (limit - drift.corrected))
             goals.append(goal(f"{passing} the drift is the pilot's, {drift.corrected:+.4g}", needed))
-    return Plan(
+    return SampleSizes(
         pilot=drift.n,
         deviation=deviation,
         resolvable=drift.half_width,

@@ -10,8 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,13 +21,14 @@ from flatq.evaluate.compare import FeatureSet
 from flatq.evaluate.extractor import Extractor
 from flatq.evaluate.moments import F64, Rows
 from flatq.evaluate.reference import MeasuredReference
-from flatq.images import to_uint8
+from flatq.images import Rounding, to_uint8
 from flatq.launch import Processes
 from flatq.models import Model
 from flatq.noise import NOISE_VERSION
-from flatq.runtime.base import UNCONDITIONED, Condition, Runtime
+from flatq.runtime.base import Condition
 from flatq.runtime.cpu import instruction_set
-from flatq.sampler import SamplePlan, check_batch_size, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 from flatq.version import __version__
 
 __all__ = ["SampleSet", "Sampling", "sample_key"]
@@ -47,7 +47,7 @@ class Sampling:
     """How an evaluation draws images, keeps them and turns them into features.
 
     Attributes:
-        plan: the steps and the noise of an image.
+        settings: the steps and the noise of an image.
         first: index of the first image.
         batch_size: images at a time; kernels may sum in another order for another one.
         rounding: of samples to uint8, as `to_uint8`.
@@ -57,10 +57,10 @@ class Sampling:
         progress: called with (name of the model, images times steps done, total).
     """
 
-    plan: SamplePlan
+    settings: SamplingSettings
     first: int
     batch_size: int
-    rounding: Literal["round", "truncate"]
+    rounding: Rounding
     extractor: Extractor
     cache: Cache
     processes: Processes = field(default_factory=Processes)
@@ -104,10 +104,8 @@ class SampleSet:
 
     def __init__(self, model: Model, sampling: Sampling) -> None:
         """Raises:
-        UsageError: a batch size below 1.
         DataError: a process would draw other samples than the first one.
         """
-        check_batch_size(sampling.batch_size)
         self.model, self.identity = model, model.runtime.identity
         self.n, self.not_finite = 0, 0
         self._sampling = sampling
@@ -150,7 +148,7 @@ class SampleSet:
             kept = _Kept(span[1], batch.not_finite, batch.calls, sum(batch.seconds))
             found[span] = kept, batch.features
             done += span[1] - span[0]
-            steps = self._sampling.plan.evaluations
+            steps = self._sampling.settings.evaluations
             self._sampling.progress(self.model.name, done * steps, (n - have) * steps)
 
         def look_up() -> list[Span]:
@@ -227,11 +225,19 @@ class SampleSet:
         """The images first + begin to first + stop - 1; the network's calls are timed if it holds `full`."""
         how, model = self._sampling, self.model
         start = time.perf_counter()
-        timed = _Timed(model.runtime, full)
+        calls: list[float] = []
+
+        def timed(x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition) -> NDArray[np.float32]:
+            begin = time.perf_counter()
+            output = model.runtime(x, t, cond)
+            if len(x) == full:
+                calls.append(time.perf_counter() - begin)
+            return output
+
         samples = sample(
             timed,
             model.process,
-            how.plan,
+            how.settings,
             range(how.first + span[0], how.first + span[1]),
             model.image_shape,
             classes=model.classes,
@@ -242,8 +248,8 @@ class SampleSet:
         images = to_uint8(samples, how.rounding)
         seconds = time.perf_counter() - start
         features, extracting = self._extract(images)
-        calls, not_finite = np.array(timed.seconds, np.float64), int(np.count_nonzero(~finite))
-        return _Batch(images, not_finite, calls, features, (seconds, extracting))
+        not_finite = int(np.count_nonzero(~finite))
+        return _Batch(images, not_finite, np.array(calls), features, (seconds, extracting))
 
     def _extract(self, images: U8) -> tuple[Rows, float]:
         start = time.perf_counter()
@@ -255,8 +261,7 @@ class SampleSet:
         if arrays is None:
             return None
         images, seconds = arrays["images"], float(arrays["seconds"])
-        shapes = {"features": (len(images), self._sampling.extractor.dim), "seconds": ()}
-        kept = self._sampling.cache.load("features", self._feature_key, shapes, _part(span))
+        kept = self._sampling.cache.load("features", self._feature_key, _part(span))
         if kept is not None:
             features, extracting = kept["features"], float(kept["seconds"])
         else:
@@ -265,9 +270,7 @@ class SampleSet:
         return _Batch(images, int(arrays["not_finite"]), arrays["calls"], features, (seconds, extracting))
 
     def _arrays(self, span: Span) -> dict[str, NDArray[Any]] | None:
-        k = span[1] - span[0]
-        shapes = {"images": (k, *self.model.image_shape), "not_finite": (), "seconds": (), "calls": (-1,)}
-        return self._sampling.cache.load("samples", self._key, shapes, _part(span))
+        return self._sampling.cache.load("samples", self._key, _part(span))
 
     def _store(self, span: Span, batch: _Batch) -> None:
         arrays: dict[str, ArrayLike] = {
@@ -304,7 +307,7 @@ def sample_key(model: Model, sampling: Sampling) -> dict[str, Any]:
         "process": model.process.model_dump(mode="json"),
         "classes": None if model.classes is None else model.classes.model_dump(mode="json"),
         "shape": list(model.image_shape),
-        "plan": sampling.plan.model_dump(mode="json"),
+        "plan": sampling.settings.model_dump(mode="json"),
         "first": sampling.first,
         "batch_size": sampling.batch_size,
         "rounding": sampling.rounding,
@@ -313,32 +316,3 @@ def sample_key(model: Model, sampling: Sampling) -> dict[str, Any]:
 
 def _part(span: Span) -> str:
     return f"{span[0]}-{span[1]}"
-
-
-class _Timed:
-    """A runtime that notes how long each call of a full batch takes."""
-
-    def __init__(self, runtime: Runtime, batch_size: int) -> None:
-        self._runtime, self._batch_size = runtime, batch_size
-        self.seconds: list[float] = []
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return self._runtime.identity
-
-    def __call__(
-        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
-    ) -> NDArray[np.float32]:
-        start = time.perf_counter()
-        output = self._runtime(x, t, cond)
-        if len(x) == self._batch_size:
-            self.seconds.append(time.perf_counter() - start)
-        return output
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing: who opened the runtime closes it."""

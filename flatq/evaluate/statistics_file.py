@@ -115,6 +115,9 @@ def load_reference(path: str | os.PathLike[str]) -> StoredReference:
             wanted = ["mu", "sigma", *(_Labels.model_fields if own else ())]
             missing = [key for key in wanted if key not in keys]
             content = {key: archive[key] for key in wanted if key in keys}
+            numbers = [
+                content[key].astype(np.float64, casting="same_kind") for key in wanted[:2] if key in keys
+            ]
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"Cannot read the reference statistics {file}.",
@@ -130,16 +133,24 @@ def load_reference(path: str | os.PathLike[str]) -> StoredReference:
             next_step="name images with --data, or make statistics: flatq stats DATA -o ref.npz",
         )
     try:
-        return _own(content) if own else _foreign(file, content, digest)
+        labels = _labels(content) if own else None
+        reference = reference_from_moments(Moments(labels.n if labels else None, *numbers))
     except DataError as error:
-        raise DataError(
-            f"{file}: {error.what}", expected=error.expected, got=error.got, next_step=error.next_step
-        ) from error
+        error.what = f"{file}: {error.what}"
+        raise
+    if labels is None:
+        source = ReferenceSource("foreign-statistics", file.name, digest, None, None)
+        return StoredReference(reference, source, None, None)
+    c, h, w = labels.image_shape
+    source = ReferenceSource(
+        "statistics", labels.data_name, labels.data_digest, labels.n, (c, h, w), labels.preprocessing
+    )
+    return StoredReference(reference, source, labels.extractor_name, labels.extractor_digest)
 
 
-def _own(content: Mapping[str, NDArray[Any]]) -> StoredReference:
+def _labels(content: Mapping[str, NDArray[Any]]) -> _Labels:
     try:
-        labels = _Labels.model_validate({name: content[name].tolist() for name in _Labels.model_fields})
+        return _Labels.model_validate({name: content[name].tolist() for name in _Labels.model_fields})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise DataError(
@@ -148,21 +159,3 @@ def _own(content: Mapping[str, NDArray[Any]]) -> StoredReference:
             got=repr(first["input"]),
             next_step="make them again with `flatq stats DATA -o ref.npz`",
         ) from error
-    c, h, w = labels.image_shape
-    source = ReferenceSource(
-        "statistics", labels.data_name, labels.data_digest, labels.n, (c, h, w), labels.preprocessing
-    )
-    reference = reference_from_moments(_moments(labels.n, content))
-    return StoredReference(reference, source, labels.extractor_name, labels.extractor_digest)
-
-
-def _foreign(file: Path, content: Mapping[str, NDArray[Any]], digest: str) -> StoredReference:
-    source = ReferenceSource("foreign-statistics", file.name, digest, None, None)
-    return StoredReference(reference_from_moments(_moments(None, content)), source, None, None)
-
-
-def _moments(n: int | None, content: Mapping[str, NDArray[Any]]) -> Moments:
-    for key in ("mu", "sigma"):
-        if content[key].dtype.kind not in "fiu":
-            raise DataError(f"{key} is no array of real numbers.", got=str(content[key].dtype))
-    return Moments(n, content["mu"], content["sigma"])

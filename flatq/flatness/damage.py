@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from flatq.errors import ArtifactError, UsageError
-from flatq.flatness.landscape import F64, Landscape, Vector, inner, norm
-from flatq.flatness.lpf import weight_noise
-from flatq.flatness.result import Binned, Damage, binned_over_draws
+from flatq.flatness.landscape import F64, Landscape, Vector, inner, norm, weight_noise
+from flatq.flatness.result import Damage, binned
 from flatq.quantize.lowering import dequantized_weights, lower
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def damage(
 
     Args:
         target: whose lowered Q/DQ graph stands for the quantized model.
-        gradient, base: of the landscape at the weights.
+        gradient, base: gradient and losses at the weights.
     """
     error = quantization_error(artifact, landscape.weights)
     bins = landscape.draws.bins.numpy()
@@ -86,9 +85,9 @@ def damage(
         artifact=name,
         precision=artifact.manifest.precision,
         digest=digest,
-        weights=binned_over_draws(moved, bins),
-        quantized=binned_over_draws(quantized, bins),
-        random=Binned.over_repeats(random, bins),
+        weights=binned(moved, bins),
+        quantized=binned(quantized, bins),
+        random=binned(random, bins),
         slope=inner(everywhere, gradient),
         curvature=inner(everywhere, product) / 2,
         error_norm=norm(error),

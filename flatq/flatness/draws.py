@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flatq.errors import DataError
 from flatq.flatness.settings import BINS
@@ -14,7 +15,7 @@ from flatq.labels import Classes
 from flatq.noise import NoiseStream, normal
 from flatq.process import Process, ProcessConfig
 
-__all__ = ["Draws", "make_draws"]
+__all__ = ["Draws", "make_draws", "spread_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,22 @@ class Draws:
         return Draws(self.x[rows], self.t[rows], self.target[rows], label, self.bins[rows])
 
 
+def spread_rows(images: ImageSet, n: int) -> NDArray[np.int64]:
+    """n rows spread evenly over the images.
+
+    Raises:
+        DataError: fewer than n images.
+    """
+    if len(images.pixels) < n:
+        raise DataError(
+            f"{images.name} has too few images",
+            expected=f"at least {n}",
+            got=str(len(images.pixels)),
+            next_step="take fewer (-n), or more images",
+        )
+    return np.linspace(0, len(images.pixels) - 1, n).astype(np.int64)
+
+
 def make_draws(
     images: ImageSet, process: ProcessConfig, n: int, seed: int, *, classes: Classes | None = None
 ) -> Draws:
@@ -50,19 +67,12 @@ def make_draws(
     spread over [0, T) as evenly as all of them. Noise is that of image index i, draw 0 of the probes' stream.
 
     Args:
-        classes: of the network; labels are the images' own where they have some, else round-robin.
+        classes: the network's; labels are the images' own where they have some, else round-robin.
 
     Raises:
-        DataError: fewer images than draws.
+        DataError: as `spread_rows`.
     """
-    if len(images.pixels) < n:
-        raise DataError(
-            f"{images.name} has too few images for the flatness draws",
-            expected=f"at least {n}",
-            got=str(len(images.pixels)),
-            next_step="take fewer draws (-n)",
-        )
-    rows = np.linspace(0, len(images.pixels) - 1, n).astype(np.int64)
+    rows = spread_rows(images, n)
     rows = rows[np.random.Generator(np.random.Philox(key=seed)).permutation(n)]
     quarters = np.arange(n) % BINS
     # The golden ratio spreads any first part of a sequence evenly over [0, 1).
@@ -73,15 +83,13 @@ def make_draws(
     kept = Process.from_config(process).alphas_cumprod[t].reshape(-1, 1, 1, 1)
     signal, scale = np.sqrt(kept).astype(np.float32), np.sqrt(1 - kept).astype(np.float32)
     target = {"epsilon": noise, "sample": x0, "v": signal * noise - scale * x0}[process.prediction]
-    label = None
+    labels = None
     if classes is not None:
-        label = torch.from_numpy(
-            classes.assign(range(n)) if images.labels is None else images.labels[rows].astype(np.int64)
-        )
+        labels = classes.assign(range(n)) if images.labels is None else images.labels[rows].astype(np.int64)
     return Draws(
         torch.from_numpy(signal * x0 + scale * noise),
         torch.from_numpy(t),
         torch.from_numpy(target),
-        label,
+        None if labels is None else torch.from_numpy(labels),
         torch.from_numpy(quarters),
     )

@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatq.flatness.draws import Draws
+from flatq.noise import NoiseStream, normal
 
-__all__ = ["Landscape", "Vector", "inner", "losses_of", "norm"]
+__all__ = ["F64", "Landscape", "Vector", "inner", "losses_of", "norm", "weight_noise"]
 
 Vector = Mapping[str, torch.Tensor]
 """A direction in weight space: parameter name -> tensor of its shape."""
@@ -43,9 +44,9 @@ class Landscape:
 
     def losses(self, perturbation: Vector | None = None) -> F64:
         """The loss of each draw at the weights plus a perturbation, [n]."""
-        weights = self._moved(perturbation)
+        moved = {name: self.weights[name] + e for name, e in (perturbation or {}).items()}
         with torch.no_grad():
-            parts = [losses_of(self._at(weights), batch) for batch in self._batches()]
+            parts = [losses_of(self._at({**self.weights, **moved}), batch) for batch in self._batches()]
         return torch.cat(parts).double().cpu().numpy()
 
     def gradient(self) -> dict[str, torch.Tensor]:
@@ -80,13 +81,6 @@ class Landscape:
                     total[name] += part * (len(losses) / len(self.draws.t))
         return total, np.array(curvatures)
 
-    def _moved(self, perturbation: Vector | None) -> dict[str, torch.Tensor]:
-        if perturbation is None:
-            return self.weights
-        return {
-            name: w + perturbation[name] if name in perturbation else w for name, w in self.weights.items()
-        }
-
     def _at(self, weights: Vector) -> Callable[..., torch.Tensor]:
         return lambda *inputs: torch.func.functional_call(self.network, dict(weights), inputs)
 
@@ -103,3 +97,17 @@ def inner(a: Vector, b: Vector) -> float:
 def norm(a: Vector) -> float:
     """The Euclidean norm of a direction."""
     return math.sqrt(inner(a, a))
+
+
+def weight_noise(weights: Vector, seed: int, index: int, first_draw: int = 1) -> dict[str, torch.Tensor]:
+    """Standard normal noise for every tensor, the same for all networks of one architecture.
+
+    Args:
+        index: number of the perturbation; tensor number i takes draw `first_draw` + i of image index `index`.
+    """
+
+    def noise(draw: int, w: torch.Tensor) -> torch.Tensor:
+        drawn = normal(seed, [index], draw, (1, 1, w.numel()), stream=NoiseStream.PROBES)
+        return torch.from_numpy(drawn).view(w.shape).to(w)
+
+    return {name: noise(draw, w) for draw, (name, w) in enumerate(weights.items(), first_draw)}

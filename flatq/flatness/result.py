@@ -20,7 +20,7 @@ __all__ = [
     "Frozen",
     "LayerWeights",
     "Noise",
-    "binned_over_draws",
+    "binned",
 ]
 
 
@@ -39,8 +39,8 @@ class Estimate(Frozen):
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Self:
         """The mean of independent values [k], k >= 2."""
-        spread = float(values.std(ddof=1) / len(values) ** 0.5)
-        return cls(value=float(values.mean()), standard_error=spread)
+        error = float(values.std(ddof=1) / len(values) ** 0.5)
+        return cls(value=float(values.mean()), standard_error=error)
 
 
 class Binned(Frozen):
@@ -49,17 +49,18 @@ class Binned(Frozen):
     overall: Estimate
     quarters: tuple[Estimate, Estimate, Estimate, Estimate]
 
-    @classmethod
-    def over_repeats(cls, values: NDArray[np.float64], bins: NDArray[np.int64]) -> Self:
-        """Of values [repeats, n]: means over the draws n; the standard error is over the repeats."""
-        quarters = tuple(Estimate.of(values[:, bins == b].mean(1)) for b in range(BINS))
-        return cls(overall=Estimate.of(values.mean(1)), quarters=quarters)  # type: ignore[arg-type]
 
+def binned(values: NDArray[np.float64], bins: NDArray[np.int64]) -> Binned:
+    """Means of values [n], one for each draw, or [repeats, n].
 
-def binned_over_draws(values: NDArray[np.float64], bins: NDArray[np.int64]) -> Binned:
-    """Of values [n], one for each draw; the standard error is over the draws."""
-    quarters = tuple(Estimate.of(values[bins == b]) for b in range(BINS))
-    return Binned(overall=Estimate.of(values), quarters=quarters)  # type: ignore[arg-type]
+    The standard error is over the draws, or over the repeats' means.
+    """
+
+    def estimate(part: NDArray[np.float64]) -> Estimate:
+        return Estimate.of(part if part.ndim == 1 else part.mean(1))
+
+    quarters = tuple(estimate(values[..., bins == b]) for b in range(BINS))
+    return Binned(overall=estimate(values), quarters=quarters)  # type: ignore[arg-type]
 
 
 class Noise(Frozen):
@@ -80,7 +81,7 @@ class Ascent(Frozen):
 
 
 class Curvature(Frozen):
-    """Of the mean loss's Hessian."""
+    """Largest eigenvalue and trace of the mean loss's Hessian."""
 
     largest_eigenvalue: Estimate
     trace: Estimate
@@ -101,7 +102,7 @@ class Damage(Frozen):
     """What an artifact's own quantization error d does to the loss.
 
     Attributes:
-        artifact, precision, digest: of the artifact.
+        artifact, precision, digest: the artifact's name, precision and sha256.
         weights: increase at w + d, weights alone.
         quantized: increase in the lowered Q/DQ graph, weights and activations.
         random: increase under gaussian noise with the norm of d in each tensor, mean over draws of it.
@@ -152,8 +153,7 @@ class Flatness(Frozen):
         if self.curvature is not None:
             found["largest eigenvalue"] = self.curvature.largest_eigenvalue.value
             found["trace"] = self.curvature.trace.value
-        counts = np.array([layer.count for layer in self.layers])
+        counts = [layer.count for layer in self.layers]
         found["range over std"] = float(np.average([x.range_over_std for x in self.layers], weights=counts))
         found["kurtosis"] = float(np.average([x.kurtosis for x in self.layers], weights=counts))
-        found["norm"] = float(np.sqrt(np.sum([x.norm**2 for x in self.layers])))
-        return found
+        return found | {"norm": float(np.sqrt(np.sum([x.norm**2 for x in self.layers])))}

@@ -9,12 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flatq.checkpoint import Checkpoint, load_checkpoint
-from flatq.errors import ArtifactError, DataError, UsageError
+from flatq.checkpoint import load_checkpoint
+from flatq.errors import ArtifactError, UsageError
 from flatq.files import replacing
 from flatq.flatness.measure import measure_flatness
 from flatq.flatness.report import save_plots, to_markdown
-from flatq.flatness.result import Flatness
 from flatq.flatness.settings import FlatnessSettings
 from flatq.images import Resize, load_images
 from flatq.progress import Progress
@@ -48,7 +47,18 @@ def run_flatness(
     """
     loaded = [load_checkpoint(path) for path in checkpoints]
     models = [(c, c.choose(v)) for c in loaded for v in (weights or (None,))]
-    by_model = _by_parent(artifacts, models)
+    by_parent: dict[tuple[str | None, str], list[Path]] = {(c.digest, variant): [] for c, variant in models}
+    for path in artifacts:
+        parent = read_manifest(path).parent
+        key = (parent["sha256"], parent["weights"])
+        if key not in by_parent:
+            raise ArtifactError(
+                f"{path} was not made from the weights that are measured",
+                expected="an artifact of one of " + ", ".join(f"{c.source} ({v})" for c, v in models),
+                got=f"{key[1]} weights of {parent['file']}, sha256 {str(key[0])[:16]}...",
+                next_step="choose the weights with --weights, or name the checkpoint it was made from",
+            )
+        by_parent[key].append(path)
     shapes = {checkpoint.model.image_shape for checkpoint in loaded}
     if len(shapes) > 1:
         raise UsageError(
@@ -58,26 +68,24 @@ def run_flatness(
         )
     channels, size, _ = shapes.pop()
     images = load_images(data, size=size, resize=resize, channels=channels)
-    if images.shape[1:] != (size, size):
-        raise DataError(
-            f"the images of {data} do not have the checkpoint's shape",
-            expected=f"{size} x {size}",
-            got=f"{images.shape[1]} x {images.shape[2]}",
-            next_step="name the data that the model was trained on with --data",
-        )
     results = []
-    for number, (checkpoint, variant) in enumerate(models):
+    for checkpoint, variant in models:
         stage = f"{checkpoint.source.name if checkpoint.source else ''} ({variant})"
         found = measure_flatness(
             checkpoint,
             images,
             settings,
             weights_variant=variant,
-            artifacts=by_model[number],
+            artifacts=by_parent[checkpoint.digest, variant],
             progress=lambda _, done, total, stage=stage: progress(stage, done, total),  # type: ignore[misc]
         )
         results.append(found)
-    _write(results, out)
+    out.mkdir(parents=True, exist_ok=True)
+    content = json.dumps([result.model_dump(mode="json") for result in results], indent=1)
+    for name, text in (("flatness.json", content + "\n"), ("flatness.md", to_markdown(results))):
+        with replacing(out / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    save_plots(results, out)
 
 
 def flatness_settings(given: Mapping[str, Any]) -> FlatnessSettings:
@@ -91,30 +99,3 @@ def flatness_settings(given: Mapping[str, Any]) -> FlatnessSettings:
             expected=first["msg"],
             got=str(first["input"]),
         ) from error
-
-
-def _by_parent(paths: Sequence[Path], models: Sequence[tuple[Checkpoint, str]]) -> list[list[Path]]:
-    """The artifacts of each model."""
-    found: list[list[Path]] = [[] for _ in models]
-    keys = [(checkpoint.digest, variant) for checkpoint, variant in models]
-    for path in paths:
-        parent = read_manifest(path).parent
-        key = (parent["sha256"], parent["weights"])
-        if key not in keys:
-            raise ArtifactError(
-                f"{path} was not made from the weights that are measured",
-                expected="an artifact of one of " + ", ".join(f"{c.source} ({v})" for c, v in models),
-                got=f"{key[1]} weights of {parent['file']}, sha256 {str(key[0])[:16]}...",
-                next_step="choose the weights with --weights, or name the checkpoint it was made from",
-            )
-        found[keys.index(key)].append(path)
-    return found
-
-
-def _write(results: Sequence[Flatness], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    content = json.dumps([result.model_dump(mode="json") for result in results], indent=1)
-    for name, text in (("flatness.json", content + "\n"), ("flatness.md", to_markdown(results))):
-        with replacing(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
-    save_plots(results, folder)

@@ -15,7 +15,7 @@ class FlatnessSettings(BaseModel):
 
     Attributes:
         images: number of (x0, t, noise) draws; a multiple of 4, so that each quarter of t has as many.
-        seed: of the noise of images and weights.
+        seed: random seed of the noise on images and weights.
         sigmas: standard deviations of the absolute gaussian weight noise, the same for every tensor (the
             code that the paper builds on takes 0.01).
         relative_sigmas: standard deviations relative to the root mean square of each filter.

@@ -15,8 +15,6 @@ No torch.
     grid.py      many images in one picture
 """
 
-from flatq.images.archives import IMAGE_SUFFIXES
-from flatq.images.digits import DIGITS_TRAIN_COUNT, digit_labels
 from flatq.images.grid import make_grid, save_grid
 from flatq.images.labels import check_labels
 from flatq.images.pixels import Rounding, to_float, to_uint8
@@ -24,14 +22,11 @@ from flatq.images.resize import RESIZES, Resize, resize_image
 from flatq.images.source import ImageSet, load_images
 
 __all__ = [
-    "DIGITS_TRAIN_COUNT",
-    "IMAGE_SUFFIXES",
     "RESIZES",
     "ImageSet",
     "Resize",
     "Rounding",
     "check_labels",
-    "digit_labels",
     "load_images",
     "make_grid",
     "resize_image",

@@ -5,13 +5,14 @@ Labels are never guessed from the names of folders.
 
 from __future__ import annotations
 
-import json
+import codecs
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
 
 from flatq.errors import DataError
 
@@ -23,7 +24,12 @@ DATASET_JSON = "dataset.json"
 """Where NVlabs' dataset_tool keeps the labels, at the top of a folder or zip."""
 
 _LARGEST = int(np.iinfo(np.int64).max)
-_LAYOUT = '{"labels": [["00000/img00000000.png", 6], ...]} or {"labels": null}'
+
+
+class _DatasetJson(BaseModel):
+    """{"labels": [["00000/img00000000.png", 6], ...]} or {"labels": null}."""
+
+    labels: list[tuple[str, Annotated[int, Field(strict=True, ge=0, le=_LARGEST)]]] | None
 
 
 def check_labels(labels: I64, num_classes: int, source: str | Path) -> None:
@@ -57,14 +63,11 @@ def integer_labels(array: NDArray[Any], n: int, where: str) -> I64:
         DataError: another dtype, shape or length, a negative label.
     """
     if array.dtype.kind not in "iu" or array.shape != (n,):
-        vectors = array.ndim == 2 or array.dtype.kind == "f"
         raise DataError(
             f"{where} holds no labels for these images",
-            expected=f"one integer for each image, {n} in all",
+            expected=f"one integer for each image, {n} in all; no one-hot vectors or soft labels",
             got=f"{array.dtype} {list(array.shape)}",
-            next_step="one-hot vectors and soft labels are not read: store the index of the class"
-            if vectors
-            else "store labels and images in the same order, or leave the labels out",
+            next_step="store the index of each image's class, or leave the labels out",
         )
     outside = np.flatnonzero((array < 0) | (array > _LARGEST))
     if len(outside):
@@ -89,30 +92,25 @@ def dataset_json_labels(data: bytes, names: Sequence[str], source: str | Path) -
         int64 [len(names)], or None where the file says `"labels": null`.
 
     Raises:
-        DataError: no JSON, another layout, a name twice, names without an image, images without a label,
-            labels that are not integers of 0 or more.
+        DataError: no JSON, another layout, labels that are not integers of 0 or more, names without an image,
+            images without a label.
     """
     where = f"{DATASET_JSON} of {source}"
     try:
-        table = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is no JSON", expected=_LAYOUT, got=str(error)) from error
-    if not isinstance(table, dict) or "labels" not in table:
-        raise _layout(
-            where, f"the keys {', '.join(table) or 'none'}" if isinstance(table, dict) else "no object"
-        )
-    if table["labels"] is None:
+        table = _DatasetJson.model_validate_json(data.removeprefix(codecs.BOM_UTF8)).labels
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            f"{where} does not have the layout of NVlabs' dataset_tool",
+            expected='{"labels": [["00000/img00000000.png", 6], ...]} with integers of 0 or more, or '
+            '{"labels": null}',
+            got=f"{'.'.join(map(str, first['loc']))}: {first['msg']}: {first['input']!r:.60}",
+            next_step="store the index of each image's class, no one-hot vectors or soft labels; or take the "
+            "file out to go without labels",
+        ) from error
+    if table is None:
         return None
-    if not isinstance(table["labels"], list):
-        raise _layout(where, f"labels of the type {type(table['labels']).__name__}")
-    labels: dict[str, int] = {}
-    for number, entry in enumerate(table["labels"]):
-        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
-            raise _layout(where, f"entry {number} is {_short(entry)}")
-        name, label = entry
-        if name in labels:
-            raise DataError(f"{where} names {name} twice", expected="one label for each image")
-        labels[name] = _label(label, name, where)
+    labels = dict(table)
     absent = sorted(labels.keys() - set(names))
     missed = [name for name in names if name not in labels]
     if absent or missed:
@@ -125,34 +123,3 @@ def dataset_json_labels(data: bytes, names: Sequence[str], source: str | Path) -
             next_step="make the data set again, or take the file out to go without labels",
         )
     return np.array([labels[name] for name in names], np.int64)
-
-
-def _label(label: object, name: str, where: str) -> int:
-    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label <= _LARGEST:
-        return label
-    if isinstance(label, list):
-        reason = "one-hot vectors and soft labels are not read: store the index of the class"
-    elif isinstance(label, float):
-        reason = "numbers that are no integers are conditions of another kind than classes: store the index"
-    else:
-        reason = "store the index of the class"
-    raise DataError(
-        f"{where} holds a label that is no class",
-        expected="an integer of 0 or more",
-        got=f"{_short(label)} for {name}",
-        next_step=reason,
-    )
-
-
-def _layout(where: str, got: str) -> DataError:
-    return DataError(
-        f"{where} has another layout than NVlabs' dataset_tool writes",
-        expected=_LAYOUT,
-        got=got,
-        next_step="make the data set again, or take the file out to go without labels",
-    )
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

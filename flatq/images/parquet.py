@@ -1,12 +1,12 @@
 """Images as bytes in a column of parquet files, as Hugging Face datasets lays them out.
 
-pyarrow reads them batch by batch. What decodes the bytes lives in stack.py.
+pyarrow reads them batch by batch. `flatq.images.stack` decodes the bytes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from flatq.errors import DataError, MissingRuntimeError
-from flatq.images.labels import I64, integer_labels
+from flatq.errors import DataError, one_line
+from flatq.images.labels import integer_labels
 from flatq.images.stack import Contents, File, Target, stack_files
+from flatq.packages import require
 
 __all__ = ["parquet_shards", "read_parquet"]
 
@@ -37,25 +38,14 @@ def parquet_shards(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.suffix.lower() == ".parquet" and not path.name.startswith(".") and path.is_file()
     )
-    numbered = [_NUMBERED.fullmatch(path.name) for path in shards]
-    sets = {match and (match[1], int(match[3])) for match in numbered}
-    if len(sets) > 1:
+    numbered = [match for path in shards if (match := _NUMBERED.fullmatch(path.name))]
+    sets = {(match[1], int(match[3])) for match in numbered}
+    if numbered and not (len(sets) == 1 and len(shards) == len(numbered) == int(numbered[0][3])):
         raise DataError(
-            f"{folder} holds the shards of several sets",
-            expected="one set, such as train-00000-of-00004.parquet and on",
+            f"{folder} does not hold all shards of one set, and nothing else",
+            expected="such as train-00000-of-00004.parquet to train-00003-of-00004.parquet",
             got=", ".join(path.name for path in shards[:8]) + (", ..." if len(shards) > 8 else ""),
-            next_step="give each set a folder of its own, or name a single file",
-        )
-    present = [int(match[2]) for match in numbered if match]
-    total = next((int(match[3]) for match in numbered if match), 0)
-    missing = sorted(set(range(total)) - set(present))
-    if missing:
-        raise DataError(
-            f"{folder} does not hold all shards",
-            expected=f"the shards 0..{total - 1}",
-            got=f"{len(present)}, without {', '.join(map(str, missing[:8]))}"
-            + (", ..." if len(missing) > 8 else ""),
-            next_step="download the others too, or name a single file",
+            next_step="add the missing ones, give each set a folder of its own, or name a single file",
         )
     return shards
 
@@ -65,127 +55,96 @@ def read_parquet(shards: list[Path], source: Path, target: Target, limit: int | 
 
     Raises:
         DataError: a damaged file, no column `image` or `img` of bytes, rows without an image, labels that are
-            not integers of 0 or more or that some files lack, no rows.
+            not integers of 0 or more or that some rows lack, no rows.
         MissingRuntimeError: pyarrow is not installed.
     """
-    parquet, reading = _pyarrow()
-    plan: list[tuple[Path, str, int]] = []
-    labels: list[I64] = []
-    rows = 0
+    arrow = require("pyarrow", "pyarrow", "parquet")
+    dataset = require("pyarrow.dataset", "pyarrow", "parquet")
+    options = dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+    layout = dataset.ParquetFileFormat(default_fragment_scan_options=options)
+    parts, schemas, rows = [], [], 0
     for shard in shards:
-        if limit is not None and rows >= limit:
-            break
-        with reading(shard), parquet.ParquetFile(shard, page_checksum_verification=True) as file:
-            image, labelled = _columns(file.schema_arrow, shard)
-            n = int(file.metadata.num_rows)
-            if labelled:
-                labels.append(_labels(file.read([_LABEL_COLUMN]).column(0), n, shard))
-        plan.append((shard, image, n))
-        rows += n
-        if labels and len(labels) != len(plan):
-            raise DataError(
-                f"only some files of {source} have labels",
-                expected=f"the column {_LABEL_COLUMN} in all or none",
-                got=f"{plan[0][0].name} and {shard.name} differ",
-            )
+        with _reading(shard):
+            part = layout.make_fragment(str(shard), arrow.fs.LocalFileSystem())
+            parts.append((shard, part))
+            schemas.append(part.physical_schema)
+            rows += part.count_rows()
+    with _reading(source):
+        schema = arrow.unify_schemas(schemas)
+    columns = _columns(schema, source)
     if not rows:
         raise DataError(f"{source} holds no images", expected="at least one row", got="none")
     n = rows if limit is None else min(rows, limit)
-    files = _files(plan, n, parquet, reading)
-    pixels, done = stack_files(files, n, source, target)
-    return Contents(pixels, np.concatenate(labels)[:n] if labels else None, done)
+    labels: list[Any] = []
+
+    def files() -> Iterator[File]:
+        left = n
+        for shard, part in parts:
+            row = 0
+            with _reading(shard):
+                for batch in part.to_batches(schema, columns=columns, batch_size=min(_BATCH_ROWS, n)):
+                    images, *others = (column.to_pylist()[:left] for column in batch.columns)
+                    labels.extend(others[0] if others else ())
+                    for value in images:
+                        yield f"row {row} of {shard.name}", partial(_bytes, value, row, shard)
+                        row, left = row + 1, left - 1
+                    if not left:
+                        return
+
+    pixels, done = stack_files(files(), n, source, target)
+    if None in labels:
+        raise DataError(
+            f"{source} has rows without a label",
+            expected=f"an integer in each row of the column {_LABEL_COLUMN}, in each file",
+            got=f"{labels.count(None)} of {n} rows without",
+            next_step="fill them, or drop the column to go without labels",
+        )
+    where = f"the column {_LABEL_COLUMN} of {source}"
+    return Contents(pixels, integer_labels(np.array(labels), n, where) if labels else None, done)
 
 
-def _pyarrow() -> tuple[Any, Callable[[Path], Any]]:
-    """`pyarrow.parquet`, and a context in which its errors are about a file."""
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """A context in which pyarrow's errors are about a file."""
     try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingRuntimeError(
-            "parquet files are read by pyarrow, which is not installed",
-            expected="the package pyarrow",
-            got=str(error),
-            next_step='pip install "flatq[parquet]"',
+        yield
+    except (require("pyarrow", "pyarrow", "parquet").ArrowException, OSError, MemoryError) as error:
+        raise DataError(
+            f"{path} cannot be read as parquet",
+            expected="a whole .parquet file, or several with the same columns",
+            got=one_line(error),
+            next_step="copy or download it again",
         ) from error
 
-    @contextmanager
-    def reading(shard: Path) -> Iterator[None]:
-        try:
-            yield
-        except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
-            raise DataError(
-                f"{shard} cannot be read as parquet",
-                expected="a whole .parquet file",
-                got=str(error) or type(error).__name__,
-                next_step="copy or download it again",
-            ) from error
 
-    return parquet, reading
-
-
-def _columns(schema: Any, shard: Path) -> tuple[str, bool]:
-    """The column of images, and whether there are labels."""
+def _columns(schema: Any, source: Path) -> list[str]:
+    """The column of images and, where there are labels, theirs."""
     from pyarrow import types
-
-    def holds_bytes(kind: Any) -> bool:
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
     def holds_images(kind: Any) -> bool:
         if types.is_struct(kind):
-            return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
-        return holds_bytes(kind)
+            return any(field.name == "bytes" and holds_images(field.type) for field in kind)
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
-    columns = {field.name: field.type for field in schema}
-    found = [name for name in _IMAGE_COLUMNS if name in columns and holds_images(columns[name])]
-    listed = ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "no columns"
-    if len(found) != 1:
+    kinds = {field.name: field.type for field in schema}
+    found = [name for name in _IMAGE_COLUMNS if name in kinds and holds_images(kinds[name])]
+    labels = [_LABEL_COLUMN] if _LABEL_COLUMN in kinds else []
+    if len(found) != 1 or (labels and not types.is_integer(kinds[_LABEL_COLUMN])):
         raise DataError(
-            f"{shard} has {'two columns' if found else 'no column'} of images",
-            expected="one column image or img, of bytes or of {bytes, path}",
-            got=listed,
-            next_step="give the column of images the name image, with all others out of its way",
+            f"{source} does not have one column of images"
+            if len(found) != 1
+            else f"{source} has labels that are no classes",
+            expected="one column image or img of bytes or of {bytes, path}, and integers in the column "
+            f"{_LABEL_COLUMN} if there is one",
+            got=", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "no columns",
+            next_step="rename or drop the other columns, and store the index of each image's class",
         )
-    if _LABEL_COLUMN in columns and not types.is_integer(columns[_LABEL_COLUMN]):
-        raise DataError(
-            f"{shard} has labels that are no classes",
-            expected=f"integers in the column {_LABEL_COLUMN}",
-            got=listed,
-            next_step="store the index of the class, or give that column another name to go without labels",
-        )
-    return found[0], _LABEL_COLUMN in columns
-
-
-def _labels(column: Any, n: int, shard: Path) -> I64:
-    if column.null_count:
-        raise DataError(
-            f"{shard} has rows without a label",
-            expected=f"an integer in each row of the column {_LABEL_COLUMN}",
-            got=f"{column.null_count} of {n} rows null",
-            next_step="fill them, or drop the column to go without labels",
-        )
-    return integer_labels(column.to_numpy(), n, f"the column {_LABEL_COLUMN} of {shard}")
-
-
-def _files(
-    plan: list[tuple[Path, str, int]], n: int, parquet: Any, reading: Callable[[Path], Any]
-) -> Iterator[File]:
-    """The first n images of all files."""
-    for shard, column, _ in plan:
-        row = 0
-        with reading(shard), parquet.ParquetFile(shard, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(batch_size=min(_BATCH_ROWS, n), columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    yield f"row {row} of {shard.name}", partial(_bytes, value, row, shard)
-                    row, n = row + 1, n - 1
-                    if not n:
-                        return
+    return found + labels
 
 
 def _bytes(value: Any, row: int, shard: Path) -> bytes:
-    data = value.get("bytes") if isinstance(value, dict) else value
+    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     if data is None:
-        path = value.get("path") if isinstance(value, dict) else None
         raise DataError(
             f"row {row} of {shard} holds no image",
             expected="the bytes of an image file in each row",

@@ -87,24 +87,23 @@ def load_images(
         channels: 1 or 3 converts to grey or RGB. Without it all images must be of one kind.
 
     Raises:
-        UsageError: a resize without a size, or one that there is not.
+        UsageError: a resize without a size, or an unknown one.
         DataError: a missing path, no images, a broken image or archive, images of different sizes or kinds, a
-            name in a zip that leaves the folder, a member of a zip that unpacks to an absurd size, an array
-            of another dtype or shape, labels that are no integers of 0 or more or not one for each image.
+            member of a zip that unpacks to an absurd size, an array of another dtype or shape, labels that
+            are no integers of 0 or more or not one for each image.
         MissingRuntimeError: digits without scikit-learn, parquet without pyarrow.
     """
-    for option, value in (("size", size), ("limit", limit)):
-        if value is not None and value < 1:
-            raise DataError(f"{option} must be positive", expected="an integer of 1 or more", got=str(value))
-    if channels not in (None, 1, 3):
-        raise DataError(f"{channels} channels are not offered", expected="1 (grey) or 3 (RGB)")
-    if resize is not None and resize not in get_args(Resize):
-        raise UsageError(f"there is no resize {resize!r}", expected=resize_choices(), got=repr(resize))
-    if resize is not None and size is None:
+    if min(size or 1, limit or 1) < 1 or 0 in (size, limit) or channels not in (None, 1, 3):
+        raise DataError(
+            "the images cannot be had so",
+            expected="a size and a limit of 1 or more, and 1 (grey) or 3 (RGB) channels",
+            got=f"size {size}, limit {limit}, channels {channels}",
+        )
+    if resize is not None and (resize not in get_args(Resize) or size is None):
         raise UsageError(
-            f"the resize {resize} has no size to go to",
-            expected="a size together with a resize",
-            got="no size",
+            f"there is no resize {resize!r}" if size else f"the resize {resize} has no size to go to",
+            expected=f"a size, and one of {resize_choices()}",
+            got=f"resize {resize}, size {size}",
             next_step="give the size, or leave the resize out",
         )
     target = Target(size, resize, channels)

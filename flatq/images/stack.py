@@ -6,10 +6,7 @@ Where the files come from lives in archives.py and parquet.py.
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,33 +15,13 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from flatq.errors import DataError
+from flatq.errors import DataError, one_line
 from flatq.images.labels import I64
 from flatq.images.pixels import U8
 from flatq.images.resize import RESIZES, Resize, resize_choices, resize_image
 
-__all__ = ["READ_ERRORS", "Contents", "File", "Target", "convert_array", "stack_files"]
+__all__ = ["Contents", "File", "Target", "convert_array", "stack_files"]
 
-READ_ERRORS = (
-    zipfile.BadZipFile,
-    OSError,
-    EOFError,
-    RuntimeError,  # an encrypted member, an unknown compression
-    ValueError,
-    struct.error,
-    zlib.error,
-    MemoryError,
-)
-"""What reading a damaged file or zip raises."""
-
-_DECODE_ERRORS = (
-    *READ_ERRORS,
-    SyntaxError,  # Pillow's PNG reader
-    IndexError,
-    TypeError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
 # not every format that Pillow knows: some of them start other programs
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _GREY_MODES = frozenset({"1", "L", "LA", "La"})
@@ -94,12 +71,14 @@ def _decode(read: Callable[[], bytes], name: str, source: str | Path) -> Image.I
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(read()), formats=_FORMATS)
             image.load()
-    except _DECODE_ERRORS as error:
+    except DataError:
+        raise
+    except Exception as error:  # Pillow, zipfile and zlib raise many types for damaged bytes
         unknown = isinstance(error, UnidentifiedImageError)
         raise DataError(
             f"{name} in {source} cannot be read as an image",
             expected=f"a whole image file ({', '.join(_FORMATS)})",
-            got="bytes of another kind" if unknown else str(error) or type(error).__name__,
+            got="bytes of another kind" if unknown else one_line(error),
             next_step="repair it or take it out",
         ) from error
     return image
@@ -114,19 +93,14 @@ def _stack(frames: Iterable[tuple[str, Image.Image]], n: int, target: Target) ->
         array = _to_array(frame, name, target, done)
         if out is None:
             out, first_name = np.empty((n, *array.shape), np.uint8), name
-        if array.shape[0] != out.shape[1]:
-            kinds = {1: "grey", 3: "RGB"}
-            raise DataError(
-                f"{name} is {kinds[array.shape[0]]}, {first_name} is {kinds[out.shape[1]]}",
-                expected="images of one kind",
-                next_step="ask for one kind: channels 1 (grey) or 3 (RGB)",
-            )
         if array.shape != out.shape[1:]:
+            shapes = [f"{'grey' if c == 1 else 'RGB'}, {h} x {w}" for c, h, w in (out.shape[1:], array.shape)]
             raise DataError(
-                f"{name} has another size than {first_name}",
-                expected=f"{out.shape[2]} x {out.shape[3]} (height x width)",
-                got=f"{array.shape[1]} x {array.shape[2]}",
-                next_step=f"give a size and one way to get there by resize: {resize_choices()}",
+                f"{name} is of another kind or size than {first_name}",
+                expected=f"{shapes[0]} (height x width)",
+                got=shapes[1],
+                next_step="ask for channels 1 (grey) or 3 (RGB), or give a size and one way to get there by "
+                f"resize: {resize_choices()}",
             )
         out[i] = array
     assert out is not None

@@ -6,28 +6,21 @@ the process `diffusers_scheduler`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from flatq.checkpoint import Checkpoint, file_digest
 from flatq.errors import CheckpointError, UsageError
 from flatq.files import check_free_folder, replacing
-from flatq.interop.diffusers_library import quiet_diffusers
 from flatq.interop.diffusers_scheduler import process_of_scheduler, scheduler_arguments
-from flatq.interop.diffusers_source import Source, locate, read_json, scheduler_file
+from flatq.interop.diffusers_source import DiffusersSource, locate, quiet_diffusers, read_json, scheduler_file
 from flatq.interop.diffusers_unet import UnetConfig, read_unet_config, read_unet_weights, same_network
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
+from flatq.progress import Note
 from flatq.version import __version__
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = ["export_diffusers", "import_diffusers"]
-
-Note = Callable[[str], None]
-"""Told, in one line each, what was taken, left aside or would sample differently."""
 
 
 def import_diffusers(
@@ -41,6 +34,7 @@ def import_diffusers(
             pipeline's folder, if it is the same network.
         scheduler: scheduler_config.json, or a folder with it, in place of the pipeline's. A bare UNet
             without one takes the defaults of `DDPMScheduler`.
+        note: told in one line each what was taken, left aside or would sample differently.
 
     Returns:
         A checkpoint that is not saved yet, with raw and maybe ema weights. The network with these weights
@@ -50,125 +44,100 @@ def import_diffusers(
         CheckpointError: anything that flatq cannot read, or could not sample as diffusers does, by its name.
         MissingRuntimeError: diffusers is not installed.
     """
+    import torch
+
     found = locate(source, note)
     config = read_unet_config(found.unet)
     model = config.model()
     process, scheduler_path = _process(found, scheduler, note)
-    _check_channels(model, process, config.file)
-    raw, files = read_unet_weights(found.unet, note)
-    weights: dict[str, Mapping[str, torch.Tensor]] = {"raw": raw}
-    roles = {"unet": (config.file, *files), "scheduler": (scheduler_path,), "": (found.index,)}
-    average = _average(found, ema, config, note)
-    if average is not None:
-        weights["ema"], files = read_unet_weights(average.file.parent, note)
-        roles["ema"] = (average.file, *files)
-    checkpoint = Checkpoint(model, process, weights, _provenance(found, config, scheduler, roles))
-    for name in weights:
-        checkpoint.network(name)  # refuses what does not fit flatq's own network, and NaN
-    return checkpoint
-
-
-def _process(found: Source, given: Path | None, note: Note) -> tuple[ProcessConfig, Path | None]:
-    if given is not None:
-        file = scheduler_file(given)
-        if found.scheduler is not None:
-            note(f"the scheduler is that of {file}, not the model's own")
-        return process_of_scheduler(read_json(file), str(file), note), file
-    if found.scheduler is None and found.index is not None:
-        scheduler_file(found.index.parent)  # a pipeline without one: refused
-    if found.scheduler is None:
-        return process_of_scheduler(None, "", note), None
-    content = read_json(found.scheduler)
-    if found.scheduler_class not in (None, content.get("_class_name")):
-        raise CheckpointError(
-            f"{found.name} contradicts itself about its scheduler",
-            expected=f"{found.scheduler_class}, as model_index.json says",
-            got=f"{content.get('_class_name')} in {found.scheduler}",
-            next_step="give the scheduler that the model was trained with by --scheduler",
-        )
-    return process_of_scheduler(content, str(found.scheduler), note), found.scheduler
-
-
-def _check_channels(model: ModelConfig, process: ProcessConfig, file: Path) -> None:
     wanted = process.output_channels(model.image_channels)
     if model.out_channels != wanted:
         raise CheckpointError(
-            f"the out_channels in {file} contradict the scheduler's variance_type",
+            f"the out_channels in {config.file} contradict the scheduler's variance_type",
             expected=f"{wanted} for {model.image_channels} image channels and {process.variance}",
             got=str(model.out_channels),
             next_step="give the scheduler that the model was trained with by --scheduler",
         )
-
-
-def _average(found: Source, given: Path | None, config: UnetConfig, note: Note) -> UnetConfig | None:
-    """The averaged UNet: the one given has to be the same network; unet_ema is left aside if it is not."""
-    if given is not None:
-        average = read_unet_config(given)
-        different = same_network(config, average)
-        if different:
-            raise CheckpointError(
-                f"{given} is another network than {found.unet}",
-                expected="the same config.json but for dropout",
-                got="other " + ", ".join(different),
-                next_step="name the average of this model with --ema, or leave it out",
-            )
-        if found.ema is not None:
-            note(f"ema weights from {given}; the model's own unet_ema is left aside")
-        return average
-    if found.ema is None:
-        return None
-    try:
-        average = read_unet_config(found.ema)
-    except CheckpointError as error:
-        note(f"unet_ema is left aside: {error.what}")
-        return None
-    different = same_network(config, average)
-    if different:
-        note(f"unet_ema is left aside: it has another {', '.join(different)}")
-        return None
-    note("ema weights from unet_ema, beside the unet")
-    return average
-
-
-def _provenance(
-    found: Source,
-    config: UnetConfig,
-    scheduler: Path | None,
-    roles: Mapping[str, tuple[Path | None, ...]],
-) -> dict[str, Any]:
-    """Plain values; files by what they were read for."""
-    import torch
-
+    raw, unet_files = read_unet_weights(found.unet, note)
+    weights: dict[str, dict[str, torch.Tensor]] = {"raw": raw}
+    files = {f"unet/{file.name}": file for file in (config.file, *unet_files)}
+    if scheduler_path is not None:
+        files[f"scheduler/{scheduler_path.name}"] = scheduler_path
+    if found.index is not None:
+        files[found.index.name] = found.index
+    average = _average(found, ema, config, note)
+    if average is not None:
+        weights["ema"], ema_files = read_unet_weights(average.file.parent, note)
+        files |= {f"ema/{file.name}": file for file in (average.file, *ema_files)}
     with quiet_diffusers() as diffusers:
-        versions = {
-            "flatq": __version__,
-            "torch": str(torch.__version__),
-            "diffusers": str(diffusers.__version__),
-        }
-    (path,) = roles["scheduler"]
-    return {
+        versions = {"flatq": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
+    given = "the model" if scheduler is None else "--scheduler"
+    provenance = {
         "method": "imported",
         "source": {
             "kind": "diffusers",
             "name": found.name,
             "revision": found.revision,
             "pipeline": found.pipeline,
-            "scheduler": "DDPMScheduler" if path is None else str(read_json(path)["_class_name"]),
-            "scheduler_from": "defaults"
-            if path is None
-            else "the model"
-            if scheduler is None
-            else "--scheduler",
+            "scheduler": str(read_json(scheduler_path)["_class_name"]) if scheduler_path else "DDPMScheduler",
+            "scheduler_from": given if scheduler_path else "defaults",
             "written_by": config.version,
-            "files": {
-                f"{role}/{file.name}".lstrip("/"): file_digest(file)
-                for role, files in roles.items()
-                for file in files
-                if file is not None
-            },
+            "files": {name: file_digest(file) for name, file in files.items()},
         },
-        "versions": versions,
+        "versions": {name: str(version) for name, version in versions.items()},
     }
+    checkpoint = Checkpoint(model, process, weights, provenance, source=Path(source))
+    # refuses what does not fit flatq's own network, and NaN
+    fitting = {name: checkpoint.network(name).unet.state_dict() for name in weights}
+    return replace(checkpoint, weights=fitting, source=None)
+
+
+def _process(found: DiffusersSource, given: Path | None, note: Note) -> tuple[ProcessConfig, Path | None]:
+    file = found.scheduler
+    if given is not None:
+        file = scheduler_file(given)
+        if found.scheduler is not None:
+            note(f"the scheduler is that of {file}, not the model's own")
+    elif found.index is not None:
+        file = scheduler_file(found.index.parent)
+    if file is None:
+        return process_of_scheduler(None, "", note), None
+    content = read_json(file)
+    if given is None and found.scheduler_class not in (None, content.get("_class_name")):
+        raise CheckpointError(
+            f"{found.name} contradicts itself about its scheduler",
+            expected=f"{found.scheduler_class}, as model_index.json says",
+            got=f"{content.get('_class_name')} in {file}",
+            next_step="give the scheduler that the model was trained with by --scheduler",
+        )
+    return process_of_scheduler(content, str(file), note), file
+
+
+def _average(found: DiffusersSource, given: Path | None, config: UnetConfig, note: Note) -> UnetConfig | None:
+    """The averaged UNet: the one given has to be the same network; unet_ema is left aside if it is not."""
+    folder = given or found.ema
+    if folder is None:
+        return None
+    try:
+        average = read_unet_config(folder)
+        different = same_network(config, average)
+        if different:
+            raise CheckpointError(
+                f"{folder} is another network than {found.unet}: other {', '.join(different)}",
+                expected="the same config.json but for dropout",
+                got="other " + ", ".join(different),
+                next_step="name the average of this model with --ema, or leave it out",
+            )
+    except CheckpointError as error:
+        if given is not None:
+            raise
+        note(f"unet_ema is left aside: {error.what}")
+        return None
+    if given is None:
+        note("ema weights from unet_ema, beside the unet")
+    elif found.ema is not None:
+        note(f"ema weights from {given}; the model's own unet_ema is left aside")
+    return average
 
 
 def export_diffusers(checkpoint: Checkpoint, folder: Path, *, average: str | None = None, note: Note) -> None:
@@ -184,7 +153,20 @@ def export_diffusers(checkpoint: Checkpoint, folder: Path, *, average: str | Non
         MissingRuntimeError: diffusers is not installed.
     """
     model = checkpoint.model
-    _check_expressible(model)
+    for field, why in (
+        ("patch_size", "it takes the image as it is, not folded into patches"),
+        ("attention_heads", "its heads follow from one attention_head_dim"),
+        ("timestep_channels", "its sinusoids are as wide as the first level"),
+        ("timestep_scale", "it is given the timestep as it is"),
+    ):
+        value, plain = getattr(model, field), ModelConfig.model_fields[field].default
+        if value != plain:
+            raise UsageError(
+                "a UNet2DModel of diffusers cannot be this network",
+                expected=f"{field} {plain}: {why}",
+                got=f"{field} {value}",
+                next_step="keep the checkpoint, or train a network without it",
+            )
     name = checkpoint.choose(average)
     check_free_folder(folder)
     arguments = scheduler_arguments(checkpoint.process, note)
@@ -200,26 +182,3 @@ def export_diffusers(checkpoint: Checkpoint, folder: Path, *, average: str | Non
         scheduler = diffusers.DDPMScheduler(**arguments)
         pipeline = diffusers.DDPMPipeline(unet=checkpoint.network(name).unet, scheduler=scheduler)
         pipeline.save_pretrained(partial)
-
-
-def _check_expressible(model: ModelConfig) -> None:
-    """Refuse a network that is more than a `UNet2DModel`.
-
-    Raises:
-        UsageError: by the first field that a `UNet2DModel` has no argument for.
-    """
-    plain = ModelConfig.model_fields
-    for field, why in (
-        ("patch_size", "it takes the image as it is, not folded into patches"),
-        ("attention_heads", "its heads follow from one attention_head_dim"),
-        ("timestep_channels", "its sinusoids are as wide as the first level"),
-        ("timestep_scale", "it is given the timestep as it is"),
-    ):
-        value = getattr(model, field)
-        if value != plain[field].default:
-            raise UsageError(
-                "a UNet2DModel of diffusers cannot be this network",
-                expected=f"{field} {plain[field].default}: {why}",
-                got=f"{field} {value}",
-                next_step="keep the checkpoint, or train a network without it",
-            )

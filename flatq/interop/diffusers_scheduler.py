@@ -1,7 +1,7 @@
 """`DDPMScheduler` and `DDIMScheduler` configurations as a `ProcessConfig`, and back.
 
 Settings that flatq's process does not have are refused by name. Where both have a setting and still sample
-differently, it is said (diffusers 0.36 to 0.42):
+differently, it is noted (diffusers 0.36 to 0.42):
 
 - `DDPMScheduler` adds noise at the last step too where that step's timestep is above 0: with "trailing"
   spacing, and with "leading" and an offset. flatq adds none. With a fixed small variance it makes no
@@ -17,52 +17,87 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
-import numpy as np
-from pydantic import ValidationError
+from pydantic import BaseModel, StrictBool, ValidationError, model_validator
 
 from flatq.errors import CheckpointError
-from flatq.interop.diffusers_library import quiet_diffusers
+from flatq.interop.diffusers_source import quiet_diffusers
 from flatq.process import ProcessConfig
-from flatq.schedule import spaced_timesteps
+from flatq.progress import Note
 
 __all__ = ["process_of_scheduler", "scheduler_arguments"]
 
-_SCHEDULES = {
-    "linear": "linear",
-    "scaled_linear": "scaled_linear",
-    "squaredcos_cap_v2": "cosine",
-    "sigmoid": "sigmoid",
-}
-_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
-_VARIANCES = {
-    "fixed_small": "fixed_small",
-    "fixed_small_log": "fixed_small",  # the same numbers, by way of the logarithm
-    "fixed_large": "fixed_large",
-    "learned_range": "learned_range",
-}
-_SPACINGS = {name: name for name in ("leading", "linspace", "trailing")}
-_WHY = {
-    "laplace": "flatq has no such schedule",
-    "fixed_large_log": "diffusers takes the square root of a negative logarithm there, which gives no number",
-    "learned": "the network's output is the variance itself there",
-}
-_READ = (
-    "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas", "prediction_type",
-    "variance_type", "clip_sample", "clip_sample_range", "timestep_spacing", "steps_offset", "thresholding",
-    "rescale_betas_zero_snr",
-)  # fmt: skip
-_OF_THRESHOLDING = ("dynamic_thresholding_ratio", "sample_max_value")
+_OURS: dict[str, Any] = {"squaredcos_cap_v2": "cosine", "v_prediction": "v"}
+_THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
+"""Schedules and predictions that flatq names otherwise."""
+
 _RETIRED = {"tensor_format": ("pt", "np", None), "timestep_values": (None,), "predict_epsilon": (True,)}
 """Keys of the first diffusers, with the values at which leaving them out changes nothing."""
 
 
-def process_of_scheduler(
-    config: Mapping[str, Any] | None, where: str, note: Callable[[str], None]
-) -> ProcessConfig:
-    """What a scheduler's configuration says about the process.
+class _Settings(BaseModel):
+    """The settings of both schedulers that flatq's process has, by diffusers' names.
+
+    Left out of `variance_type`: "learned", the variance itself, and "fixed_large_log", for which diffusers
+    takes the square root of a negative logarithm. "fixed_small_log" gives the numbers of "fixed_small".
+    """
+
+    kind: Literal["DDPMScheduler", "DDIMScheduler"]
+    num_train_timesteps: Any
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] | None
+    beta_start: Any
+    beta_end: Any
+    trained_betas: Any
+    prediction_type: Literal["epsilon", "v_prediction", "sample"]
+    variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large", "learned_range"] = "fixed_small"
+    clip_sample: StrictBool
+    clip_sample_range: Any
+    timestep_spacing: Literal["leading", "linspace", "trailing"]
+    steps_offset: Any
+    thresholding: Literal[False]
+    dynamic_thresholding_ratio: Any
+    sample_max_value: Any
+    rescale_betas_zero_snr: Literal[False]
+    set_alpha_to_one: Any = None
+
+    @model_validator(mode="after")
+    def _of_this_kind(self) -> Self:
+        if self.kind == "DDIMScheduler" and self.set_alpha_to_one is not True:
+            raise ValueError("set_alpha_to_one is true")
+        if self.trained_betas is None and (
+            self.beta_schedule is None or (self.kind, self.beta_schedule) == ("DDIMScheduler", "sigmoid")
+        ):
+            raise ValueError(f"a beta_schedule that {self.kind} has, or trained_betas")
+        return self
+
+    def process(self) -> ProcessConfig:
+        """The process of these settings.
+
+        Raises:
+            pydantic.ValidationError: numbers out of range.
+        """
+        named = _OURS.get(str(self.beta_schedule), self.beta_schedule)
+        schedule = named if self.trained_betas is None else "table"
+        fixed = schedule in ("table", "cosine")
+        return ProcessConfig.model_validate(
+            {
+                "schedule": schedule,
+                "train_steps": self.num_train_timesteps,
+                "beta_ends": None if fixed else (self.beta_start, self.beta_end),
+                "betas": self.trained_betas,
+                "prediction": _OURS.get(self.prediction_type, self.prediction_type),
+                "variance": self.variance_type.removesuffix("_log"),
+                "clip_range": self.clip_sample_range if self.clip_sample else None,
+                "spacing": self.timestep_spacing,
+                "steps_offset": self.steps_offset,
+            }
+        )
+
+
+def process_of_scheduler(config: Mapping[str, Any] | None, where: str, note: Note) -> ProcessConfig:
+    """The process of a scheduler's configuration.
 
     Args:
         config: content of scheduler_config.json; None for a model without one: the defaults of
@@ -86,50 +121,14 @@ def process_of_scheduler(
     with quiet_diffusers() as diffusers:
         scheduler: Any = getattr(diffusers, name)
         defaults = _arguments(scheduler)
-        ignored = _check_keys(given, name, defaults, where, scheduler)
-    if ignored:
-        note(f"without effect on {name}, left aside: {', '.join(ignored)}")
-    settings = _Settings({**defaults, **given}, where)
-    for key, wanted in (
-        ("thresholding", False),
-        ("rescale_betas_zero_snr", False),
-        ("set_alpha_to_one", True),
-    ):
-        if key in defaults and settings.flag(key) is not wanted:
-            settings.refuse(key, json.dumps(wanted), "flatq's process has no such thing")
-    variance = (
-        settings.pick("variance_type", _VARIANCES) if "variance_type" in settings.values else "fixed_small"
-    )
-    process = settings.process(name, variance)
-    if config is None:
-        taken = ", ".join(f"{key} {_plain(defaults[key])}" for key in _READ if key in defaults)
-        note(f"no scheduler comes with the UNet (--scheduler): the defaults of DDPMScheduler: {taken}")
-    _say_differences(process, name, "variance_type" in given, note)
-    return process
-
-
-def _arguments(scheduler: Any) -> dict[str, Any]:
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(scheduler.__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.name != "self" and p.kind in kinds}
-
-
-def _check_keys(
-    given: Mapping[str, Any], name: str, defaults: Mapping[str, Any], where: str, scheduler: Any
-) -> list[str]:
-    """The keys that have no effect: of other schedulers, which diffusers keeps when it changes one for
-    another, and retired ones.
-
-    Raises:
-        CheckpointError: any other key that flatq does not read.
-    """
-    known = {*_READ, *_OF_THRESHOLDING} | ({"set_alpha_to_one"} if name == "DDIMScheduler" else set())
-    rest = {k: v for k, v in given.items() if k not in known and not (k in defaults and v == defaults[k])}
-    if not rest:
-        return []
-    foreign = {key for other in scheduler().compatibles for key in _arguments(other)} - set(defaults)
+        read = set(_Settings.model_fields) - (
+            set() if "set_alpha_to_one" in defaults else {"set_alpha_to_one"}
+        )
+        rest = {k: v for k, v in given.items() if k not in read and (k not in defaults or v != defaults[k])}
+        # diffusers keeps the settings of other schedulers when it changes one for another
+        foreign = {key for other in scheduler().compatibles for key in _arguments(other)} if rest else set()
     for key, value in rest.items():
-        if key not in foreign and not (key in _RETIRED and value in _RETIRED[key]):
+        if key not in foreign - set(defaults) and not (key in _RETIRED and value in _RETIRED[key]):
             raise CheckpointError(
                 f"{where} has a setting that flatq does not know",
                 expected=f"settings of {name}",
@@ -138,90 +137,62 @@ def _check_keys(
                 if key == "predict_epsilon"
                 else "take it out, if it has no effect",
             )
-    return sorted(rest)
-
-
-class _Settings:
-    """A scheduler's settings, defaults filled in."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self.values, self._where = values, where
-
-    def refuse(self, key: str, expected: str, why: str) -> None:
+    if rest:
+        note(f"without effect on {name}, left aside: {', '.join(sorted(rest))}")
+    try:
+        process = _Settings.model_validate(defaults | given | {"kind": name}).process()
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
         raise CheckpointError(
-            f"flatq does not sample with the {key} in {self._where}",
-            expected=expected,
-            got=f"{_plain(self.values[key])}: {why}",
+            f"the scheduler in {where} is not valid for flatq's process",
+            expected=first["msg"].removeprefix("Value error, "),
+            got=f"{key} {_plain(first['input'])}" if key else "other settings",
             next_step="import another model, or give another scheduler with --scheduler",
-        )
-
-    def flag(self, key: str) -> bool:
-        if not isinstance(self.values[key], bool):
-            self.refuse(key, "true or false", "not a truth value")
-        return bool(self.values[key])
-
-    def pick(self, key: str, table: Mapping[str, str]) -> str:
-        value = self.values[key]
-        if not isinstance(value, str) or value not in table:
-            self.refuse(key, "one of " + ", ".join(table), _WHY.get(str(value), "not known"))
-        return table[value]
-
-    def process(self, name: str, variance: str) -> ProcessConfig:
-        values = self.values
-        schedules = {k: v for k, v in _SCHEDULES.items() if name != "DDIMScheduler" or k != "sigmoid"}
-        schedule = "table" if values["trained_betas"] is not None else self.pick("beta_schedule", schedules)
-        fixed = schedule in ("table", "cosine")
-        try:
-            process = ProcessConfig.model_validate(
-                {
-                    "schedule": schedule,
-                    "train_steps": values["num_train_timesteps"],
-                    "beta_ends": None if fixed else (values["beta_start"], values["beta_end"]),
-                    "betas": values["trained_betas"],
-                    "prediction": self.pick("prediction_type", _PREDICTIONS),
-                    "variance": variance,
-                    "clip_range": values["clip_sample_range"] if self.flag("clip_sample") else None,
-                    "spacing": self.pick("timestep_spacing", _SPACINGS),
-                    "steps_offset": values["steps_offset"],
-                }
-            )
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise CheckpointError(
-                f"the scheduler in {self._where} is not valid",
-                expected=first["msg"],
-                got=f"{place} {str(first['input'])[:80]}" if place else "its trained_betas",
-            ) from error
-        process.training_betas()
-        return process
+        ) from error
+    process.training_betas()
+    if config is None:
+        taken = ", ".join(f"{k} {_plain(v)}" for k, v in defaults.items() if k in read)
+        note(f"no scheduler comes with the UNet (--scheduler): the defaults of DDPMScheduler: {taken}")
+    _note_differences(process, name, "variance_type" in given, note)
+    return process
 
 
-def _say_differences(
-    process: ProcessConfig, name: str, says_variance: bool, note: Callable[[str], None]
-) -> None:
+def _arguments(scheduler: Any) -> dict[str, Any]:
+    """Names and defaults of a scheduler's arguments."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(scheduler.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.name != "self" and p.kind in kinds}
+
+
+def _note_differences(process: ProcessConfig, name: str, says_variance: bool, note: Note) -> None:
     late = process.spacing == "trailing" or (process.spacing == "leading" and process.steps_offset > 0)
-    if name == "DDPMScheduler" and late and process.variance != "fixed_small":
-        note(
+    ddim = name == "DDIMScheduler"
+    for differs, text in (
+        (
+            not ddim and late and process.variance != "fixed_small",
             f"DDPMScheduler with {process.spacing} spacing adds noise at the last step too where that "
-            "one's timestep is above 0; flatq adds none there"
-        )
-    if name != "DDIMScheduler":
-        return
-    if not says_variance:
-        note("DDIMScheduler names no variance: the ancestral sampler takes that of eta 1 (fixed_small)")
-    if process.clip_range is not None:
-        note(
-            "DDIM goes by the epsilon of the clipped x_0: use_clipped_model_output=True of DDIMScheduler.step"
-        )
-    if process.spacing != "leading":
-        note(
+            "one's timestep is above 0; flatq adds none there",
+        ),
+        (
+            ddim and not says_variance,
+            "DDIMScheduler names no variance: the ancestral sampler takes that of eta 1 (fixed_small)",
+        ),
+        (
+            ddim and process.clip_range is not None,
+            "DDIM uses the epsilon of the clipped x_0: use_clipped_model_output=True of DDIMScheduler.step",
+        ),
+        (
+            ddim and process.spacing != "leading",
             f"DDIMScheduler steps down by T // N, which with {process.spacing} spacing need not be the next "
-            "timestep it keeps; flatq steps to that one"
-        )
+            "timestep it keeps; flatq steps to that one",
+        ),
+    ):
+        if differs:
+            note(text)
 
 
-def scheduler_arguments(process: ProcessConfig, note: Callable[[str], None]) -> dict[str, Any]:
+def scheduler_arguments(process: ProcessConfig, note: Note) -> dict[str, Any]:
     """The arguments of a `DDPMScheduler` that means this process.
 
     guided-diffusion's scaled ends of the linear schedule are written out; its "respaced" timesteps become
@@ -231,13 +202,13 @@ def scheduler_arguments(process: ProcessConfig, note: Callable[[str], None]) -> 
         UsageError: the schedule does not exist at this number of training steps.
     """
     betas = process.training_betas()
-    written = {ours: theirs for theirs, ours in _SCHEDULES.items()}
+    respaced = process.spacing == "respaced"
     arguments: dict[str, Any] = {
         "num_train_timesteps": process.train_steps,
-        "prediction_type": {ours: theirs for theirs, ours in _PREDICTIONS.items()}[process.prediction],
+        "prediction_type": _THEIRS.get(process.prediction, process.prediction),
         "variance_type": process.variance,
         "clip_sample": process.clip_range is not None,
-        "timestep_spacing": process.spacing,
+        "timestep_spacing": "linspace" if respaced else process.spacing,
         "steps_offset": process.steps_offset,
     }
     if process.clip_range is not None:
@@ -245,31 +216,17 @@ def scheduler_arguments(process: ProcessConfig, note: Callable[[str], None]) -> 
     if process.schedule == "table":
         arguments["trained_betas"] = list(process.betas or ())
     else:
-        arguments["beta_schedule"] = written[process.schedule]
+        arguments["beta_schedule"] = _THEIRS.get(process.schedule, process.schedule)
     if process.schedule not in ("table", "cosine"):
         first, last = process.beta_ends or (float(betas[0]), float(betas[-1]))
         arguments |= {"beta_start": first, "beta_end": last}
-    if process.spacing == "respaced":
-        arguments["timestep_spacing"] = "linspace"
+    if respaced:
         note(
-            "timesteps: linspace in place of guided-diffusion's respacing; the same for N = "
-            + ", ".join(map(str, _agreeing(process.train_steps)))
-            + " steps and most others, one off in some places for the rest"
+            "timesteps: linspace in place of guided-diffusion's respacing; the same for most numbers of "
+            "steps, one off in some places for the rest"
         )
-    _say_differences(process, "DDPMScheduler", True, note)
+    _note_differences(process, "DDPMScheduler", True, note)
     return arguments
-
-
-def _agreeing(train_steps: int) -> list[int]:
-    """Usual numbers of steps at which "respaced" and "linspace" keep the same timesteps."""
-    usual = [n for n in (10, 20, 25, 50, 100, 250, 500) if n < train_steps] + [train_steps]
-    return [
-        n
-        for n in usual
-        if np.array_equal(
-            spaced_timesteps(train_steps, n, "respaced"), spaced_timesteps(train_steps, n, "linspace")
-        )
-    ]
 
 
 def _plain(value: Any) -> str:

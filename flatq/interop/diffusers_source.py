@@ -1,7 +1,7 @@
-"""Where a diffusers model lies, in a folder or on the hub, and where its parts are in there.
+"""The package diffusers, and where a model of it lies: in a folder or on the hub, with its parts.
 
-Only finds and fetches files; what they say is read elsewhere. Pipelines whose UNet flatq could not sample
-with are refused here.
+Only finds and fetches files; others read them. Pipelines whose UNet flatq could not sample with are refused
+here.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flatq.errors import CheckpointError
-from flatq.interop.diffusers_library import quiet_diffusers
+from flatq.errors import CheckpointError, MissingRuntimeError, one_line
+from flatq.library_logs import quiet_import
+from flatq.packages import require
+from flatq.progress import Note
 
-__all__ = ["PIPELINES", "Source", "locate", "read_json", "scheduler_file"]
+__all__ = ["DiffusersSource", "locate", "quiet_diffusers", "read_json", "scheduler_file"]
 
-PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+_PIPELINES = ("DDPMPipeline", "DDIMPipeline")
 """The pipelines that are a `UNet2DModel` and a scheduler, and nothing else."""
 
 _INDEX, _CONFIG, _SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
@@ -27,8 +30,33 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _FOLDERS = ("", "unet/", "unet_ema/")
 
 
+@contextmanager
+def quiet_diffusers() -> Iterator[Any]:
+    """The package, its log lines below errors silenced: what it would say, flatq says itself.
+
+    Raises:
+        MissingRuntimeError: diffusers or torch is not installed, or diffusers cannot load its own parts (as
+            0.36 beside torchao 0.18).
+    """
+    with quiet_import():
+        try:
+            import diffusers
+            import torch  # noqa: F401  (without it diffusers is imported all the same, and fails on use)
+
+            library: Any = diffusers
+            _ = library.UNet2DModel, library.DDPMScheduler  # loaded on first use, which may fail
+        except (ImportError, RuntimeError) as error:
+            raise MissingRuntimeError(
+                "diffusers is not installed or cannot be loaded",
+                expected="the packages torch and diffusers, of versions that fit together",
+                got=one_line(error),
+                next_step='pip install "flatq[cpu]"',
+            ) from error
+        yield library
+
+
 @dataclass(frozen=True)
-class Source:
+class DiffusersSource:
     """A model found.
 
     Attributes:
@@ -37,30 +65,31 @@ class Source:
         index: model_index.json; None for a bare UNet.
         pipeline: its class; None for a bare UNet.
         scheduler: scheduler_config.json; None where there is none.
-        scheduler_class: what model_index.json says of it; None for a bare UNet.
+        scheduler_class: the class in model_index.json; None for a bare UNet.
         ema: the folder unet_ema/ beside unet/; None where there is none.
         revision: of the hub's repository; None for a folder.
     """
 
     name: str
     unet: Path
+    revision: str | None
+    scheduler: Path | None
     index: Path | None = None
     pipeline: str | None = None
-    scheduler: Path | None = None
     scheduler_class: str | None = None
     ema: Path | None = None
-    revision: str | None = None
 
 
-def locate(source: str, note: Callable[[str], None]) -> Source:
+def locate(source: str, note: Note) -> DiffusersSource:
     """Find a model by a folder's path or a hub id.
 
     Besides `unet/` and `scheduler/` in a pipeline's folder, both may lie at its root, as in the oldest
     repositories of the hub; diffusers loads those too.
 
     Raises:
-        CheckpointError: nothing there, nothing that can be fetched, or a pipeline other than `PIPELINES`.
-        MissingRuntimeError: a hub id, and diffusers (which brings the hub's client) is not installed.
+        CheckpointError: nothing there, nothing that can be fetched, or a pipeline other than those of a
+            `UNet2DModel` and a scheduler alone.
+        MissingRuntimeError: a hub id, and the hub's client is not installed.
     """
     root, revision = Path(source), None
     name = root.resolve().name
@@ -74,8 +103,20 @@ def locate(source: str, note: Callable[[str], None]) -> Source:
             )
         name, root = source, _fetch(source, note)
         revision = root.name
+    scheduler = _find_scheduler(root)
     if (root / _INDEX).is_file():
-        return _pipeline(name, root, revision)
+        pipeline, scheduler_class = _read_index(name, root / _INDEX)
+        unet, ema = root / "unet", root / "unet_ema"
+        return DiffusersSource(
+            name,
+            unet if unet.is_dir() else root,
+            revision,
+            scheduler,
+            root / _INDEX,
+            pipeline,
+            scheduler_class,
+            ema if (ema / _CONFIG).is_file() else None,
+        )
     if not (root / _CONFIG).is_file():
         inner = root / "unet"
         raise CheckpointError(
@@ -86,66 +127,38 @@ def locate(source: str, note: Callable[[str], None]) -> Source:
             if (inner / _CONFIG).is_file()
             else "name the folder that save_pretrained wrote",
         )
-    beside = root / _SCHEDULER
-    return Source(name, root, scheduler=beside if beside.is_file() else None, revision=revision)
+    return DiffusersSource(name, root, revision, scheduler)
 
 
-def _pipeline(name: str, root: Path, revision: str | None) -> Source:
-    index = root / _INDEX
+def _read_index(name: str, index: Path) -> tuple[str, str]:
+    """The classes of a pipeline and of its scheduler."""
     content = read_json(index)
-    pipeline = content.get("_class_name")
-    parts = {key: value for key, value in content.items() if not key.startswith("_") and _is_there(value)}
-    if pipeline not in PIPELINES:
+    pipeline = str(content.get("_class_name"))
+    # diffusers writes an optional part that is missing as [null, null]
+    missing = (None, [None, None])
+    parts = {key: v for key, v in content.items() if not key.startswith("_") and v not in missing}
+    if pipeline not in _PIPELINES or set(parts) != {"unet", "scheduler"}:
         latent = sorted({"vae", "vqvae"} & set(parts))
         raise CheckpointError(
             f"{name} is a pipeline that flatq does not import: {pipeline}",
-            expected=" or ".join(PIPELINES),
+            expected=" or ".join(_PIPELINES) + ", of a unet and a scheduler",
             got=f"a {latent[0]}: the UNet works on its latents, not on pixels"
             if latent
             else "the parts " + ", ".join(parts),
-            next_step="import a model that works on pixels",
+            next_step="import a model that works on pixels, or the folder of a UNet2DModel and --scheduler",
         )
-    wanted = {"unet": "UNet2DModel", "scheduler": None}
-    for key in [*wanted, *parts]:
-        if key not in wanted or key not in parts:
-            raise CheckpointError(
-                f"{index} has parts that do not make a {pipeline}",
-                expected=", ".join(wanted),
-                got=", ".join(parts) or "none",
-                next_step="name the folder of the UNet2DModel, and its scheduler with --scheduler",
-            )
     for key, value in parts.items():
-        if not (isinstance(value, list) and len(value) == 2 and value[0] == "diffusers"):
-            raise CheckpointError(
-                f"the {key} of {name} is not a class of diffusers",
-                expected='["diffusers", CLASS] in ' + _INDEX,
-                got=json.dumps(value),
-                next_step="flatq runs no code that comes with a model",
-            )
-        if wanted[key] not in (None, value[1]):
+        library, kind = value if isinstance(value, list) and len(value) == 2 else (None, None)
+        wanted = "UNet2DModel" if key == "unet" else kind
+        if (library, kind) != ("diffusers", wanted):
             raise CheckpointError(
                 f"the {key} of {name} is of a class that flatq does not import",
-                expected=str(wanted[key]),
-                got=str(value[1]),
-                next_step="import a model that takes an image, a timestep and at most a class label",
+                expected=f"{wanted or 'a class'} of diffusers in {_INDEX}",
+                got=json.dumps(value),
+                next_step="import a model that takes an image, a timestep and at most a class label; flatq "
+                "runs no code that comes with a model",
             )
-    unet = root / "unet" if (root / "unet").is_dir() else root
-    ema = root / "unet_ema"
-    return Source(
-        name,
-        unet,
-        index,
-        str(pipeline),
-        _find_scheduler(root),
-        str(parts["scheduler"][1]),
-        ema if (ema / _CONFIG).is_file() else None,
-        revision,
-    )
-
-
-def _is_there(part: Any) -> bool:
-    """diffusers writes a part that a pipeline may do without as [null, null]."""
-    return part is not None and part != [None, None]
+    return pipeline, str(parts["scheduler"][1])
 
 
 def scheduler_file(path: Path) -> Path:
@@ -178,49 +191,42 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read",
-            expected="a JSON file that diffusers wrote",
-            got=" ".join(str(error).split())[:200],
+            expected="a JSON object that diffusers wrote",
+            got=one_line(error),
             next_step="copy the file again",
         ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} holds no configuration", expected="a JSON object", got=type(content).__name__
-        )
     return content
 
 
-def _fetch(name: str, note: Callable[[str], None]) -> Path:
+def _fetch(name: str, note: Note) -> Path:
     """A repository of the hub in its cache: the JSON files and the UNet's weights, safetensors if any."""
     note(f"there is no folder {name}: looking for it on the hub")
-    folder = _snapshot(name, "safetensors")
-    if not any([*folder.glob(f"{where}*.safetensors")] for where in _FOLDERS):
-        folder = _snapshot(name, "bin")
-    return folder
-
-
-def _snapshot(name: str, ending: str) -> Path:
-    with quiet_diffusers():
-        import huggingface_hub
-    hub: Any = huggingface_hub
+    hub = require("huggingface_hub", "the client of the Hugging Face hub", "cpu")
     hush = not sys.stderr.isatty() and not hub.utils.are_progress_bars_disabled()
     if hush:
         hub.utils.disable_progress_bars()
     try:
-        weights = [f"{where}diffusion_pytorch_model*.{ending}" for where in _FOLDERS]
-        variants = [f"*.{variant}*.{ending}" for variant in ("fp16", "non_ema")]
-        return Path(
-            hub.snapshot_download(name, allow_patterns=["*.json", *weights], ignore_patterns=variants)
-        )
+        for ending in ("safetensors", "bin"):
+            weights = [f"{where}diffusion_pytorch_model*.{ending}" for where in _FOLDERS]
+            variants = [f"*.{variant}*.{ending}" for variant in ("fp16", "non_ema")]
+            folder = Path(
+                hub.snapshot_download(name, allow_patterns=["*.json", *weights], ignore_patterns=variants)
+            )
+            if any([*folder.glob(pattern)] for pattern in weights):
+                break
     except Exception as error:  # the client's errors share no base: offline, absent, gated, proxies, disk
         raise CheckpointError(
-            f"{name} is neither a folder here nor to be had from the hub",
+            f"{name} is neither a folder here nor available on the hub",
             expected="a folder that diffusers wrote, or a hub id and a connection to the hub",
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            got=f"{type(error).__name__}: {one_line(error, 200)}",
             next_step="check the name, or download the folder yourself and give its path",
         ) from error
     finally:
         if hush:
             hub.utils.enable_progress_bars()
+    return folder

@@ -1,11 +1,12 @@
-"""A `UNet2DModel` on disk: config.json as a `ModelConfig`; the weights, none missing and none left over."""
+"""A `UNet2DModel` on disk: config.json as a `ModelConfig`; the weights of its files."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from flatq.checkpoint import read_tensors
-from flatq.errors import CheckpointError
-from flatq.interop.diffusers_library import quiet_diffusers
-from flatq.interop.diffusers_source import read_json
+from flatq.errors import CheckpointError, one_line
+from flatq.interop.diffusers_source import quiet_diffusers, read_json
 from flatq.network_config import ModelConfig
+from flatq.progress import Note
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,8 @@ _EMA_KEYS = (
 """What diffusers' `EMAModel.save_pretrained` adds to config.json: how the average was made."""
 
 _STEM = "diffusion_pytorch_model"
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Layers of an attention in files from before diffusers 0.13, and their names today."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class UnetConfig:
 
     Attributes:
         file: it.
-        keys: the constructor's arguments that are given.
+        keys: the constructor's arguments, defaults filled in.
+        given: those that the file gives.
         version: of the diffusers that wrote it, if it says so.
     """
 
     file: Path
     keys: Mapping[str, Any]
+    given: frozenset[str]
     version: str | None
 
     def model(self) -> ModelConfig:
@@ -57,30 +62,34 @@ class UnetConfig:
         Raises:
             CheckpointError: a value that `ModelConfig` or flatq's process cannot express, by its key.
         """
-        keys = dict(self.keys)
-        if keys.pop("class_embed_type", None) is not None:
-            self._refuse("class_embed_type", "labels that are rows of an embedding: null")
-        if keys.get("time_embedding_type", "positional") != "positional":
-            self._refuse("time_embedding_type", '"positional"; the others belong to score models')
-        size = keys.pop("sample_size", None)
+        keys, size = self.keys, self.keys["sample_size"]
         if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
             size = size[0]
-        if type(size) is not int:
-            self._refuse("sample_size", "the height and width of square images, such as 32")
-        channels, out = (self._filled(key) for key in ("in_channels", "out_channels"))
-        if channels not in (1, 3):
-            self._refuse("in_channels", "1 for grey images or 3 for RGB")
-        if out not in (channels, 2 * channels):
-            self._refuse("out_channels", f"{channels}, or {2 * channels} with a learned variance")
-        for key in ("in_channels", "out_channels"):
-            keys.pop(key, None)
+        channels, out = keys["in_channels"], keys["out_channels"]
+        positional = keys["time_embedding_type"] == "positional"
+        out_expected = f"{channels}, or twice that with a learned variance"
+        for key, fits, expected in (
+            ("class_embed_type", keys["class_embed_type"] is None, "null: labels are rows of an embedding"),
+            ("time_embedding_type", positional, '"positional"; the others belong to score models'),
+            ("sample_size", type(size) is int, "the height and width of square images, such as 32"),
+            ("in_channels", channels in (1, 3), "1 for grey images or 3 for RGB"),
+            ("out_channels", out in (channels, 2 * channels), out_expected),
+        ):
+            if not fits:
+                raise CheckpointError(
+                    f"flatq has no network with the {key} in {self.file}",
+                    expected=expected,
+                    got=json.dumps(keys[key]),
+                    next_step="correct the file, if the model was trained otherwise, or import another model",
+                )
+        apart = {"sample_size", "in_channels", "out_channels", "num_class_embeds", "class_embed_type"}
         try:
             return ModelConfig(
                 image_size=size,
                 image_channels=channels,
                 out_channels=out,
-                num_classes=keys.pop("num_class_embeds", None),
-                unet=keys,
+                num_classes=keys["num_class_embeds"],
+                unet={key: value for key, value in keys.items() if key in self.given - apart},
             )
         except ValidationError as error:
             first = error.errors()[0]
@@ -90,25 +99,11 @@ class UnetConfig:
                 got=f"{'.'.join(map(str, first['loc']))} {first['input']!r}",
             ) from error
 
-    def _filled(self, key: str) -> Any:
-        return self.keys.get(key, _arguments()[key])
-
-    def _refuse(self, key: str, expected: str) -> None:
-        got = json.dumps(self.keys[key]) if key in self.keys else "nothing"
-        raise CheckpointError(
-            f"flatq has no network with the {key} in {self.file}",
-            expected=expected,
-            got=got,
-            next_step="write it into that file, if the model was trained with it"
-            if key == "sample_size"
-            else "import another model",
-        )
-
 
 def read_unet_config(folder: Path) -> UnetConfig:
     """Read config.json of a `UNet2DModel`.
 
-    Keys that begin with an underscore and those of an averaged model (`EMAModel`) say nothing of the network
+    Keys that begin with an underscore and those of an averaged model (`EMAModel`) do not describe the network
     and are dropped.
 
     Raises:
@@ -123,8 +118,10 @@ def read_unet_config(folder: Path) -> UnetConfig:
             got=str(content.get("_class_name")),
             next_step="import a model that takes an image, a timestep and at most a class label",
         )
-    keys = {k: v for k, v in content.items() if not k.startswith("_") and k not in _EMA_KEYS}
-    unknown = sorted(set(keys) - set(_arguments()))
+    with quiet_diffusers() as diffusers:
+        parameters = inspect.signature(diffusers.UNet2DModel.__init__).parameters
+    given = {k: v for k, v in content.items() if not k.startswith("_") and k not in _EMA_KEYS}
+    unknown = sorted(set(given) - set(parameters))
     if unknown:
         raise CheckpointError(
             f"{file} has keys that UNet2DModel does not know",
@@ -132,89 +129,65 @@ def read_unet_config(folder: Path) -> UnetConfig:
             got=", ".join(unknown),
             next_step="install a newer diffusers if one knows them: left out, they would change the network",
         )
+    defaults = {name: p.default for name, p in parameters.items() if name not in {"self", *given}}
     version = content.get("_diffusers_version")
-    return UnetConfig(file, keys, version if isinstance(version, str) else None)
+    return UnetConfig(file, given | defaults, frozenset(given), version if isinstance(version, str) else None)
 
 
 def same_network(a: UnetConfig, b: UnetConfig) -> list[str]:
-    """The keys in which two configurations differ, defaults filled in; dropout apart, which only trains."""
-    defaults = _arguments()
-    x, y = (json.loads(json.dumps({**defaults, **config.keys})) for config in (a, b))
+    """The keys in which two configurations differ; dropout apart, which only trains."""
+    x, y = (json.loads(json.dumps(dict(config.keys))) for config in (a, b))
     return sorted(key for key in x if key != "dropout" and x[key] != y[key])
 
 
-def _arguments() -> dict[str, Any]:
-    """Arguments of the installed `UNet2DModel` and their defaults."""
-    with quiet_diffusers() as diffusers:
-        parameters = inspect.signature(diffusers.UNet2DModel.__init__).parameters
-    return {name: p.default for name, p in parameters.items() if name != "self"}
-
-
-def read_unet_weights(
-    folder: Path, note: Callable[[str], None]
-) -> tuple[dict[str, torch.Tensor], tuple[Path, ...]]:
+def read_unet_weights(folder: Path, note: Note) -> tuple[dict[str, torch.Tensor], tuple[Path, ...]]:
     """The weights in a `UNet2DModel`'s folder, float32 by today's names, and the files they came from.
 
-    The attention names of old files are converted by diffusers. Its `from_pretrained` gives tensors that a
-    file lacks random values and leaves tensors that it does not know aside, with no more than a log line, and
-    takes the names in a sharded file's index for those in the shards; here each of them is refused. It takes
-    the index first where a folder holds an index and a whole file, so that is the order here.
+    Whether they fit the network is for `Checkpoint.network` to check.
 
     Raises:
-        CheckpointError: no weights, damaged or pickled ones, a tensor that is missing, left over or of
-            another shape, or a configuration that diffusers refuses.
+        CheckpointError: no weights, damaged or pickled ones, or an index that does not list what its shards
+            hold.
     """
     import torch
 
-    variant, safe, files = _weight_files(folder)
-    dtypes = {str(dtype).removeprefix("torch.") for dtype in _dtypes(files, safe).values()}
+    files = _weight_files(folder)
+    index = files[0] if files[0].suffix == ".json" else None
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files[1:] if index else files:
+        tensors |= _read_tensors(file)
+    names = set(tensors) if index is None else set(read_json(index)["weight_map"])
+    if names != set(tensors):
+        missing, extra = sorted(names - set(tensors)), sorted(set(tensors) - names)
+        raise CheckpointError(
+            f"{index} does not list what its files hold",
+            expected="the same tensors",
+            got=f"missing: {', '.join(missing[:4]) or 'none'}; left over: {', '.join(extra[:4]) or 'none'}",
+            next_step="copy the folder again",
+        )
+    dtypes = {str(value.dtype).removeprefix("torch.") for value in tensors.values()}
     if dtypes - {"float32"}:
         note(f"{folder.name}: weights stored as {', '.join(sorted(dtypes))}, taken as float32")
-    with quiet_diffusers() as diffusers:
-        try:
-            unet, info = diffusers.UNet2DModel.from_pretrained(
-                folder,
-                variant=variant,
-                use_safetensors=safe,
-                local_files_only=True,
-                low_cpu_mem_usage=False,
-                output_loading_info=True,
-            )
-        except (
-            OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError
-        ) as error:  # fmt: skip
-            raise CheckpointError(
-                f"diffusers cannot load the UNet in {folder}",
-                expected="weights that fit config.json",
-                got=" ".join(str(error).split())[:300] or type(error).__name__,
-                next_step="check that both come from the same model",
-            ) from error
-    wrong = {
-        what: sorted(map(str, info[key]))
-        for what, key in (("missing", "missing_keys"), ("left over", "unexpected_keys"))
-    }
-    wrong["of another shape"] = sorted(str(entry[0]) for entry in info["mismatched_keys"])
-    if any(wrong.values()):
-        raise CheckpointError(
-            f"the weights in {folder} do not fit its config.json",
-            expected="every tensor of the network and no other",
-            got="; ".join(f"{what}: {_listed(names)}" for what, names in wrong.items() if names),
-            next_step="check that both come from the same model",
-        )
-    return {name: v.detach().to(torch.float32, copy=True) for name, v in unet.state_dict().items()}, files
+    return {
+        re.sub(
+            rf"(\.attentions\.\d+\.)({'|'.join(_OLD_ATTENTION)})\.",
+            lambda found: f"{found[1]}{_OLD_ATTENTION[found[2]]}.",
+            name,
+        ): value.to(torch.float32)
+        for name, value in tensors.items()
+    }, files
 
 
-def _weight_files(folder: Path) -> tuple[str | None, bool, tuple[Path, ...]]:
-    """The variant, whether it is safetensors, and the files: the index, if sharded, comes first."""
-    for variant in (None, "fp16"):
-        dot = f".{variant}" if variant else ""
-        for ending, safe in (("safetensors", True), ("bin", False)):
-            index = folder / f"{_STEM}.{ending}.index{dot}.json"
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files with the weights in diffusers' order of preference: the index first, if they are sharded."""
+    for variant in ("", ".fp16"):
+        for ending in ("safetensors", "bin"):
+            index = folder / f"{_STEM}.{ending}.index{variant}.json"
             if index.is_file():
-                return variant, safe, (index, *_shards(index))
-            whole = folder / f"{_STEM}{dot}.{ending}"
+                return (index, *_shards(index))
+            whole = folder / f"{_STEM}{variant}.{ending}"
             if whole.is_file():
-                return variant, safe, (whole,)
+                return (whole,)
     held = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     raise CheckpointError(
         f"{folder} holds no weights that flatq reads",
@@ -233,64 +206,35 @@ def _shards(index: Path) -> list[Path]:
         raise CheckpointError(
             f"{index} names files that are not beside it",
             expected="a weight_map to files of the same folder",
-            got=_listed(odd) or "no weight_map",
+            got=", ".join(odd[:4]) or "no weight_map",
             next_step="copy the folder again",
         )
     return shards
 
 
-def _dtypes(files: tuple[Path, ...], safe: bool) -> dict[str, str]:
-    """Name and type of each tensor; an index's names must be those of its shards."""
-    shards = files[1:] or files
-    found: dict[str, str] = {}
-    for file in shards:
-        found |= _safe_dtypes(file) if safe else _bin_dtypes(file)
-    if len(files) > 1:
-        named = set(read_json(files[0])["weight_map"])
-        if named != set(found):
-            raise CheckpointError(
-                f"{files[0]} does not list what its files hold",
-                expected="the same tensors",
-                got=f"missing: {_listed(sorted(named - set(found)))}; "
-                f"left over: {_listed(sorted(set(found) - named))}",
-                next_step="copy the folder again",
-            )
-    return found
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one file by name, on the CPU.
 
-
-def _safe_dtypes(file: Path) -> dict[str, str]:
-    from safetensors import SafetensorError, safe_open
-
-    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    try:
-        with safe_open(file, framework="pt") as content:
-            stored = {name: content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise _damaged(file, error) from error
-    return {name: names.get(kind, kind) for name, kind in stored.items()}
-
-
-def _bin_dtypes(file: Path) -> dict[str, str]:
+    Raises:
+        CheckpointError: damaged, pickled objects inside, or something else than tensors by name.
+    """
     import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    with warnings.catch_warnings(action="ignore"):  # of pickle protocols, before it refuses them
-        content = read_tensors(file)
-    if not isinstance(content, dict):
-        raise _damaged(file, TypeError(f"a {type(content).__name__}, not tensors by name"))
-    odd = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
-    if odd:
-        raise _damaged(file, TypeError(f"{odd[0]} is no tensor"))
-    return {name: str(value.dtype) for name, value in content.items()}
-
-
-def _damaged(file: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
+    try:
+        if file.suffix == ".safetensors":
+            return dict(load_file(file))
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols, before it refuses them
+            content = read_tensors(file)
+        if isinstance(content, dict) and all(isinstance(value, torch.Tensor) for value in content.values()):
+            return content
+        got = f"a {type(content).__name__} that holds something else"
+    except (SafetensorError, OSError) as error:
+        got = one_line(error)
+    raise CheckpointError(
         f"{file} is damaged or holds no weights",
         expected="a complete file of tensors by name",
-        got=" ".join(str(error).split())[:200] or type(error).__name__,
+        got=got,
         next_step="copy the file again",
     )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

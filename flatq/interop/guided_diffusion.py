@@ -6,7 +6,6 @@ both mean for the network and the process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from flatq.checkpoint import Checkpoint, check_weights, file_digest
 from flatq.interop.guided_flags import GROUPS, Flags, read_flags
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
+from flatq.progress import Note
 from flatq.version import __version__
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["import_guided_diffusion", "model_config", "process_config"]
 
 
-def import_guided_diffusion(
-    model: Path, flags: Path, ema: Path | None = None, *, note: Callable[[str], None]
-) -> Checkpoint:
+def import_guided_diffusion(model: Path, flags: Path, ema: Path | None = None, *, note: Note) -> Checkpoint:
     """The network of a state dict as guided-diffusion's `UNetModel` saves it.
 
     Args:
@@ -35,7 +33,7 @@ def import_guided_diffusion(
 
     Returns:
         A checkpoint, not saved. Head width, order of q, k and v, dropout, schedule and the meaning of the
-        output are taken on the flags' word: no tensor tells them.
+        output are those of the flags: no tensor tells them.
 
     Raises:
         UsageError: flags that are unknown, not valid or make no network or process.
@@ -43,31 +41,30 @@ def import_guided_diffusion(
     """
     import torch
 
-    from flatq.interop.guided_weights import check_tensors, read_state, renamed, tensors_of
+    from flatq.interop.guided_weights import FIRST, LABELS, check_tensors, read_state, renamed, tensors_of
     from flatq.network import build_network
 
-    said = read_flags(flags, note)
-    process = process_config(said)
+    given = read_flags(flags, note)
+    process = process_config(given)
     process.training_betas()
     files = {"raw": model} if ema is None else {"raw": model, "ema": ema}
     states = {average: read_state(path, note) for average, path in files.items()}
-    wanted = tensors_of(said, states["raw"])
-    weights: dict[str, dict[str, torch.Tensor]] = {}
-    for average, path in files.items():
-        check_tensors(states[average], wanted, said, path)
-        weights[average] = renamed(states[average], wanted, said)
-    if ema is not None and all(torch.equal(states["ema"][key], states["raw"][key]) for key in states["raw"]):
-        note(f"{ema.name} holds the same weights as {model.name}")
-    first = states["raw"]
-    rows = len(first["label_emb.weight"]) if said.class_cond else None
-    config = model_config(said, first["input_blocks.0.0.weight"].shape[1], rows)
+    raw = states["raw"]
+    classes = len(raw.get(LABELS, range(1000))) if given.class_cond else None
+    config = model_config(given, raw[FIRST].shape[1], classes)
     with torch.device("meta"):
         network = build_network(config)
+    wanted = tensors_of(given, network)
+    weights: dict[str, dict[str, torch.Tensor]] = {}
     for average, path in files.items():
+        check_tensors(states[average], wanted, given, path)
+        weights[average] = renamed(states[average], wanted, given)
         check_weights(network, weights[average], f"{path} ({average} weights)")
+    if ema is not None and all(torch.equal(states["ema"][key], raw[key]) for key in raw):
+        note(f"{ema.name} holds the same weights as {model.name}")
     provenance = {
         "source": "guided-diffusion",
-        "flags": said.resolved(),
+        "flags": given.resolved(),
         "files": {
             name: {"file": path.name, "sha256": file_digest(path)}
             for name, path in {**files, "flags": flags}.items()
@@ -84,15 +81,17 @@ def model_config(flags: Flags, image_channels: int, num_classes: int | None) -> 
         num_classes: rows of the label embedding, None without labels.
     """
     head_dim, heads = _attention(flags)
-    kind = "resnet" if flags.resblock_updown else "conv"
-    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
-    plain = plain if flags.resblock_updown else ("DownBlock2D", "UpBlock2D")
+    kind, down, up = (
+        ("resnet", "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+        if flags.resblock_updown
+        else ("conv", "DownBlock2D", "UpBlock2D")
+    )
     levels = flags.attention_levels
     unet: dict[str, Any] = {
         "block_out_channels": list(flags.widths),
         "layers_per_block": flags.num_res_blocks,
-        "down_block_types": ["AttnDownBlock2D" if attends else plain[0] for attends in levels],
-        "up_block_types": ["AttnUpBlock2D" if attends else plain[1] for attends in reversed(levels)],
+        "down_block_types": ["AttnDownBlock2D" if attends else down for attends in levels],
+        "up_block_types": ["AttnUpBlock2D" if attends else up for attends in reversed(levels)],
         "downsample_type": kind,
         "upsample_type": kind,
         "attention_head_dim": head_dim,

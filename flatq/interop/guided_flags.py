@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from flatq.errors import UsageError
+from flatq.errors import UsageError, one_line
+from flatq.progress import Note
 
 __all__ = ["GROUPS", "Flags", "read_flags"]
-
-Note = Callable[[str], None]
 
 GROUPS = 32
 """Of every group norm."""
@@ -44,37 +42,12 @@ _SCRIPTS = frozenset[str]().union(
 _SUPER_RESOLUTION = frozenset({"large_size", "small_size"})
 
 
-def _not_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("a number, not true or false")
-    return value
+def _split(value: object) -> object:
+    """A command line's "1,2,2" as a list."""
+    return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def _numbers(value: object) -> object:
-    """A command line's "1,2,2" as a list; whole numbers as such."""
-    parts: object = value
-    if isinstance(value, str):
-        parts = [part for part in value.split(",") if part.strip()]
-    elif isinstance(value, int | float):
-        parts = [value]
-    if not isinstance(parts, list | tuple):
-        raise ValueError('numbers such as "1,2,2", or a list of them')
-    return [_number(part) for part in parts]
-
-
-def _number(part: object) -> float | int:
-    if isinstance(part, bool) or not isinstance(part, str | int | float):
-        raise ValueError('numbers such as "1,2,2", or a list of them')
-    try:
-        number = float(part)
-    except ValueError:
-        raise ValueError('numbers such as "1,2,2", or a list of them') from None
-    return int(number) if number.is_integer() else number
-
-
-_Int = Annotated[int, BeforeValidator(_not_bool)]
-_Float = Annotated[float, BeforeValidator(_not_bool)]
-_Positive = Annotated[int, BeforeValidator(_not_bool), Field(gt=0)]
+_Positive = Annotated[int, Field(gt=0)]
 
 
 class Flags(BaseModel):
@@ -98,16 +71,13 @@ class Flags(BaseModel):
     num_channels: _Positive = 128
     num_res_blocks: _Positive = 2
     num_heads: _Positive = 4
-    num_heads_upsample: _Int = -1
-    num_head_channels: _Int = -1
-    attention_resolutions: Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_numbers)] = (
-        16,
-        8,
-    )
+    num_heads_upsample: int = -1
+    num_head_channels: int = -1
+    attention_resolutions: Annotated[tuple[_Positive, ...], BeforeValidator(_split)] = (16, 8)
     channel_mult: Annotated[
-        tuple[Annotated[int | float, Field(gt=0, allow_inf_nan=False)], ...], BeforeValidator(_numbers)
+        tuple[Annotated[int | float, Field(gt=0, allow_inf_nan=False)], ...], BeforeValidator(_split)
     ] = ()
-    dropout: Annotated[_Float, Field(ge=0, lt=1)] = 0.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     class_cond: bool = False
     use_checkpoint: bool = False
     use_scale_shift_norm: bool = True
@@ -117,12 +87,12 @@ class Flags(BaseModel):
     learn_sigma: bool = False
     diffusion_steps: _Positive = 1000
     noise_schedule: Literal["linear", "cosine"] = "linear"
-    timestep_respacing: Annotated[str, BeforeValidator(str)] = ""
+    timestep_respacing: str = ""
     use_kl: bool = False
     predict_xstart: bool = False
     rescale_timesteps: bool = False
     rescale_learned_sigmas: bool = False
-    input_pertub: _Float = 0.0
+    input_pertub: float = 0.0
 
     @model_validator(mode="after")
     def _is_a_network(self) -> Self:
@@ -169,8 +139,8 @@ class Flags(BaseModel):
     def attentions(self) -> frozenset[tuple[int, bool]]:
         """Channels of the attentions, and whether they are on the way up."""
         levels = zip(self.widths, self.attention_levels, strict=True)
-        attending = [width for width, attends in levels if attends]
-        return frozenset({(self.widths[-1], False)} | {(w, up) for w in attending for up in (False, True)})
+        both = {(width, up) for width, attends in levels if attends for up in (False, True)}
+        return frozenset(both | {(self.widths[-1], False)})
 
     def heads(self, width: int, *, up: bool = False) -> int:
         """Heads of an attention of so many channels.
@@ -178,18 +148,13 @@ class Flags(BaseModel):
         Raises:
             ValueError: they do not divide the channels.
         """
-        if self.num_head_channels != -1:
-            if width % self.num_head_channels:
-                raise ValueError(
-                    f"num_head_channels that divides the {width} channels of an attention, "
-                    f"not {self.num_head_channels}"
-                )
-            return width // self.num_head_channels
         name = "num_heads_upsample" if up and self.num_heads_upsample != -1 else "num_heads"
-        heads: int = getattr(self, name)
-        if width % heads:
-            raise ValueError(f"{name} that divides the {width} channels of an attention, not {heads}")
-        return heads
+        if self.num_head_channels != -1:
+            name = "num_head_channels"
+        value: int = getattr(self, name)
+        if width % value:
+            raise ValueError(f"{name} that divides the {width} channels of an attention, not {value}")
+        return width // value if name == "num_head_channels" else value
 
     def resolved(self) -> dict[str, Any]:
         """Every flag as a plain value, the multipliers spelt out."""
@@ -199,7 +164,7 @@ class Flags(BaseModel):
 def read_flags(path: Path, note: Note) -> Flags:
     """The flags of a JSON file: an object of them, or one that holds it under the key "flags".
 
-    Says aloud which defaults were taken and which flags have no effect on the imported network.
+    `note` is told which defaults were taken and which flags have no effect on the imported network.
 
     Raises:
         UsageError: no such file, not JSON, an unknown flag (with a suggestion), a flag given twice, a value
@@ -226,8 +191,8 @@ def read_flags(path: Path, note: Note) -> Flags:
             got=", ".join(map(repr, unknown)),
             next_step=f"did you mean {close[0]!r}?" if close else "remove it, if the network does without it",
         )
-    try:
-        flags = Flags.model_validate({name: value for name, value in given.items() if name in known})
+    try:  # as text, as on a command line: true is not a number there, and 64 may be "64"
+        flags = Flags.model_validate({name: _text(value) for name, value in given.items() if name in known})
     except ValidationError as error:
         first = error.errors()[0]
         where = str(first["loc"][0]) if first["loc"] else ""
@@ -237,7 +202,7 @@ def read_flags(path: Path, note: Note) -> Flags:
             got=repr(given[where]) if where else None,
             next_step="take the flags that the network was trained with",
         ) from error
-    _say(flags, given, note)
+    _note_effects(flags, given, note)
     return flags
 
 
@@ -245,37 +210,28 @@ def _read_object(path: Path) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{twice[0]!r} stands there twice")
+            raise ValueError(f"{twice[0]!r} is given twice")
         return dict(pairs)
 
-    content: object
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}")
     except (OSError, ValueError) as error:
         raise UsageError(
             f"the flags cannot be read from {path}",
-            expected='a JSON file such as {"image_size": 64, "num_channels": 128}',
-            got="no such file"
-            if isinstance(error, FileNotFoundError)
-            else " ".join(str(error).split())[:200],
+            expected='a JSON object such as {"image_size": 64, "num_channels": 128}',
+            got=one_line(error),
             next_step="write the flags that the network was trained with",
         ) from error
-    if not isinstance(content, dict):
-        raise UsageError(
-            f"{path} holds no flags",
-            expected="a JSON object, flag by flag",
-            got=type(content).__name__,
-            next_step='write them as {"image_size": 64, "num_channels": 128}',
-        )
     return content
 
 
-def _say(flags: Flags, given: dict[str, Any], note: Note) -> None:
+def _note_effects(flags: Flags, given: dict[str, Any], note: Note) -> None:
     values = dict(flags) | {"channel_mult": flags.multipliers}
-    implied = set() if flags.channel_mult else {"channel_mult"}
-    left_out = [name for name in values if name not in given or name in implied]
+    left_out = [n for n in values if n not in given or (n == "channel_mult" and not flags.channel_mult)]
     if left_out:
-        taken = ", ".join(f"{name}={_shown(values[name])}" for name in left_out)
+        taken = ", ".join(name + "=" + (_text(values[name]) or '""') for name in left_out)
         note(f"flags left out, guided-diffusion's defaults taken: {taken}")
     inert = ("use_checkpoint", "use_fp16", "use_kl", "rescale_learned_sigmas", "timestep_respacing")
     idle = [name for name in given if name in _SCRIPTS]
@@ -285,10 +241,9 @@ def _say(flags: Flags, given: dict[str, Any], note: Note) -> None:
     rates = {2**level for level in range(len(flags.widths))}
     unused = [side for side in flags.attention_resolutions if flags.image_size // side not in rates]
     if unused:
-        note(f"attention_resolutions: no level of the network has {_shown(unused)} pixels")
+        note(f"attention_resolutions: no level of the network has {_text(unused)} pixels")
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, tuple | list):
-        return ",".join(map(str, value)) or '""'
-    return str(value) if value != "" else '""'
+def _text(value: object) -> str:
+    """A flag's value as on a command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

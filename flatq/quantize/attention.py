@@ -8,13 +8,13 @@ rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import fx
 
-from flatq.plan import plan
-from flatq.quantize.trace import DECOMPOSED, add_call, find_layers
+from flatq.layer_decisions import decide_layers
+from flatq.quantize.trace import DECOMPOSED, Layer, add_call, find_layers, rewrite_layers
 from flatq.recipe import Decision, QuantRecipe
 
 __all__ = ["decompose", "planned_attentions", "quantized_attentions"]
@@ -24,7 +24,7 @@ _aten = torch.ops.aten
 
 def planned_attentions(graph: fx.GraphModule, recipe: QuantRecipe) -> list[str]:
     """The attentions of a traced graph whose products the recipe quantizes."""
-    return quantized_attentions(plan(recipe, [layer.candidate for layer in find_layers(graph)]))
+    return quantized_attentions(decide_layers(recipe, [layer.candidate for layer in find_layers(graph)]))
 
 
 def quantized_attentions(decisions: Iterable[Decision]) -> list[str]:
@@ -32,19 +32,14 @@ def quantized_attentions(decisions: Iterable[Decision]) -> list[str]:
     return [d.node for d in decisions if d.port == "query" and d.scheme is not None]
 
 
-def decompose(graph: fx.GraphModule, names: Collection[str]) -> None:
-    """Decompose the named attentions of a traced graph, in place; without names it stays as it is."""
-    if not names:
-        return
-    for layer in find_layers(graph):
-        if layer.candidate.node in names:
-            assert not layer.candidate.obstacle, layer.candidate
-            _decompose(graph, layer.node)
-    graph.graph.lint()
-    graph.recompile()
+def decompose(graph: fx.GraphModule, names: Container[str]) -> None:
+    """Decompose the named attentions of a traced graph, in place."""
+    rewrite_layers(graph, names, _decompose)
 
 
-def _decompose(graph: fx.GraphModule, node: fx.Node) -> None:
+def _decompose(graph: fx.GraphModule, layer: Layer) -> None:
+    assert not layer.candidate.obstacle, layer.candidate
+    node = layer.node
     query, key, value = node.args[:3]
     queries, keys = (source.meta["val"] for source in (query, key))  # type: ignore[union-attr]
     scale = node.kwargs.get("scale")

@@ -12,12 +12,11 @@ quantizing gives such weights coarser steps.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import fx
 
-import flatq.quantize.pt2e  # noqa: F401  (defines the operators below)
+import flatq.quantize.quantizer  # noqa: F401  (defines the operators below)
 from flatq.quantize.grid import SMALLEST_SCALE, QuantGrid
 from flatq.quantize.trace import stored_value
 
@@ -76,11 +75,11 @@ def round_biases(graph: fx.GraphModule) -> None:
             or users[0].target is not _decomposed.quantize_per_tensor.default
         ):
             continue
-        bias = _tensor(graph, bias_node)
+        bias = stored_value(graph, bias_node)
         input_scale = float(source.args[1])
         with torch.no_grad():
             if weight.target is _decomposed.dequantize_per_channel.default:
-                scale, integers = _tensor(graph, weight.args[1]), _tensor(graph, weight.args[0])
+                scale, integers = stored_value(graph, weight.args[1]), stored_value(graph, weight.args[0])
                 empty = (integers.reshape(len(integers), -1) == 0).all(1) & (bias != 0)
                 wanted = bias[empty].abs() / (2.0**_BITS * input_scale)
                 scale[empty] = torch.maximum(scale[empty], wanted.to(scale.dtype))
@@ -88,9 +87,3 @@ def round_biases(graph: fx.GraphModule) -> None:
                 scale = torch.tensor(float(weight.args[1]))
             step = scale.double() * input_scale
             bias.copy_((bias.double() / step).round() * step)
-
-
-def _tensor(graph: fx.GraphModule, node: Any) -> torch.Tensor:
-    value = stored_value(graph, node)
-    assert isinstance(value, torch.Tensor)
-    return value

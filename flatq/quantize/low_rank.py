@@ -5,8 +5,7 @@ layer keeps the residual W - L2 L1 and stays an integer kernel; the branch reads
 before any quantizer, and its result is added behind whatever quantizer a target places at the layer's output.
 So nothing comes between a kernel and its Q/DQ nodes. In float nothing changes but the order of a sum.
 
-The factors are the plain singular value decomposition. They need no calibration: weighted by the inputs'
-second moment they measured worse, by that of the inputs' rounding error no better.
+The factors are the plain singular value decomposition. They need no calibration.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from flatq.plan import branch_rank, plan
-from flatq.quantize.trace import add_call, annotated, find_layers
+from flatq.layer_decisions import branch_rank, decide_layers
+from flatq.quantize.trace import Layer, add_call, find_layers, hold_weight, rewrite_layers
 from flatq.recipe import Decision, QuantRecipe, branch_names, branch_of
 
 __all__ = ["Factors", "add_branches", "branched", "factor", "planned_branches", "split_branches"]
@@ -35,7 +34,9 @@ def planned_branches(graph: fx.GraphModule, recipe: QuantRecipe) -> dict[str, in
     if not recipe.low_rank:
         return {}
     layers = find_layers(graph)
-    schemes = {(d.node, d.port): d.scheme for d in plan(recipe, [layer.candidate for layer in layers])}
+    schemes = {
+        (d.node, d.port): d.scheme for d in decide_layers(recipe, [layer.candidate for layer in layers])
+    }
     ranks = {}
     for layer in layers:
         name, shape = layer.candidate.node, layer.candidate.shape
@@ -93,15 +94,11 @@ def split_branches(graph: fx.GraphModule, ranks: Mapping[str, int]) -> dict[str,
 
 def add_branches(graph: fx.GraphModule, factors: Mapping[str, Factors]) -> None:
     """Add to each named layer's output what its branch makes of the layer's input, in place."""
-    for layer in find_layers(graph):
-        pair = factors.get(layer.candidate.node)
-        if pair is not None:
-            _add(graph, layer.candidate.node, layer.node, pair)
-    graph.graph.lint()
-    graph.recompile()
+    rewrite_layers(graph, factors, lambda graph, layer: _add(graph, layer, factors[layer.candidate.node]))
 
 
-def _add(graph: fx.GraphModule, name: str, node: fx.Node, factors: Factors) -> None:
+def _add(graph: fx.GraphModule, layer: Layer, factors: Factors) -> None:
+    node = layer.node
     value: torch.Tensor = node.meta["val"]
     axis = 1 if factors[0].ndim == 4 else value.ndim - 1
     inner = value.new_empty([*value.shape[:axis], len(factors[0]), *value.shape[axis + 1 :]])
@@ -110,21 +107,9 @@ def _add(graph: fx.GraphModule, name: str, node: fx.Node, factors: Factors) -> N
         total = add_call(graph, _aten.add.Tensor, (node, node), node)
     node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
     with graph.graph.inserting_before(total):
-        held = _held(graph, name, node, factors)
-        reads = (node.args[0], held[0], None, *node.args[3:])
+        names = branch_names(layer.candidate.node)
+        first, last = (hold_weight(graph, *held, node) for held in zip(names, factors, strict=True))
+        reads = (node.args[0], first, None, *node.args[3:])
         down = add_call(graph, node.target, reads, node, inner, node.kwargs)
-        up = add_call(graph, second, (down, held[1]), node)
+        up = add_call(graph, second, (down, last), node)
     total.args = (node, up)
-
-
-def _held(graph: fx.GraphModule, name: str, node: fx.Node, factors: Factors) -> list[fx.Node]:
-    """Register a branch's weights beside the layer's; the nodes that read them."""
-    graph.get_submodule(name).add_module("low_rank", branch := nn.Module())
-    value: torch.Tensor = node.meta["val"]
-    nodes = []
-    for part, weight in zip(branch_names(name), factors, strict=True):
-        branch.add_module(part.rpartition(".")[2], module := nn.Module())
-        module.weight = nn.Parameter(weight, requires_grad=False)
-        held = graph.graph.get_attr(f"{part}.weight")
-        nodes.append(annotated(held, node, value.new_empty(weight.shape)))
-    return nodes

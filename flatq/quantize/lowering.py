@@ -30,39 +30,14 @@ from flatq.quantize.attention import decompose, quantized_attentions
 from flatq.quantize.bias import round_biases
 from flatq.quantize.grid import QuantGrid, activation_grid
 from flatq.quantize.low_rank import add_branches, branched
-from flatq.quantize.pt2e import convert_pt2e, prepare_pt2e
-from flatq.quantize.quantizer import FlatqQuantizer
+from flatq.quantize.quantizer import FlatqQuantizer, convert_pt2e, prepare_pt2e
 from flatq.quantize.skip_connections import split_skip_connections, whole_weights
 from flatq.quantize.trace import Layer, add_call, find_layers, quiet, stored_value, trace
 from flatq.recipe import Decision, branch_names
 
-__all__ = ["TARGETS", "Lowered", "Placement", "dequantized_weights", "grid_of", "lower"]
+__all__ = ["Lowered", "dequantized_weights", "grid_of", "lower"]
 
 _quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
-
-
-@dataclass(frozen=True)
-class Placement:
-    """What a target wants of a Q/DQ graph; inputs and weights always have Q/DQ.
-
-    Attributes:
-        outputs: Q/DQ also behind the layers that run as one integer kernel with an integer result.
-        symmetric: activations with zero point 0 only.
-        unsigned: activations in uint8 only; symmetric ones have the same values with a zero point
-            in the middle.
-    """
-
-    outputs: bool
-    symmetric: bool
-    unsigned: bool = False
-
-
-TARGETS: dict[Target, Placement] = {
-    "onnxruntime": Placement(outputs=True, symmetric=False, unsigned=True),
-    "openvino": Placement(outputs=False, symmetric=False),
-    "tensorrt": Placement(outputs=False, symmetric=True),
-    "generic": Placement(outputs=False, symmetric=False),
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +62,8 @@ def lower(artifact: Artifact, target: Target) -> Lowered:
         ArtifactError: the tensors do not fit the configuration, or the installed packages build the network
             of other layers than the artifact's.
     """
-    placement = TARGETS[target]
+    # ONNX Runtime wants Q/DQ behind integer kernels, too, and uint8; TensorRT the zero point 0.
+    outputs = unsigned = target == "onnxruntime"
     manifest = artifact.manifest
     graph, layers = _retrace(artifact)
 
@@ -95,18 +71,18 @@ def lower(artifact: Artifact, target: Target) -> Lowered:
         assert decision.scheme is not None
         if decision.port == "weight":
             return artifact.grids[decision.node]
-        if decision.port == "output" and not (placement.outputs and _is_one_kernel(node)):
+        if decision.port == "output" and not (outputs and _is_one_kernel(node)):
             return None
         low, high = artifact.ranges[decision.range_name][decision.group].tolist()
-        symmetric = decision.scheme.symmetric or placement.symmetric
+        symmetric = decision.scheme.symmetric or target == "tensorrt"
         found = activation_grid(low, high, decision.scheme.model_copy(update={"symmetric": symmetric}))
-        return found.unsigned() if placement.unsigned else found
+        return found.unsigned() if unsigned else found
 
     with quiet():
         prepared = prepare_pt2e(graph, FlatqQuantizer(manifest.decisions, grid))
         converted = convert_pt2e(prepared)
     _clamp_narrow(converted)
-    if placement.outputs:
+    if outputs:
         round_biases(converted)
     products = {
         layer.candidate.node: (layer.scores.name, layer.node.name)

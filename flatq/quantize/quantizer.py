@@ -1,4 +1,7 @@
-"""flatq's quantizer for torchao's PT2E: it annotates the planned layers, and torchao does the rest."""
+"""flatq's quantizer for torchao's PT2E: it annotates the planned layers, and torchao does the rest.
+
+Importing this defines the operators `torch.ops.quantized_decomposed`.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,17 @@ from typing import Any
 import torch
 from torch import fx
 
+from flatq.library_logs import quiet_import
 from flatq.quantize.grid import QuantGrid
-from flatq.quantize.pt2e import ObserverBase, QuantizationAnnotation, QuantizationSpec, Quantizer
 from flatq.quantize.trace import find_layers
-from flatq.recipe import ATTENTION_PORTS, Decision, Scheme
+from flatq.recipe import Decision, Scheme
 
-__all__ = ["FlatqQuantizer"]
+with quiet_import():
+    from torchao.quantization.pt2e.observer import ObserverBase
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+
+__all__ = ["FlatqQuantizer", "convert_pt2e", "prepare_pt2e"]
 
 
 class _FixedPerChannelObserver(ObserverBase):  # type: ignore[misc]
@@ -62,7 +70,7 @@ class FlatqQuantizer(Quantizer):  # type: ignore[misc]
     """Annotates the planned ports of a traced graph.
 
     Args:
-        decisions: of `flatq.plan.plan`.
+        decisions: of `flatq.layer_decisions.decide_layers`.
         grid: (decision, operator) -> the grid of that port, or None to leave it alone.
     """
 
@@ -70,30 +78,26 @@ class FlatqQuantizer(Quantizer):  # type: ignore[misc]
         self, decisions: Iterable[Decision], grid: Callable[[Decision, fx.Node], QuantGrid | None]
     ) -> None:
         super().__init__()
-        self._decisions = {(d.node, d.port): d for d in decisions if d.scheme is not None}
+        self._decisions = [d for d in decisions if d.scheme is not None]
         self._grid = grid
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        layers = {layer.candidate.node: layer for layer in find_layers(model)}
         shared: dict[tuple[fx.Node, Scheme | None], QuantizationSpec] = {}
-        for layer in find_layers(model):
-            annotations: dict[fx.Node, QuantizationAnnotation] = {}
-            for port in ("weight", "input", "output", *ATTENTION_PORTS):
-                decision = self._decisions.get((layer.candidate.node, port))
-                if decision is None:
-                    continue
-                operator, source = layer.tensor(port)
-                grid = self._grid(decision, operator)
-                if grid is None:
-                    continue
-                annotation = annotations.setdefault(operator, QuantizationAnnotation(_annotated=True))
-                if port == "output":
-                    annotation.output_qspec = _fixed_spec(grid)
-                else:
-                    # Layers that read one tensor at one width (query, key, value) share one quantizer.
-                    spec = shared.setdefault((source, decision.scheme), _fixed_spec(grid))
-                    annotation.input_qspec_map[source] = spec
-            for operator, annotation in annotations.items():
-                operator.meta["quantization_annotation"] = annotation
+        for decision in self._decisions:
+            operator, source = layers[decision.node].tensor(decision.port)
+            grid = self._grid(decision, operator)
+            if grid is None:
+                continue
+            annotation = operator.meta.setdefault(
+                "quantization_annotation", QuantizationAnnotation(_annotated=True)
+            )
+            if decision.port == "output":
+                annotation.output_qspec = _fixed_spec(grid)
+            else:
+                # Layers that read one tensor at one width (query, key, value) share one quantizer.
+                spec = shared.setdefault((source, decision.scheme), _fixed_spec(grid))
+                annotation.input_qspec_map[source] = spec
         return model
 
     def validate(self, model: fx.GraphModule) -> None:

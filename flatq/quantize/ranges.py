@@ -1,9 +1,8 @@
 """Which range of values a scale covers: the extremes, percentiles, or the least squared error.
 
 What calibration sees is counted in a histogram whose bins are the leading bits of a float32. It never grows,
-has the same relative resolution everywhere (so that an outlier does not swallow the rest), and holds whole
-numbers: batches may come in any order and any size, and the counts are the same. torchao's HistogramObserver
-spreads its bins anew over every wider range, and assumes 256 integers whatever the width.
+has the same relative resolution everywhere, and gives the same counts whatever the order and the size of the
+batches.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Weights are rounded to nearest first; `flatq.quantize.methods` may then choose o
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import fx
@@ -13,7 +14,7 @@ from torch import fx
 from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ModelError
-from flatq.plan import plan
+from flatq.layer_decisions import decide_layers
 from flatq.progress import Progress
 from flatq.quantize.artifact import Artifact, Manifest
 from flatq.quantize.attention import decompose, planned_attentions
@@ -22,22 +23,31 @@ from flatq.quantize.equalize import equalize
 from flatq.quantize.grid import QuantGrid, activation_grid
 from flatq.quantize.low_rank import planned_branches, split_branches
 from flatq.quantize.methods import WeightRounding
+from flatq.quantize.methods.layer import quant_layers, quant_products
 from flatq.quantize.methods.walk import refine
 from flatq.quantize.ranges import RangeObserver, weight_grid
 from flatq.quantize.skip_connections import planned_splits, split_skip_connections, whole_weights
 from flatq.quantize.trace import Layer, find_layers, trace
-from flatq.recipe import ATTENTION_PORTS, Decision, Port, QuantRecipe, Scheme
+from flatq.recipe import Decision, QuantRecipe, Scheme
 from flatq.runtime.base import default_threads
 from flatq.runtime.torch import TorchRuntime, torch_threads
 
-__all__ = ["package_versions", "quantize_checkpoint"]
-
-_OBSERVED: tuple[Port, ...] = ("input", "output", *ATTENTION_PORTS)
+__all__ = ["package_versions", "parent_record", "quantize_checkpoint"]
 
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide what the numbers are."""
     return {name: version(name) for name in ("flatq", "torch", "torchao", "diffusers", "numpy")}
+
+
+def parent_record(checkpoint: Checkpoint, weights: str) -> dict[str, Any]:
+    """What is recorded of the checkpoint that a model was made from, and of the weights variant chosen."""
+    return {
+        "sha256": checkpoint.digest,
+        "file": checkpoint.source.name if checkpoint.source else None,
+        "weights": weights,
+        "provenance": dict(checkpoint.provenance),
+    }
 
 
 def quantize_checkpoint(
@@ -97,7 +107,7 @@ def quantize_checkpoint(
         d.model_copy(update={"reason": f"{d.reason}; {equalized[d.node]}"})
         if d.node in equalized and d.port == "input"
         else d
-        for d in plan(recipe, [layer.candidate for layer in layers])
+        for d in decide_layers(recipe, [layer.candidate for layer in layers])
     ]
     observers = _observe(graph, layers, decisions, recipe)
     # It is the float model still: sampling with it draws the inputs and sees the ranges at once.
@@ -107,12 +117,10 @@ def quantize_checkpoint(
         _remove(graph)
         weights = {d.node: d.scheme for d in decisions if d.port == "weight" and d.scheme is not None}
         integers, grids = {}, {}
-        for layer in layers:
-            name = layer.candidate.node
-            if name in weights:
-                weight = graph.get_parameter(f"{name}.weight").detach().cpu()
-                grids[name] = weight_grid(weight, weights[name], recipe)
-                integers[name] = grids[name].quantize(weight).to(torch.int8)
+        for name, scheme in weights.items():
+            weight = graph.get_parameter(f"{name}.weight").detach().cpu()
+            grids[name] = weight_grid(weight, scheme, recipe)
+            integers[name] = grids[name].quantize(weight).to(torch.int8)
         _make_room(network, layers, decisions, integers, grids, ranges)
         whole = whole_weights(decisions)
         rest = {
@@ -122,19 +130,17 @@ def quantize_checkpoint(
         } | branches
         notes: dict[str, str] = {}
         if not rounding.plain:
-            integers, biases, ranges, notes = refine(
-                graph,
-                layers,
-                decisions,
-                integers,
-                grids,
-                ranges,
-                inputs,
-                rounding,
-                seed=calibration.seed,
-                progress=progress,
+            planned = quant_layers(graph, layers, decisions, integers, grids, ranges)
+            products = quant_products(layers, decisions, ranges)
+            biases, notes = refine(
+                graph, planned, products, inputs, rounding, seed=calibration.seed, progress=progress
             )
             rest |= biases
+            for layer in planned.values():
+                integers[layer.name] = layer.integers
+                if layer.input is not None and layer.range is not None:
+                    ends = torch.tensor([layer.range.low, layer.range.high])
+                    ranges[layer.input.range_name][layer.input.group] = ends
     manifest = Manifest(
         model=model,
         process=checkpoint.process,
@@ -144,12 +150,7 @@ def quantize_checkpoint(
         calibration_digest=inputs.digest,
         rounding=rounding,
         rounding_notes=notes,
-        parent={
-            "sha256": checkpoint.digest,
-            "file": checkpoint.source.name if checkpoint.source else None,
-            "weights": chosen,
-            "provenance": dict(checkpoint.provenance),
-        },
+        parent=parent_record(checkpoint, chosen),
         versions=package_versions(),
     )
     return Artifact(manifest, integers, grids, rest, ranges)
@@ -159,25 +160,22 @@ def _observe(
     graph: fx.GraphModule, layers: list[Layer], decisions: list[Decision], recipe: QuantRecipe
 ) -> list[tuple[Decision, RangeObserver]]:
     """Insert an observer for every planned activation; those that read one tensor at one width share it."""
-    planned = {(d.node, d.port): d for d in decisions if d.scheme is not None}
+    by_name = {layer.candidate.node: layer for layer in layers}
     shared: dict[tuple[fx.Node, Scheme], RangeObserver] = {}
     found = []
-    for layer in layers:
-        for port in _OBSERVED:
-            decision = planned.get((layer.candidate.node, port))
-            if decision is None:
-                continue
-            assert decision.scheme is not None
-            operator, tensor = layer.tensor(port)
-            key = (tensor, decision.scheme)
-            if key not in shared:
-                shared[key] = RangeObserver(decision.scheme, recipe)
-                name = f"flatq_observer_{len(shared)}"
-                graph.add_submodule(name, shared[key])
-                place = graph.graph.inserting_after if port == "output" else graph.graph.inserting_before
-                with place(operator):
-                    graph.graph.call_module(name, (tensor,))
-            found.append((decision, shared[key]))
+    for decision in decisions:
+        if decision.scheme is None or decision.port == "weight":
+            continue
+        operator, tensor = by_name[decision.node].tensor(decision.port)
+        key = (tensor, decision.scheme)
+        if key not in shared:
+            shared[key] = RangeObserver(decision.scheme, recipe)
+            name = f"flatq_observer_{len(shared)}"
+            graph.add_submodule(name, shared[key])
+            after = decision.port == "output"
+            with graph.graph.inserting_after(operator) if after else graph.graph.inserting_before(operator):
+                graph.graph.call_module(name, (tensor,))
+        found.append((decision, shared[key]))
     graph.recompile()
     return found
 

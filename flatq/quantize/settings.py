@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flatq.calib import CalibrationPlan
-from flatq.quantize.methods import USUAL, WeightRounding
+from flatq.quantize.methods import DEFAULT_METHOD, WeightRounding
 from flatq.recipe import QuantRecipe, recipe_for_bits
 
 __all__ = ["QuantizeSettings"]
@@ -25,7 +25,7 @@ class QuantizeSettings:
     """
 
     recipe: QuantRecipe = recipe_for_bits()
-    rounding: WeightRounding = WeightRounding(method=USUAL)
+    rounding: WeightRounding = WeightRounding(method=DEFAULT_METHOD)
     calibration: CalibrationPlan = CalibrationPlan()
     weights: str | None = None
     threads: int | None = None
@@ -33,4 +33,4 @@ class QuantizeSettings:
     @property
     def suffix(self) -> str:
         """What follows the checkpoint's name in the default folder, such as `w4a8-adaround`."""
-        return self.recipe.name + self.rounding.suffix_beside(USUAL)
+        return self.recipe.name + self.rounding.suffix_beside(DEFAULT_METHOD)

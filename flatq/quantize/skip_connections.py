@@ -8,14 +8,14 @@ changes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
-from flatq.plan import plan
-from flatq.quantize.trace import HALF, add_call, annotated, find_layers
+from flatq.layer_decisions import decide_layers
+from flatq.quantize.trace import HALF, Layer, add_call, find_layers, hold_weight, rewrite_layers
 from flatq.recipe import Decision, QuantRecipe, half_name, whole_name
 
 __all__ = ["planned_splits", "split_skip_connections", "whole_weights"]
@@ -28,7 +28,9 @@ def planned_splits(graph: fx.GraphModule, recipe: QuantRecipe) -> list[str]:
     if not recipe.split_shortcuts:
         return []
     layers = find_layers(graph)
-    inputs = {d.node: d for d in plan(recipe, [layer.candidate for layer in layers]) if d.port == "input"}
+    inputs = {
+        d.node: d for d in decide_layers(recipe, [layer.candidate for layer in layers]) if d.port == "input"
+    }
     return [
         layer.candidate.node
         for layer in layers
@@ -48,13 +50,9 @@ def whole_weights(decisions: Iterable[Decision]) -> dict[str, list[str]]:
     return found
 
 
-def split_skip_connections(graph: fx.GraphModule, names: Collection[str]) -> None:
+def split_skip_connections(graph: fx.GraphModule, names: Container[str]) -> None:
     """Split the named convolutions of a traced graph, in place. The first half keeps the bias."""
-    for layer in find_layers(graph):
-        if layer.candidate.node in names:
-            _split(graph, layer.candidate.node, layer.node)
-    graph.graph.lint()
-    graph.recompile()
+    rewrite_layers(graph, names, _split)
 
 
 def _joined(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
@@ -66,23 +64,20 @@ def _joined(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     return (parts[0], parts[1]) if len(parts) == 2 else None
 
 
-def _split(graph: fx.GraphModule, name: str, node: fx.Node) -> None:
+def _split(graph: fx.GraphModule, layer: Layer) -> None:
+    name, node = layer.candidate.node, layer.node
     sources = _joined(node)
     assert sources is not None, f"{name} does not read two joined tensors"
     module = graph.get_submodule(name)
-    weight, stored = module.weight, node.args[1]
-    assert isinstance(weight, torch.Tensor)
-    assert isinstance(stored, fx.Node)
+    weight: Any = module.weight
+    stored: Any = node.args[1]
     bias = node.args[2] if len(node.args) > 2 else None
     start, results = 0, []
     for group, source in enumerate(sources):
         end = start + int(source.meta["val"].shape[1])
-        half = nn.Module()
-        half.weight = nn.Parameter(weight.detach()[:, start:end].contiguous(), requires_grad=False)
-        module.add_module(half_name("", group).removeprefix("."), half)
+        half = weight.detach()[:, start:end].contiguous()
         with graph.graph.inserting_before(node):
-            part = graph.graph.get_attr(f"{half_name(name, group)}.weight")
-            annotated(part, stored, stored.meta["val"][:, start:end])
+            part = hold_weight(graph, half_name(name, group), half, stored)
             arguments = (source, part, None if group else bias, *node.args[3:])
             result = add_call(graph, node.target, arguments, node, kwargs=node.kwargs)
             result.meta[HALF] = group

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -19,6 +18,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from flatq.errors import ModelError, one_line
 from flatq.inputs import zeros
+from flatq.library_logs import quiet_import
 from flatq.network import Denoiser
 from flatq.network_config import ModelConfig
 from flatq.recipe import Candidate, Kind, Port
@@ -28,12 +28,11 @@ __all__ = [
     "HALF",
     "Layer",
     "add_call",
-    "annotated",
-    "example_inputs",
     "export_any_batch",
     "find_layers",
-    "input_names",
+    "hold_weight",
     "quiet",
+    "rewrite_layers",
     "stored_value",
     "trace",
 ]
@@ -106,29 +105,9 @@ class Layer:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hides the upstream exporters' notes on torchvision and deprecations; errors still raise."""
-    names = ("torch.onnx", "torch.export", "torch.fx", "torchao", "onnx_ir")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def input_names(model: ModelConfig) -> list[str]:
-    """Names of the network's inputs, in order."""
-    return [spec.name for spec in model.inputs]
-
-
-def example_inputs(model: ModelConfig) -> tuple[torch.Tensor, ...]:
-    """Inputs to trace with: zeros for two samples, in the order of `ModelConfig.inputs`."""
-    x, t, cond = zeros(model.inputs, 2)
-    return tuple(torch.from_numpy(value) for value in (x, t, *cond.values()))
+    with quiet_import(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 _last: dict[tuple[str, bool], fx.GraphModule] = {}
@@ -173,19 +152,16 @@ def _trace(network: nn.Module, model: ModelConfig) -> fx.GraphModule:
             next_step="check that the image size is divisible by 2 for every down-sampling",
         ) from error
     assert isinstance(graph, fx.GraphModule)
-    _drop_input_checks(graph)
+    # torch.export hangs the range of the batch on the module as a hook; `check_guards` does not cover it.
+    graph._forward_pre_hooks.clear()
+    graph._forward_pre_hooks_with_kwargs.clear()
     return graph
 
 
 def _export(network: nn.Module, model: ModelConfig, batch: Any) -> ExportedProgram:
-    inputs = example_inputs(model)
+    x, t, cond = zeros(model.inputs, 2)
+    inputs = tuple(torch.from_numpy(value) for value in (x, t, *cond.values()))
     return export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False)
-
-
-def _drop_input_checks(graph: fx.GraphModule) -> None:
-    # torch.export hangs the range of the batch on the module as a hook; `check_guards` does not cover it.
-    graph._forward_pre_hooks.clear()
-    graph._forward_pre_hooks_with_kwargs.clear()
 
 
 def export_any_batch(graph: fx.GraphModule, model: ModelConfig) -> ExportedProgram:
@@ -200,23 +176,22 @@ def find_layers(graph: fx.GraphModule) -> list[Layer]:
     Raises:
         ModelError: two layers share a weight, or a layer's weight is computed.
     """
-    layers = []
-    seen: set[str] = set()
+    layers: dict[str, Layer] = {}
     first, last = _first_and_last(graph)
     for node in graph.graph.nodes:
         kind = _KINDS.get(node.target) if node.op == "call_function" else None
-        scores = None
-        if node.meta.get(DECOMPOSED):
-            kind, scores = "attention", node.args[0].args[0]
-        if kind is None:
+        scores = node.args[0].args[0] if node.meta.get(DECOMPOSED) else None
+        if kind is None and scores is None:
             continue
-        if kind == "attention":
-            name = _module_name(node)
+        if scores is not None or kind == "attention":
             query, key = ((scores or node).args[i].meta["val"].shape for i in (0, 1))
-            # Decomposed, the keys are transposed: [..., size, tokens].
-            macs = 2 * math.prod(int(n) for n in query[1:]) * int(key[-1 if scores else -2])
-            obstacle = "" if scores else _obstacle(node)
-            candidate = Candidate(node=name, kind=kind, macs=macs, obstacle=obstacle)
+            candidate = Candidate(
+                node=_module_name(node),
+                kind="attention",
+                # Decomposed, the keys are transposed: [..., size, tokens].
+                macs=2 * math.prod(int(n) for n in query[1:]) * int(key[-1 if scores else -2]),
+                obstacle="" if scores else _obstacle(node),
+            )
         else:
             weight = node.args[1]
             if not (isinstance(weight, fx.Node) and weight.op == "get_attr"):
@@ -225,27 +200,36 @@ def find_layers(graph: fx.GraphModule) -> list[Layer]:
                     expected="a stored weight",
                     next_step="leave this layer in float with a rule of the recipe",
                 )
-            name = str(weight.target).removesuffix(".weight")
             shape = tuple(int(n) for n in weight.meta["val"].shape)
             output = node.meta["val"].shape
             positions = math.prod(int(n) for n in (output[2:] if kind == "conv2d" else output[1:-1]))
-            macs, group = math.prod(shape) * positions, node.meta.get(HALF, 0)
             candidate = Candidate(
-                node=name,
-                kind=kind,
+                node=str(weight.target).removesuffix(".weight"),
+                kind=_KINDS[node.target],
                 shape=shape,
-                macs=macs,
-                group=group,
+                macs=math.prod(shape) * positions,
+                group=node.meta.get(HALF, 0),
                 reads_image=node in first,
                 predicts=node in last,
             )
-        if name in seen:
+        name = candidate.node
+        if name in layers:
             raise ModelError(
                 f"two layers share the name or the weight {name}", expected="one layer for each weight"
             )
-        seen.add(name)
-        layers.append(Layer(candidate, node, scores))
-    return layers
+        layers[name] = Layer(candidate, node, scores)
+    return list(layers.values())
+
+
+def rewrite_layers(
+    graph: fx.GraphModule, names: Container[str], rewrite: Callable[[fx.GraphModule, Layer], None]
+) -> None:
+    """Rewrite the named layers of a traced graph, in place."""
+    for layer in find_layers(graph):
+        if layer.candidate.node in names:
+            rewrite(graph, layer)
+    graph.graph.lint()
+    graph.recompile()
 
 
 def _first_and_last(graph: fx.GraphModule) -> tuple[set[fx.Node], set[fx.Node]]:
@@ -319,6 +303,19 @@ def add_call(
         value: a fake tensor of its result's shape; None for that of the other.
     """
     return annotated(graph.graph.call_function(target, arguments, kwargs), origin, value)
+
+
+def hold_weight(graph: fx.GraphModule, name: str, weight: torch.Tensor, origin: fx.Node) -> fx.Node:
+    """Give a traced graph a layer of this name with a weight of its own; the node that reads the weight.
+
+    Args:
+        origin: whose notes the node gets.
+    """
+    module = nn.Module()
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    graph.add_submodule(name, module)
+    held = graph.graph.get_attr(f"{name}.weight")
+    return annotated(held, origin, origin.meta["val"].new_empty(weight.shape))
 
 
 def annotated(node: fx.Node, origin: fx.Node, value: torch.Tensor | None = None) -> fx.Node:

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from flatq.report.model import Environment
@@ -13,25 +14,15 @@ from flatq.report.model import Environment
 __all__ = ["environment", "source_commit"]
 
 
+_PACKAGES = "flatq torch torchao diffusers onnx onnxruntime openvino torch-fidelity torchvision numpy"
+
+
 def environment() -> Environment:
     """Python, platform, processor and the versions of the packages that move the numbers."""
-    versions = {}
-    for name in (
-        "flatq",
-        "torch",
-        "torchao",
-        "diffusers",
-        "onnx",
-        "onnxruntime",
-        "openvino",
-        "torch-fidelity",
-        "torchvision",
-        "numpy",
-    ):
-        try:
+    versions = dict.fromkeys(_PACKAGES.split(), "not installed")
+    for name in versions:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -34,9 +34,9 @@ class MethodResult:
     """The evaluation of one quantized model.
 
     Attributes:
-        method: of the training, as "ADM".
+        method: training method, such as "ADM".
         weights: the weights variant, as "EMA".
-        bits: of weights and activations, and the kind of rounding where it is not the default: "W8A8".
+        bits: bit widths, and the kind of rounding where it is not the default: "W8A8".
     """
 
     method: str

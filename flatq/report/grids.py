@@ -2,60 +2,46 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from flatq.errors import DataError
 from flatq.files import replacing
 from flatq.images import make_grid
 
 __all__ = ["save_pair_grid"]
 
-_TILE = 48  # smaller images are enlarged to about this many pixels
+_TILE = 48
 _GAP = 12
 _MARGIN = 4
 
 
 def save_pair_grid(
-    path: str | os.PathLike[str],
+    path: Path,
     float_pixels: NDArray[np.uint8],
     quantized_pixels: NDArray[np.uint8],
     *,
     columns: int = 8,
-    scale: int | None = None,
     labels: tuple[str, str] = ("float", "quantized"),
 ) -> None:
     """Writes a PNG, atomically: float samples left, quantized right, tile i of both from the same noise.
 
+    Small images are enlarged to about 48 pixels.
+
     Args:
         float_pixels, quantized_pixels: uint8 [n, C, H, W], C 1 or 3.
         columns: tiles in a row of each side.
-        scale: each pixel becomes scale x scale; None enlarges small images to about 48 pixels.
         labels: drawn above the two sides.
 
     Raises:
-        DataError: as `make_grid`, sides of different shapes, or `path` lies in no folder.
+        DataError: as `make_grid`.
     """
-    target = Path(path)
-    if float_pixels.shape != quantized_pixels.shape:
-        raise DataError(
-            "the two sides of the grid do not pair up",
-            expected=f"{list(float_pixels.shape)} on both sides",
-            got=str(list(quantized_pixels.shape)),
-        )
-    if not target.parent.is_dir():
-        raise DataError(
-            f"cannot write {target}", expected=f"the folder {target.parent}", got="no such folder"
-        )
-    if scale is None:
-        scale = max(1, _TILE // max(1, *float_pixels.shape[2:]))
+    scale = max(1, _TILE // max(float_pixels.shape[2:]))
     sides = [make_grid(pixels, columns, scale) for pixels in (float_pixels, quantized_pixels)]
     picture = _draw(sides, labels)
-    with replacing(target) as temporary:
+    with replacing(path) as temporary:
         picture.save(temporary, format="PNG")
 
 

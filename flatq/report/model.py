@@ -21,27 +21,25 @@ from flatq.verify import Audit
 from flatq.version import __version__
 
 __all__ = [
-    "REPORT_FORMAT",
-    "REPORT_VERSION",
     "Baseline",
     "Environment",
     "ExtractorEntry",
     "ModelEntry",
     "Options",
+    "Record",
     "ReferenceEntry",
     "Report",
     "read_report",
 ]
 
-REPORT_FORMAT = "flatq-report"
-REPORT_VERSION = 2
 
+class Record(BaseModel):
+    """A part of a file of results: frozen; unknown keys are refused, infinity and NaN are strings in JSON."""
 
-class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
-class ExtractorEntry(_Part):
+class ExtractorEntry(Record):
     """The feature extractor: its name, sha256 and number of features.
 
     kind, preprocessing, published: as in `flatq.evaluate.extractor.Extractor`.
@@ -55,7 +53,7 @@ class ExtractorEntry(_Part):
     published: bool | None = None
 
 
-class ReferenceEntry(_Part):
+class ReferenceEntry(Record):
     """The reference: as in `flatq.evaluate.statistics_file.ReferenceSource`.
 
     n: None where the number of images is unknown.
@@ -68,7 +66,7 @@ class ReferenceEntry(_Part):
     preprocessing: str | None = None
 
 
-class Baseline(_Part):
+class Baseline(Record):
     """The float model. weights: raw, ema or swa; they stand in the name, too. runtime: its identity.
     latency_ms, seconds_per_image, prc: as in `ModelEntry`."""
 
@@ -83,7 +81,7 @@ class Baseline(_Part):
     weights: str | None = None
 
 
-class ModelEntry(_Part):
+class ModelEntry(Record):
     """A quantized model beside the baseline.
 
     name: of the file or folder. label: for tables. latency_ms: median of one network evaluation at the
@@ -121,7 +119,7 @@ class ModelEntry(_Part):
     ladder: Ladder | None = None
 
 
-class Environment(_Part):
+class Environment(Record):
     """versions: of the packages that move the numbers, by name."""
 
     python: str
@@ -130,7 +128,7 @@ class Environment(_Part):
     cpu: str
 
 
-class Options(_Part):
+class Options(Record):
     """Options of `flatq eval` that stand nowhere else in the report, as they were given; None where one was
     left out. Of a file only its name is kept."""
 
@@ -147,8 +145,8 @@ class Options(_Part):
     confidence: float | None = None
 
 
-class Report(_Part):
-    """All of report.json. plan: the fields of the `SamplePlan`. noise_version: `flatq.noise.NOISE_VERSION` of
+class Report(Record):
+    """All of report.json. plan: fields of `SamplingSettings`. noise_version: `flatq.noise.NOISE_VERSION` of
     the samples; reports that are older than the field have 1. labels: which label an image got, in words;
     None for a network without classes. n: the number of pairs; a model that was decided on earlier has fewer.
     gate: what the verdicts rest on, if there are any. options: None in reports that are older than they."""
@@ -182,8 +180,7 @@ def read_report(path: str | os.PathLike[str]) -> Report:
     if file.is_dir():
         file = file / "report.json"
     try:
-        text = file.read_text(encoding="utf-8")
-        raw = json.loads(text)
+        raw = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(
             f"the report {file} cannot be read",
@@ -193,19 +190,14 @@ def read_report(path: str | os.PathLike[str]) -> Report:
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is no JSON", expected="a report.json of flatq", got=str(error)) from error
-    found = raw.get("format") if isinstance(raw, dict) else None
-    if found != REPORT_FORMAT:
+    wanted = {"format": "flatq-report", "version": 2}
+    found = {key: raw.get(key) for key in wanted} if isinstance(raw, dict) else type(raw).__name__
+    if found != wanted:
         raise DataError(
-            f"{file} is no flatq report",
-            expected=f'a JSON object with "format": "{REPORT_FORMAT}"',
-            got=f"format {found!r}" if isinstance(raw, dict) else type(raw).__name__,
-        )
-    if raw.get("version") != REPORT_VERSION:
-        raise DataError(
-            f"{file} has another format version",
-            expected=str(REPORT_VERSION),
-            got=repr(raw.get("version")),
-            next_step=f"read it with the flatq that made it: {raw.get('created_with', 'unknown')}",
+            f"{file} is no flatq report of this version",
+            expected=f"a JSON object with {wanted}",
+            got=str(found),
+            next_step="read it with the flatq that made it, or evaluate again",
         )
     try:
         return Report.model_validate(raw)

@@ -1,4 +1,4 @@
-"""Numbers and sentences that every page of a report says alike. Plain text: each page escapes it."""
+"""Numbers and sentences that the pages of a report share. Plain text: each page escapes it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ __all__ = [
     "percent",
     "precision_recall",
     "reference_in_words",
+    "sampling_settings",
     "scale",
     "signed",
     "size",
@@ -98,7 +99,7 @@ def latency(latency_ms: float | None) -> str:
 
 
 def identity(runtime: Mapping[str, Any]) -> str:
-    """What a runtime says of itself, on one line."""
+    """A runtime's identity, on one line."""
     return ", ".join(f"{key} {value}" for key, value in runtime.items()) or "an unnamed runtime"
 
 
@@ -134,7 +135,7 @@ def scale(report: Report) -> str:
 
 
 def neighbours(report: Report) -> str:
-    """What precision and recall are of, or why there are none; empty where an old report does not say."""
+    """Samples of precision and recall, or why there are none; empty in a report without them."""
     reference = report.reference
     if reference.kind != "images":
         return (
@@ -200,3 +201,9 @@ def reference_in_words(report: Report) -> str:
         "foreign-statistics": "statistics of others in ",
     }[reference.kind]
     return f"{kind}{reference.name}, {count}"
+
+
+def sampling_settings(report: Report) -> dict[str, Any]:
+    """The settings of the sampling plan that have a value; guidance only with labels."""
+    unused = {"guidance"} if report.labels is None else set()
+    return {key: value for key, value in report.plan.items() if value is not None and key not in unused}

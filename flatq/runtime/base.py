@@ -6,24 +6,24 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from flatq.errors import ArtifactError, InputError, ModelError, one_line
+from flatq.errors import ArtifactError, ModelError, one_line
 from flatq.failures import shortage
 from flatq.inputs import Condition, InputSpec
 
 __all__ = [
     "UNCONDITIONED",
+    "CheckedRuntime",
     "Condition",
     "Precision",
     "Runtime",
     "bind_inputs",
     "default_threads",
-    "failed_run",
     "inputs_of_file",
 ]
 
@@ -59,6 +59,44 @@ class Runtime(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class CheckedRuntime:
+    """A runtime that checks its inputs and names its backend's failures.
+
+    Subclasses set `_inputs`, the model's, and may set the errors that their backend raises.
+    """
+
+    _backend: ClassVar[str]
+    _errors: ClassVar[tuple[type[Exception], ...]] = ()
+    _inputs: Sequence[InputSpec]
+
+    def _run(self, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The model's output for arrays by input name, in memory that the next run leaves alone."""
+        raise NotImplementedError
+
+    def __call__(
+        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
+    ) -> NDArray[np.float32]:
+        feed = bind_inputs(self._inputs, x, t, cond)
+        try:
+            return self._run(feed)
+        except self._errors as error:
+            raise shortage(error) or ModelError(
+                f"{self._backend} failed to run the model",
+                expected="an output for these inputs",
+                got=one_line(error),
+                next_step="check the labels",
+            ) from error
+
+    def close(self) -> None:
+        """Frees what the backend holds; the runtime must not be used any more."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def bind_inputs(
@@ -135,16 +173,6 @@ def inputs_of_file(path: Path, found: Sequence[tuple[str, str, Sequence[Any]]]) 
             next_step="write it with `flatq export`",
         )
     return inputs
-
-
-def failed_run(backend: str, error: Exception) -> InputError:
-    """What a backend said when it failed on inputs that `bind_inputs` had passed."""
-    return shortage(error) or ModelError(
-        f"{backend} failed to run the model",
-        expected="an output for these inputs",
-        got=one_line(error),
-        next_step="check the labels",
-    )
 
 
 def default_threads() -> int:

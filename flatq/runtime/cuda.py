@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flatq.errors import MissingRuntimeError, ModelError
 from flatq.packages import require
 
-__all__ = ["CudaDevice", "HostBuffer", "checked", "import_cudart", "open_device"]
+__all__ = ["Buffer", "CudaDevice", "checked", "import_cudart", "open_device"]
 
 
 @dataclass(frozen=True)
@@ -75,21 +75,23 @@ def open_device(index: int = 0) -> CudaDevice:
     return CudaDevice(name.decode() if isinstance(name, bytes) else str(name), f"sm{major}{minor}")
 
 
-class HostBuffer:
-    """An array in page-locked memory, which a stream can copy from and to while the CPU goes on.
+class Buffer:
+    """An array in page-locked memory, which a stream copies while the CPU goes on, and as much on the device.
 
     Attributes:
-        array: the memory as an array.
-        address: of its first byte.
+        array: the host's memory as an array.
+        host, device: addresses of the first bytes.
     """
 
     def __init__(self, cudart: Any, shape: tuple[int, ...], dtype: Any) -> None:
         self._cudart = cudart
         size_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self.address = int(checked(cudart.cudaMallocHost(size_bytes)))
-        memory = (ctypes.c_byte * size_bytes).from_address(self.address)
+        self.host = int(checked(cudart.cudaMallocHost(size_bytes)))
+        self.device = int(checked(cudart.cudaMalloc(size_bytes)))
+        memory = (ctypes.c_byte * size_bytes).from_address(self.host)
         self.array: NDArray[Any] = np.frombuffer(memory, dtype=dtype).reshape(shape)
 
     def free(self) -> None:
         """Give the memory back; the array must not be used any more."""
-        checked(self._cudart.cudaFreeHost(self.address))
+        checked(self._cudart.cudaFree(self.device))
+        checked(self._cudart.cudaFreeHost(self.host))

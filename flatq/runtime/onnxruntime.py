@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +13,7 @@ from numpy.typing import NDArray
 from flatq.errors import ArtifactError, MissingRuntimeError
 from flatq.failures import shortage
 from flatq.packages import require
-from flatq.runtime.base import (
-    UNCONDITIONED,
-    Condition,
-    bind_inputs,
-    default_threads,
-    failed_run,
-    inputs_of_file,
-)
+from flatq.runtime.base import CheckedRuntime, default_threads, inputs_of_file
 
 __all__ = ["Device", "OnnxRuntime", "cpu_options", "import_onnxruntime"]
 
@@ -28,7 +21,7 @@ Device = Literal["cpu", "cuda", "tensorrt"]
 
 _CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 # What a provider cannot run goes to the next one; that is for the few shape operators, and the provider named
-# first has to be there: `_open` looks.
+# first has to be there.
 _PROVIDERS: dict[Device, list[str]] = {
     "cpu": [_CPU],
     "cuda": [_CUDA, _CPU],
@@ -62,7 +55,7 @@ def cpu_options(ort: Any, threads: int) -> Any:
     return options
 
 
-class OnnxRuntime:
+class OnnxRuntime(CheckedRuntime):
     """Runs an ONNX file whose inputs are the noised images, the timesteps and any conditions.
 
     Args:
@@ -79,6 +72,9 @@ class OnnxRuntime:
             inputs are others.
     """
 
+    _backend = "ONNX Runtime"
+    _errors = (Exception,)  # it raises its own types, which share no base but Exception
+
     def __init__(
         self,
         path: Path,
@@ -94,18 +90,25 @@ class OnnxRuntime:
         self._threads = threads or default_threads()
         self._version = str(ort.__version__)
         self._device = device
-        _check_provider(ort, device)
+        first, *others = _PROVIDERS[device]
+        offered = ort.get_available_providers()
+        if first not in offered:
+            raise MissingRuntimeError(
+                f"this build of ONNX Runtime has no {first}",
+                expected="the package onnxruntime-gpu, and onnxruntime uninstalled first",
+                got="only " + ", ".join(offered),
+                next_step='pip uninstall onnxruntime && pip install "flatq[gpu]", or take --device cpu',
+            )
         session = cpu_options(ort, self._threads)
         if optimized_path is not None:
             session.optimized_model_filepath = str(optimized_path)
         if profile_prefix is not None:
             session.enable_profiling = True
             session.profile_file_prefix = str(profile_prefix)
-        first, *others = _PROVIDERS[device]
         providers = [(first, dict(options)) if options else first, *others]
         try:
             self._session = ort.InferenceSession(str(path), session, providers=providers)
-        except Exception as error:  # ONNX Runtime raises its own types, which share no base but Exception
+        except Exception as error:
             raise shortage(error) or _refusal(path, self._version, error) from error
         if first not in self._session.get_providers():
             raise MissingRuntimeError(
@@ -130,28 +133,19 @@ class OnnxRuntime:
             **({} if self._device == "cpu" else {"providers": ", ".join(providers)}),
         }
 
-    def __call__(
-        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
-    ) -> NDArray[np.float32]:
-        feed = bind_inputs(self._inputs, x, t, cond)
-        try:
-            if self._device == "cpu":
-                output: NDArray[np.float32] = self._session.run(None, feed)[0]
-                return output
-            if self._bound is None or self._bound.batch != len(x):
-                self._bound = _Bound(self._ort, self._session, feed, "cuda")
-            return self._bound.run(feed)
-        except Exception as error:  # as above
-            raise failed_run("ONNX Runtime", error) from error
+    def _run(self, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        if self._device == "cpu":
+            output: NDArray[np.float32] = self._session.run(None, feed)[0]
+            return output
+        if self._bound is None or self._bound.batch != len(next(iter(feed.values()))):
+            self._bound = _Bound(self._ort, self._session, feed, "cuda")
+        return self._bound.run(feed)
 
     def end_profiling(self) -> Path:
         """Stop profiling and return the file, JSON; only where `profile_prefix` was given."""
         return Path(self._session.end_profiling())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._bound = None
         del self._session
 
@@ -182,17 +176,6 @@ class _Bound:
         # On the CPU the array would be the bound memory itself, which the next run writes again.
         output: NDArray[np.float32] = self._output.numpy().copy()
         return output
-
-
-def _check_provider(ort: Any, device: Device) -> None:
-    offered = ort.get_available_providers()
-    if _PROVIDERS[device][0] not in offered:
-        raise MissingRuntimeError(
-            f"this build of ONNX Runtime has no {_PROVIDERS[device][0]}",
-            expected="the package onnxruntime-gpu, and onnxruntime uninstalled first",
-            got="only " + ", ".join(offered),
-            next_step='pip uninstall onnxruntime && pip install "flatq[gpu]", or take --device cpu',
-        )
 
 
 def _refusal(path: Path, version: str, error: Exception) -> ArtifactError:

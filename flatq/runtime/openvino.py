@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.errors import ArtifactError, MissingRuntimeError
+from flatq.errors import ArtifactError, MissingRuntimeError, one_line
 from flatq.failures import shortage
 from flatq.packages import require
-from flatq.runtime.base import (
-    UNCONDITIONED,
-    Condition,
-    Precision,
-    bind_inputs,
-    default_threads,
-    failed_run,
-    inputs_of_file,
-)
+from flatq.runtime.base import CheckedRuntime, Precision, default_threads, inputs_of_file
 
 __all__ = ["SETTINGS", "Hint", "OpenVinoRuntime", "import_openvino"]
 
@@ -29,7 +21,6 @@ SETTINGS: dict[str, Any] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 default OpenVINO quantizes the input to 8 bits, which nobody asked for."""
 
 _TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-_CAPABILITY = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 
 
 def import_openvino() -> Any:
@@ -41,7 +32,7 @@ def import_openvino() -> Any:
     return require("openvino", "OpenVINO", "openvino")
 
 
-class OpenVinoRuntime:
+class OpenVinoRuntime(CheckedRuntime):
     """Runs an IR whose inputs are the noised images, the timesteps and any conditions.
 
     The batch stays dynamic: OpenVINO 2026.4 crashes when a graph reshaped to one batch is compiled for
@@ -51,13 +42,16 @@ class OpenVinoRuntime:
         path: the .xml file; the .bin stands beside it.
         threads: all cores by default.
         hint: OpenVINO's performance hint.
-        precision: what the layers that are not integers compute in. By default OpenVINO's own choice, which
-            is bf16 on a CPU that has it; `identity` says what it came to.
+        precision: of the layers that are not quantized. By default OpenVINO's own choice, which is bf16 on a
+            CPU that has it; `identity` has it.
 
     Raises:
         MissingRuntimeError: openvino is not installed, or this CPU does not compute in that precision.
         ArtifactError: OpenVINO refuses the file, or its inputs are others.
     """
+
+    _backend = "OpenVINO"
+    _errors = (RuntimeError,)
 
     def __init__(
         self,
@@ -78,10 +72,10 @@ class OpenVinoRuntime:
         }
         if precision is not None:
             able = list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-            if _CAPABILITY[precision] not in able:
+            if precision.upper() not in able:
                 raise MissingRuntimeError(
                     f"OpenVINO does not compute in {precision} on this CPU",
-                    expected="one of " + ", ".join(k for k, v in _CAPABILITY.items() if v in able),
+                    expected="one of " + ", ".join(name for name in _TYPES if name.upper() in able),
                     got=precision,
                     next_step="leave --precision out",
                 )
@@ -93,7 +87,7 @@ class OpenVinoRuntime:
             raise shortage(error) or ArtifactError(
                 f"OpenVINO {self._version} refuses {path}",
                 expected="an IR that this version can load and compile",
-                got=" ".join(str(error).split())[-300:],
+                got=one_line(error),
                 next_step="export again with this version, or install the one that wrote it",
             ) from error
         types = {"f32": "float32", "i64": "int64"}
@@ -127,20 +121,11 @@ class OpenVinoRuntime:
             "float precision": self._precision,
         }
 
-    def __call__(
-        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
-    ) -> NDArray[np.float32]:
-        feed = bind_inputs(self._inputs, x, t, cond)
-        try:
-            self._request.infer({name: np.ascontiguousarray(value) for name, value in feed.items()})
-        except RuntimeError as error:
-            raise failed_run("OpenVINO", error) from error
+    def _run(self, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        self._request.infer({name: np.ascontiguousarray(value) for name, value in feed.items()})
         # The tensor's memory is the request's own and is written again by the next call.
         output: NDArray[np.float32] = self._request.get_output_tensor(0).data.copy()
         return output
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         del self._request, self._model

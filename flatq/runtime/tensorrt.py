@@ -6,15 +6,14 @@ Memory and streams go through cuda-bindings, so that sampling needs no torch.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flatq.errors import ArtifactError, MissingRuntimeError, ModelError
-from flatq.inputs import Condition
-from flatq.runtime.base import UNCONDITIONED, bind_inputs, inputs_of_file
-from flatq.runtime.cuda import HostBuffer, checked, import_cudart, open_device
+from flatq.errors import ArtifactError, MissingRuntimeError, ModelError, one_line
+from flatq.runtime.base import CheckedRuntime, inputs_of_file
+from flatq.runtime.cuda import Buffer, checked, import_cudart, open_device
 from flatq.runtime.engines import find_engine
 
 __all__ = ["TensorRtRuntime", "import_tensorrt", "make_logger"]
@@ -34,7 +33,7 @@ def import_tensorrt() -> Any:
         raise MissingRuntimeError(
             "TensorRT is not installed",
             expected="the package tensorrt with its libraries",
-            got=" ".join(str(error).split())[:200],
+            got=one_line(error),
             next_step='pip install "flatq[tensorrt]" on the machine with the GPU',
         ) from error
     return tensorrt
@@ -55,7 +54,7 @@ def make_logger(trt: Any) -> Any:
     return Logger()
 
 
-class TensorRtRuntime:
+class TensorRtRuntime(CheckedRuntime):
     """Runs the engine that was built for this GPU and this TensorRT.
 
     A batch above the engine's largest is run in parts, one below its smallest is filled up; an image does not
@@ -96,9 +95,10 @@ class TensorRtRuntime:
         found = [(n, types[n], (-1, *self._shapes[n])) for n in names if is_input[n]]
         self._inputs = inputs_of_file(path, found)
         self._stream = checked(self._cudart.cudaStreamCreate())
-        self._buffers = _Buffers(self._cudart, trt, self._engine, self._shapes, self._record.batch[2])
-        for name, address in self._buffers.device.items():
-            self._context.set_tensor_address(name, address)
+        largest = self._record.batch[2]
+        self._buffers = {n: Buffer(self._cudart, (largest, *self._shapes[n]), types[n]) for n in names}
+        for name, buffer in self._buffers.items():
+            self._context.set_tensor_address(name, buffer.device)
         self._batch = 0
         self._graph: Any = None
 
@@ -119,69 +119,55 @@ class TensorRtRuntime:
             "cuda graph": True,
         }
 
-    def __call__(
-        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
-    ) -> NDArray[np.float32]:
-        feed = bind_inputs(self._inputs, x, t, cond)
+    def _run(self, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         smallest, _, largest = self._record.batch
-        outputs = []
-        for start in range(0, len(x), largest):
-            part = {name: value[start : start + largest] for name, value in feed.items()}
-            count = len(x[start : start + largest])
-            if count < smallest:
-                part = {
-                    n: np.concatenate([v, v[-1:].repeat(smallest - count, axis=0)]) for n, v in part.items()
-                }
-            outputs.append(self._run(part)[:count])
+        total, outputs = len(next(iter(feed.values()))), []
+        for start in range(0, total, largest):
+            count = min(largest, total - start)
+            batch = max(count, smallest)
+            for name, value in feed.items():
+                array = self._buffers[name].array
+                array[:count] = value[start : start + count]
+                array[count:batch] = array[count - 1]
+            if batch == self._batch:
+                checked(self._cudart.cudaGraphLaunch(self._graph, self._stream))
+            else:
+                self._capture(batch)
+            checked(self._cudart.cudaStreamSynchronize(self._stream))
+            outputs.append(self._buffers[self._output].array[:count].copy())
         return np.concatenate(outputs)
 
-    def _run(self, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
-        batch = len(next(iter(feed.values())))
-        for name, value in feed.items():
-            self._buffers.host[name].array[:batch] = value
-        if batch == self._batch:
-            checked(self._cudart.cudaGraphLaunch(self._graph, self._stream))
-        else:
-            self._capture(batch, list(feed))
-        checked(self._cudart.cudaStreamSynchronize(self._stream))
-        output: NDArray[np.float32] = self._buffers.host[self._output].array[:batch].copy()
-        return output
-
-    def _capture(self, batch: int, names: list[str]) -> None:
+    def _capture(self, batch: int) -> None:
         """Run a batch of a new size, then record its graph.
 
         The first run after a change of shape sets the context up, which a capture may not do. A graph holds
         only as long as its context is not changed, so there is one at a time.
         """
         self._drop_graph()
-        for name in names:
+        for name in (spec.name for spec in self._inputs):
             if not self._context.set_input_shape(name, (batch, *self._shapes[name])):
                 raise self._failure(f"the shape of {name} for a batch of {batch}")
-        self._enqueue(batch, names)
+        self._enqueue(batch)
         checked(self._cudart.cudaStreamSynchronize(self._stream))
         mode = self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         checked(self._cudart.cudaStreamBeginCapture(self._stream, mode))
         try:
-            self._enqueue(batch, names)
+            self._enqueue(batch)
         finally:
             graph = checked(self._cudart.cudaStreamEndCapture(self._stream))
         self._graph = checked(self._cudart.cudaGraphInstantiate(graph, 0))
         checked(self._cudart.cudaGraphDestroy(graph))
         self._batch = batch
 
-    def _enqueue(self, batch: int, names: list[str]) -> None:
+    def _enqueue(self, batch: int) -> None:
         copy, kinds = self._cudart.cudaMemcpyAsync, self._cudart.cudaMemcpyKind
-        host, device = self._buffers.host, self._buffers.device
-        for name in names:
-            size_bytes = host[name].array[:batch].nbytes
-            to_device = kinds.cudaMemcpyHostToDevice
-            checked(copy(device[name], host[name].address, size_bytes, to_device, self._stream))
+        for buffer in (self._buffers[spec.name] for spec in self._inputs):
+            size_bytes, to_device = buffer.array[:batch].nbytes, kinds.cudaMemcpyHostToDevice
+            checked(copy(buffer.device, buffer.host, size_bytes, to_device, self._stream))
         if not self._context.execute_async_v3(int(self._stream)):
             raise self._failure(f"a batch of {batch}")
-        out = host[self._output]
-        to_host = kinds.cudaMemcpyDeviceToHost
-        size_bytes = out.array[:batch].nbytes
-        checked(copy(out.address, device[self._output], size_bytes, to_host, self._stream))
+        out, to_host = self._buffers[self._output], kinds.cudaMemcpyDeviceToHost
+        checked(copy(out.host, out.device, out.array[:batch].nbytes, to_host, self._stream))
 
     def _failure(self, what: str) -> ModelError:
         return ModelError(
@@ -196,33 +182,9 @@ class TensorRtRuntime:
             checked(self._cudart.cudaGraphExecDestroy(self._graph))
         self._graph, self._batch = None, 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._drop_graph()
-        self._buffers.free()
+        for buffer in self._buffers.values():
+            buffer.free()
         checked(self._cudart.cudaStreamDestroy(self._stream))
         del self._context, self._engine, self._runtime
-
-
-class _Buffers:
-    """Memory for the largest batch of every input and output: page-locked on the host, and on the device."""
-
-    def __init__(
-        self, cudart: Any, trt: Any, engine: Any, shapes: dict[str, tuple[int, ...]], largest: int
-    ) -> None:
-        self._cudart = cudart
-        self.host = {
-            name: HostBuffer(cudart, (largest, *shape), trt.nptype(engine.get_tensor_dtype(name)))
-            for name, shape in shapes.items()
-        }
-        self.device: dict[str, int] = {
-            name: int(checked(cudart.cudaMalloc(buffer.array.nbytes))) for name, buffer in self.host.items()
-        }
-
-    def free(self) -> None:
-        for address in self.device.values():
-            checked(self._cudart.cudaFree(address))
-        for buffer in self.host.values():
-            buffer.free()

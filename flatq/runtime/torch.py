@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flatq.errors import MissingRuntimeError
-from flatq.inputs import PLAIN_INPUTS, Condition, InputSpec
-from flatq.runtime.base import UNCONDITIONED, bind_inputs, default_threads
+from flatq.inputs import PLAIN_INPUTS, InputSpec
+from flatq.runtime.base import CheckedRuntime, default_threads
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def move_to(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     return module.to(device)
 
 
-class TorchRuntime:
+class TorchRuntime(CheckedRuntime):
     """Runs a module `(x, t, *conditions) -> output` without gradients.
 
     Args:
@@ -93,20 +93,11 @@ class TorchRuntime:
             "threads": self._threads,
         }
 
-    def __call__(
-        self, x: NDArray[np.float32], t: NDArray[np.int64], cond: Condition = UNCONDITIONED
-    ) -> NDArray[np.float32]:
+    def _run(self, feed: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         torch = self._torch
-        inputs = bind_inputs(self._inputs, x, t, cond).values()
         with torch_threads(self._threads), torch.no_grad():
             output = self._module(
-                *(torch.from_numpy(np.ascontiguousarray(value)).to(self._device) for value in inputs)
+                *(torch.from_numpy(np.ascontiguousarray(value)).to(self._device) for value in feed.values())
             )
         result: NDArray[np.float32] = output.cpu().numpy()
         return result
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass

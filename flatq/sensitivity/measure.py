@@ -19,7 +19,7 @@ from torch import fx, nn
 from flatq.calib.inputs import CalibrationPlan, CalibrationSet, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ModelError, UsageError
-from flatq.flatness.result import Binned, Estimate
+from flatq.flatness.result import Estimate, binned
 from flatq.flatness.settings import BINS
 from flatq.noise import NoiseStream
 from flatq.progress import Progress
@@ -202,7 +202,7 @@ def measure_sensitivity(
                 macs=layers[name].macs,
                 weight_bits=bits(name, "weight"),
                 activation_bits=bits(name, "input", "query"),
-                prediction=_binned(error, quarters),
+                prediction=binned(error.T, quarters),
                 image=Estimate.of(moved),
             )
             for name, (error, moved) in zip(network.layers, harms, strict=False)
@@ -285,9 +285,3 @@ def _images(runtime: TorchRuntime, checkpoint: Checkpoint, plan: CalibrationPlan
         classes=model.classes,
         stream=NoiseStream.CALIBRATION,
     )
-
-
-def _binned(error: F64, quarters: NDArray[np.int64]) -> Binned:
-    """Of errors [steps, n]: the mean over the steps, with the standard error over the n trajectories."""
-    means = [Estimate.of(error[quarters == quarter].mean(0)) for quarter in range(BINS)]
-    return Binned(overall=Estimate.of(error.mean(0)), quarters=(means[0], means[1], means[2], means[3]))

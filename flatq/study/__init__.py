@@ -1,4 +1,4 @@
-"""Studies: the same measurements over methods and training seeds, and what they say of a claim.
+"""Studies: the same measurements over methods and training seeds, and verdicts on claims.
 
 config.py       StudyConfig: runs, quantizers, measurements, claims
 expressions.py  contrasts as text, such as log(lpf(flat, raw) / lpf(plain, raw))

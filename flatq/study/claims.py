@@ -40,7 +40,7 @@ class ClaimConfig(_Frozen):
         id: such as C2-raw. title: the claim in a few words.
         family: Holm's correction runs within a family and form.
         roles: names in the expressions -> models. Controls and rivals take the place of a role.
-        premise: without it the claim says nothing here; shown beside the verdict.
+        premise: without it the claim does not apply; shown beside the verdict.
     """
 
     id: str
@@ -73,7 +73,7 @@ class PilotConfig(_Frozen):
     """What a pilot study chooses, by the rules of the page: SAM's radius, the naive quantizers, SAM's loss.
 
     Attributes:
-        plain: the model without SAM. radii: SAM's models by radius. sigma: of the weight noise.
+        plain: the model without SAM. radii: SAM's models by radius. sigma: that of the weight noise.
         at_8, at_4: candidates for the naive quantizers, mildest first.
     """
 

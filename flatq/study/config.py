@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -132,6 +133,11 @@ class FlatnessConfig(_Measured):
 
     damage: tuple[str, ...] = ()
 
+    @property
+    def quantizers(self) -> tuple[str, ...]:
+        """Those whose errors are measured."""
+        return self.damage
+
 
 class ExposureConfig(_Measured):
     """Exposure bias, of the float model in torch and of quantized ones on a runtime."""
@@ -150,7 +156,7 @@ class Cost(_Frozen):
         passes_per_second: images through one gradient pass.
         evaluations_per_second: images through one network evaluation while sampling.
         seconds_per_artifact: quantization and export.
-        megabytes: of a checkpoint with its training state.
+        megabytes: size of a checkpoint with its training state.
     """
 
     device: str
@@ -173,8 +179,8 @@ class StudyConfig(_Frozen):
         threads: CPU threads of a cell.
         device: that the float models, lowered graphs in torch and the Inception network run on.
         train: `TrainConfig` options of all runs.
-        sigma: of the weight noise that `lpf` in an expression speaks of.
-        steps, runtime: that `fid` and `drift` in an expression speak of unless they name others.
+        sigma: standard deviation of the weight noise of `lpf` in an expression.
+        steps, runtime: what `fid` and `drift` in an expression mean, unless it names others.
         controls: name -> roles that it replaces in every claim; reported beside, outside Holm's correction.
     """
 
@@ -208,7 +214,7 @@ class StudyConfig(_Frozen):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        models = [name for run in self.models_of.values() for name in run]
+        models = self.models
         twice = {name for name in models if models.count(name) > 1}
         if twice:
             raise ValueError(f"the model {sorted(twice)[0]} belongs to two runs")
@@ -216,28 +222,24 @@ class StudyConfig(_Frozen):
             self.train_config(run, seed)
         named = {name for spec in self.measured for name in spec.models}
         _known("a measurement", "model", named, models)
-        quantizers = {q for images in self.images for q in images.quantizers}
-        quantizers |= {q for exposure in self.exposure for q in exposure.quantizers}
-        quantizers |= {q for flatness in self.flatness for q in flatness.damage}
-        _known("a measurement", "quantizer", quantizers, [*self.quantizers, FLOAT])
+        levels = [*self.quantizers, FLOAT]
+        _known("a measurement", "quantizer", {q for spec in self.measured for q in spec.quantizers}, levels)
         stated: tuple[ClaimConfig | QuestionConfig, ...] = (*self.claims, *self.questions)
         for claim in stated:
-            for roles in (claim.roles, *self.controls.values()):
-                _known(f"the claim {claim.id}", "model", set(roles.values()), models)
-            names = {call.model for e in claim.expressions() for call in e.calls}
-            _known(f"the claim {claim.id}", "model", names - set(claim.roles), models)
-            levels = {call.quantizer for e in claim.expressions() for call in e.calls}
-            _known(f"the claim {claim.id}", "quantizer", levels, [*self.quantizers, FLOAT])
+            who, calls = f"the claim {claim.id}", [call for e in claim.expressions() for call in e.calls]
+            named = {call.model for call in calls} - set(claim.roles)
+            _known(who, "model", {*claim.roles.values(), *named}, models)
+            _known(who, "quantizer", {call.quantizer for call in calls}, levels)
+        known_roles = sorted({role for claim in self.claims for role in claim.roles})
         for name, replaced in self.controls.items():
-            known = {role for claim in self.claims for role in claim.roles}
-            _known(f"the control {name}", "role", set(replaced), sorted(known))
+            _known(f"the control {name}", "role", set(replaced), known_roles)
+            _known(f"the control {name}", "model", set(replaced.values()), models)
         sizes: dict[tuple[str, str, int, str], int] = {}
-        for spec in self.images:
-            for key in ((m, w, spec.steps, spec.runtime) for m in spec.models for w in spec.weights):
-                if sizes.setdefault(key, spec.n or self.n) != (spec.n or self.n):
-                    raise ValueError(
-                        f"FIDs of {key[0]} {key[1]} of two numbers of images, and one name for both"
-                    )
+        for images in self.images:
+            for model, weights in product(images.models, images.weights):
+                n, key = images.n or self.n, (model, weights, images.steps, images.runtime)
+                if sizes.setdefault(key, n) != n:
+                    raise ValueError(f"FIDs of {model} {weights} of two numbers of images")
         if self.pilot is not None:
             _known("the pilot", "model", {self.pilot.plain, *self.pilot.radii}, models)
             _known("the pilot", "quantizer", {*self.pilot.at_8, *self.pilot.at_4}, self.quantizers)
@@ -249,7 +251,7 @@ class StudyConfig(_Frozen):
         return self.resize if self.size else None
 
     @property
-    def measured(self) -> tuple[_Measured, ...]:
+    def measured(self) -> tuple[ImagesConfig | FlatnessConfig | ExposureConfig, ...]:
         """All measurements."""
         return (*self.images, *self.flatness, *self.exposure)
 
@@ -258,11 +260,15 @@ class StudyConfig(_Frozen):
         """Run -> model -> moment."""
         return {name: run.models or {name: "end"} for name, run in self.runs.items()}
 
+    @property
+    def models(self) -> list[str]:
+        """All models, in the order of the runs."""
+        return [model for models in self.models_of.values() for model in models]
+
     def pairs(self) -> Iterator[tuple[str, int]]:
         """Every (run, seed), the first seed of each run first, then the second, ..."""
-        longest = max(len(run.seeds) for run in self.runs.values())
-        for i in range(longest):
-            yield from ((name, run.seeds[i]) for name, run in self.runs.items() if i < len(run.seeds))
+        ordered = [(i, name, seed) for name, run in self.runs.items() for i, seed in enumerate(run.seeds)]
+        yield from ((name, seed) for _, name, seed in sorted(ordered, key=lambda place: place[0]))
 
     def train_config(self, run: str, seed: int) -> TrainConfig | None:
         """What is trained; None for a checkpoint from elsewhere."""
@@ -324,7 +330,7 @@ class Cell:
 
     @property
     def place(self) -> int:
-        """Of the seed among the run's."""
+        """Position of the seed among the run's seeds, from 0."""
         return self.study.runs[self.run].seeds.index(self.seed)
 
     @property

@@ -27,7 +27,7 @@ class CellCost:
     images: int
 
     def seconds(self, cell: Cell) -> float | None:
-        """By the study's rates; None where it has none."""
+        """Seconds by the study's rates; None where it has none."""
         cost = cell.study.cost
         if cost is None:
             return None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flatq.report.wording import NONE, count
-from flatq.study.layout import Entry, Section, Table, interval, three_digits
-from flatq.study.paper import SOURCE, MeanOverSeeds, PaperRow
+from flatq.report.wording import NONE
+from flatq.study.layout import Entry, Section, Table, estimate, row
+from flatq.study.paper import SOURCE, PaperRow
 from flatq.study.summary import StudyReport
 
 __all__ = ["origins_section", "paper_section"]
@@ -28,45 +28,30 @@ _HOW_AGAIN = (
 def paper_section(rows: Sequence[PaperRow]) -> Section | None:
     """The paper's tables; one of which nothing was measured is left out."""
     tables = []
-    for kind, title, note in (
-        ("LPF", "Mean loss under weight noise (LPF)", ""),
-        ("FID", "FID without quantization", ""),
-        ("8 bits", "Change of the FID at 8 bits", _ANY_QUANTIZER),
+    for kind, title, note, head in (
+        ("LPF", "Mean loss under weight noise (LPF)", "", ("model",)),
+        ("FID", "FID without quantization", "", ("model", "T")),
+        ("8 bits", "Change of the FID at 8 bits", _ANY_QUANTIZER, ("model", "T", "our quantizer")),
     ):
-        found = [row for row in rows if row.table == kind]
-        if any(row.ours is not None for row in found):
-            head = (
-                "model",
-                *(["T"] if kind != "LPF" else []),
-                *(["our quantizer"] if kind == "8 bits" else []),
-            )
-            table = Table(
-                (*head, "the paper", "here"),
-                tuple(_paper_row(row) for row in found),
-                title,
-                note,
-                words=len(head),
-            )
-            tables.append(table)
-    return (
-        Section("paper", "The paper's tables beside ours", (_ANOTHER_SCALE,), tuple(tables))
-        if tables
-        else None
-    )
+        found = [one for one in rows if one.table == kind]
+        if any(one.ours is not None for one in found):
+            numbers = (*head, "the paper", "here")
+            tables.append(Table(numbers, tuple(map(_paper_row, found)), title, note, words=len(head)))
+    if not tables:
+        return None
+    return Section("paper", "The paper's tables beside ours", (_ANOTHER_SCALE,), tuple(tables))
 
 
-def _paper_row(row: PaperRow) -> tuple[Entry, ...]:
-    name = row.model.upper() + ("" if row.weights == "raw" else f"+{row.weights.upper()}")
-    words = [name, *(str(word) for word in (row.steps, row.quantizer) if word is not None)]
-    paper = {"LPF": f"{row.paper:.3f}", "FID": f"{row.paper:.2f}", "8 bits": f"{row.paper:+.2f}"}[row.table]
-    return (*map(Entry, words), Entry(paper), _ours(row.ours, with_sign=row.table == "8 bits"))
-
-
-def _ours(found: MeanOverSeeds | None, *, with_sign: bool) -> Entry:
-    if found is None:
-        return Entry("not measured")
-    lines = (interval(found.low, found.high, sign=with_sign), count(found.seeds, "seed"))
-    return Entry(three_digits(found.mean, sign=with_sign), tuple(filter(None, lines)))
+def _paper_row(one: PaperRow) -> tuple[Entry, ...]:
+    name = one.model.upper() + ("" if one.weights == "raw" else f"+{one.weights.upper()}")
+    words = [name, *(str(word) for word in (one.steps, one.quantizer) if word is not None)]
+    paper = {"LPF": f"{one.paper:.3f}", "FID": f"{one.paper:.2f}", "8 bits": f"{one.paper:+.2f}"}[one.table]
+    ours = Entry("not measured")
+    if one.ours is not None:
+        ours = estimate(
+            one.ours.mean, one.ours.low, one.ours.high, one.ours.seeds, sign=one.table == "8 bits"
+        )
+    return row(*words, paper, ours)
 
 
 def origins_section(report: StudyReport) -> Section:
@@ -77,7 +62,7 @@ def origins_section(report: StudyReport) -> Section:
     else:
         words.append("No cell that is there compared the layers on a runtime with the PyTorch reference.")
     absent = [
-        (Entry(cell), Entry(model), Entry(reason))
+        row(cell, model, reason)
         for cell, models in report.absent_models.items()
         for model, reason in models.items()
     ]
@@ -94,13 +79,13 @@ def origins_section(report: StudyReport) -> Section:
 
 def _cells(report: StudyReport) -> Table:
     rows = [
-        (
-            Entry(o.cell),
-            Entry("unknown" if o.commit is None else o.commit[:12] + "+" * o.commit.endswith("+")),
-            Entry(o.cpu),
-            Entry(o.instructions),
-            Entry(NONE if o.train_seconds is None else _minutes(o.train_seconds)),
-            Entry(_minutes(o.seconds)),
+        row(
+            o.cell,
+            "unknown" if o.commit is None else o.commit[:12] + "+" * o.commit.endswith("+"),
+            o.cpu,
+            o.instructions,
+            NONE if o.train_seconds is None else f"{o.train_seconds / 60:.1f} min",
+            f"{o.seconds / 60:.1f} min",
         )
         for o in report.cells
     ]
@@ -108,22 +93,17 @@ def _cells(report: StudyReport) -> Table:
     return Table(head, tuple(rows), "Machine and time of each cell", words=4, folded=True)
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min"
-
-
 def _parity(report: StudyReport) -> Table:
     rows = [
-        (
-            Entry(p.cell),
-            Entry(f"{p.model} {p.weights} {p.quantizer} on {p.runtime}, T = {p.steps}"),
-            Entry(p.problem or "none"),
-            Entry(str(p.layers)),
-            Entry(f"{100 * p.least_equal:.4g} %"),
+        row(
+            p.cell,
+            f"{p.model} {p.weights} {p.quantizer} on {p.runtime}, T = {p.steps}",
+            p.problem or "none",
+            str(p.layers),
+            f"{100 * p.least_equal:.4g} %",
         )
         for p in report.parity
     ]
     head = ("cell", "deployment", "problem", "layers", "least equal elements")
-    return Table(
-        head, tuple(rows), "Layers on the runtime against the PyTorch reference", words=3, folded=True
-    )
+    title = "Layers on the runtime against the PyTorch reference"
+    return Table(head, tuple(rows), title, words=3, folded=True)

@@ -53,8 +53,8 @@ class Quantity:
 
     Attributes:
         kind: as `fid`.
-        model: of a run, or a role that stands for one.
-        steps, runtime: of sampling; None for those of the study.
+        model: name of a run's model, or a role that stands for one.
+        steps, runtime: how it was sampled; None for the study's.
     """
 
     kind: str
@@ -65,7 +65,7 @@ class Quantity:
     runtime: str | None = None
 
     def describe(self) -> str:
-        """As in the expression."""
+        """The quantity as an expression."""
         words = [self.model, self.weights, *([] if self.quantizer == FLOAT else [self.quantizer])]
         words += [f"{k}={v}" for k, v in (("steps", self.steps), ("runtime", self.runtime)) if v is not None]
         return f"{self.kind}({', '.join(words)})"

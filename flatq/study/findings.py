@@ -1,4 +1,4 @@
-"""What the cells say: claims judged, controls and questions beside them, the pilot's choices.
+"""What the cells show: claims judged, controls and questions beside them, the pilot's choices.
 
 The tests are `flatq.study.judging`'s, the numbers `flatq.study.values`'. No files.
 """
@@ -6,16 +6,15 @@ The tests are `flatq.study.judging`'s, the numbers `flatq.study.values`'. No fil
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flatq.report.model import Record
 from flatq.study.claims import ClaimConfig, ConditionConfig
 from flatq.study.config import StudyConfig
-from flatq.study.expressions import Expression, Quantity
+from flatq.study.expressions import FLOAT, Expression, Quantity
 from flatq.study.judging import Claim, Condition, JudgedClaim, JudgedCondition, judge_claims
-from flatq.study.records import Found
 from flatq.study.values import Values
 
 __all__ = [
@@ -37,7 +36,7 @@ DIFFERENCES = " (differences over the mean, as a value lies within 2 standard er
 _RESAMPLES = 2000
 
 
-class Beside(Found):
+class Beside(Record):
     """The same claim with another model in a role; Holm's correction runs within the claim alone."""
 
     name: str
@@ -45,14 +44,14 @@ class Beside(Found):
     paper: JudgedClaim | None
 
 
-class ClaimFinding(Found):
+class ClaimFinding(Record):
     """A claim's two verdicts.
 
     Attributes:
         weak, paper: None without conditions of that form, or where one of them has no seed.
         missing: what was not measured at any seed, or not together; None where every condition has a seed.
         premise: what the claim presupposes; premise_absent: whether its interval excludes it.
-        seeds: of each condition, weak form first; values: the contrast at each of them.
+        seeds: each condition's, weak form first; values: the contrast at each of them.
     """
 
     id: str
@@ -68,7 +67,7 @@ class ClaimFinding(Found):
     values: tuple[tuple[float, ...], ...]
 
 
-class QuestionFinding(Found):
+class QuestionFinding(Record):
     """Means and intervals of contrasts, by name; where there is none, the reason."""
 
     id: str
@@ -76,7 +75,7 @@ class QuestionFinding(Found):
     values: dict[str, JudgedCondition | str]
 
 
-class RankAgreement(Found):
+class RankAgreement(Record):
     """Spearman's correlation over cells of a flatness measure with the damage of one quantizer.
 
     low, high: 95 % interval by resampling the seeds. models: number of (model, seed) pairs.
@@ -92,14 +91,14 @@ class RankAgreement(Found):
     seeds: int
 
 
-class Choices(Found):
+class Choices(Record):
     """What the pilot chooses.
 
     Attributes:
         ratios: radius -> mean over seeds of the LPF increase, SAM's over plain's.
         rho: the radius. loss: SAM's mean held-out loss at that radius, raw weights.
-        drift_at_8: of each candidate, plain's with EMA, over plain's FID.
-        fid_ratio_at_4: of each candidate, FID of plain's raw weights over that without quantization.
+        drift_at_8: candidate -> drift of plain with EMA, over plain's FID.
+        fid_ratio_at_4: candidate -> FID of plain's raw weights, over that without quantization.
         naive_at_8, naive_at_4: the quantizers.
     """
 
@@ -112,8 +111,8 @@ class Choices(Found):
     naive_at_4: str
 
 
-class Findings(Found):
-    """All that the cells of a study say."""
+class Findings(Record):
+    """All findings of a study."""
 
     claims: tuple[ClaimFinding, ...]
     questions: tuple[QuestionFinding, ...]
@@ -127,14 +126,12 @@ def find(study: StudyConfig, values: Values) -> Findings:
     Raises:
         DataError: a contrast that is not finite.
     """
-    forms: tuple[Literal["weak", "paper"], ...] = ("weak", "paper")
-    judged = {form: _judge_form(study, values, form) for form in forms}
+    weak, paper = (_judge_form(study, values, form) for form in ("weak", "paper"))
     claims = []
     for claim in study.claims:
-        premise = _estimate(claim.premise, claim.roles, values) if claim.premise else None
+        premise = None if claim.premise is None else _estimate(claim.premise, claim.roles, values)
         conditions = [*claim.weak, *claim.paper]
         contrasts = [values.contrast(c.value, claim.roles) for c in conditions]
-        found = {form: judged[form].get(claim.id) for form in forms}
         lacking = [c for c, contrast in zip(conditions, contrasts, strict=True) if not contrast.seeds]
         claims.append(
             ClaimFinding(
@@ -142,8 +139,8 @@ def find(study: StudyConfig, values: Values) -> Findings:
                 title=claim.title,
                 family=claim.family,
                 missing=_missing(lacking, claim.roles, values) if lacking else None,
-                weak=found["weak"],
-                paper=found["paper"],
+                weak=weak.get(claim.id),
+                paper=paper.get(claim.id),
                 premise=premise,
                 premise_absent=_absent(premise),
                 beside=tuple(_beside(claim, study.controls, values)),
@@ -156,10 +153,7 @@ def find(study: StudyConfig, values: Values) -> Findings:
             id=question.id,
             title=question.title,
             values={
-                name: _answer(
-                    ConditionConfig(name=name, value=value, above=Expression(0.0)), question.roles, values
-                )
-                for name, value in question.values.items()
+                name: _answer(name, value, question.roles, values) for name, value in question.values.items()
             },
         )
         for question in study.questions
@@ -168,44 +162,39 @@ def find(study: StudyConfig, values: Values) -> Findings:
         claims=tuple(claims),
         questions=questions,
         agreement=tuple(_agreement(study, values)),
-        choices=None if study.pilot is None else _choose(study, values),
+        choices=_choose(study, values),
     )
 
 
-def _judge_form(study: StudyConfig, values: Values, form: Literal["weak", "paper"]) -> dict[str, JudgedClaim]:
+def _judge_form(study: StudyConfig, values: Values, form: str) -> dict[str, JudgedClaim]:
     """The verdicts of one form, Holm's correction within each family."""
-    found: dict[str, JudgedClaim] = {}
-    for family in dict.fromkeys(claim.family for claim in study.claims):
-        claims = [
-            _measured(claim.id, getattr(claim, form), claim.roles, values)
-            for claim in study.claims
-            if claim.family == family
-        ]
-        there = [claim for claim in claims if claim is not None]
-        found |= {judged.name: judged for judged in judge_claims(there)} if there else {}
-    return found
+    families: dict[str, list[Claim]] = {}
+    for config in study.claims:
+        claim = _measured(config.id, getattr(config, form), config.roles, values)
+        if claim is not None:
+            families.setdefault(config.family, []).append(claim)
+    return {judged.name: judged for claims in families.values() for judged in judge_claims(claims)}
 
 
 def _measured(
-    name: str, conditions: Sequence[ConditionConfig], roles: Mapping[str, str], values: Values
+    name: str, configs: Sequence[ConditionConfig], roles: Mapping[str, str], values: Values
 ) -> Claim | None:
     """A claim with its contrasts; None where there are no conditions, or one has no seed."""
-    measured = [_condition(condition, roles, values) for condition in conditions]
-    there = [condition for condition in measured if condition is not None]
-    if not there or len(there) < len(measured):
-        return None
-    return Claim(name=name, conditions=tuple(there))
-
-
-def _condition(config: ConditionConfig, roles: Mapping[str, str], values: Values) -> Condition | None:
-    side: Literal["below", "above"] = "below" if config.below is not None else "above"
-    limit = config.below if config.below is not None else config.above
-    assert limit is not None
-    contrast = values.contrast(config.value, roles)
-    if not contrast.seeds:
-        return None
-    name = config.name + (DIFFERENCES if contrast.differences else "")
-    return Condition(name=name, values=tuple(map(float, contrast.values)), side=side, threshold=limit.number)
+    conditions = []
+    for config in configs:
+        contrast = values.contrast(config.value, roles)
+        limit = config.below if config.below is not None else config.above
+        if not contrast.seeds or limit is None:
+            return None
+        conditions.append(
+            Condition(
+                name=config.name + (DIFFERENCES if contrast.differences else ""),
+                values=tuple(map(float, contrast.values)),
+                side="above" if config.below is None else "below",
+                threshold=limit.number,
+            )
+        )
+    return Claim(name=name, conditions=tuple(conditions)) if conditions else None
 
 
 def _missing(lacking: Sequence[ConditionConfig], roles: Mapping[str, str], values: Values) -> str:
@@ -214,12 +203,13 @@ def _missing(lacking: Sequence[ConditionConfig], roles: Mapping[str, str], value
     return f"no cell has {', '.join(nowhere)}" if nowhere else "no seed has all of the measurements"
 
 
-def _answer(config: ConditionConfig, roles: Mapping[str, str], values: Values) -> JudgedCondition | str:
+def _answer(name: str, value: Expression, roles: Mapping[str, str], values: Values) -> JudgedCondition | str:
     """The mean and interval, or why there are none."""
-    contrast = values.contrast(config.value, roles)
+    contrast = values.contrast(value, roles)
     odd = [str(seed) for seed, x in zip(contrast.seeds, contrast.values, strict=True) if not np.isfinite(x)]
     if odd:
         return f"not finite at seed {', '.join(odd)}"
+    config = ConditionConfig(name=name, value=value, above=Expression(0.0))
     return _estimate(config, roles, values) or f"not measured: {_missing([config], roles, values)}"
 
 
@@ -232,9 +222,8 @@ def _absent(premise: JudgedCondition | None) -> bool:
     """Whether the interval lies on the wrong side of the threshold."""
     if premise is None or premise.low is None or premise.high is None:
         return False
-    if premise.side == "above":
-        return premise.high < premise.threshold
-    return premise.low > premise.threshold
+    above = premise.side == "above"
+    return premise.high < premise.threshold if above else premise.low > premise.threshold
 
 
 def _beside(claim: ClaimConfig, controls: Mapping[str, Mapping[str, str]], values: Values) -> list[Beside]:
@@ -243,29 +232,26 @@ def _beside(claim: ClaimConfig, controls: Mapping[str, Mapping[str, str]], value
         if not set(roles) <= set(claim.roles):
             continue
         changed = {**claim.roles, **roles}
-        weak, paper = (
-            _measured(claim.id, conditions, changed, values) for conditions in (claim.weak, claim.paper)
-        )
-        judged = [None if c is None else judge_claims([c])[0] for c in (weak, paper)]
+        forms = [_measured(claim.id, form, changed, values) for form in (claim.weak, claim.paper)]
+        judged = [None if form is None else judge_claims([form])[0] for form in forms]
         if any(judged):
             found.append(Beside(name=name, weak=judged[0], paper=judged[1]))
     return found
 
 
 def _agreement(study: StudyConfig, values: Values) -> list[RankAgreement]:
-    """Of every flatness measure with the damage of every quantizer, over models and seeds; measures that are
-    the same in all cells are left out."""
+    """Rank agreement of each flatness measure with each quantizer's damage, over models and seeds;
+    measures that are the same in all cells are left out."""
     keys = dict.fromkeys(
         (weights, quantizer)
         for spec in study.flatness
         for weights in spec.weights
         for quantizer in spec.damage
     )
-    models = [model for run in study.models_of.values() for model in run]
     found = []
     for weights, quantizer in keys:
         rows: list[tuple[int, dict[str, float], float]] = []
-        for model in models:
+        for model in study.models:
             for seed, cell in values.cells_of(model).items():
                 flat = values.flatness(cell, model, weights)
                 damage = values.value(Quantity("damage", model, weights, quantizer), seed)
@@ -324,42 +310,32 @@ def _ranks(values: F64, times: F64) -> F64:
 
 
 def _choose(study: StudyConfig, values: Values) -> Choices | None:
-    """By the rules fixed beforehand; None while a cell is missing."""
+    """The choices by the rules fixed beforehand; None without rules, or while a measurement is missing."""
     pilot = study.pilot
-    assert pilot is not None
+    if pilot is None:
+        return None
     seeds = study.runs[next(run for run, models in study.models_of.items() if pilot.plain in models)].seeds
 
-    def mean(quantity: Quantity) -> float | None:
-        found = [values.value(quantity, seed) for seed in seeds]
-        return None if None in found else float(np.mean([x for x in found if x is not None]))
+    def mean(kind: str, model: str, weights: str, quantizer: str = FLOAT) -> float:
+        found = [values.value(Quantity(kind, model, weights, quantizer), seed) for seed in seeds]
+        return float(np.mean([np.nan if x is None else x for x in found]))
 
-    flat = {name: mean(Quantity("lpf", name, "raw")) for name in (pilot.plain, *pilot.radii)}
-    loss = {name: mean(Quantity("loss", name, "raw")) for name in pilot.radii}
-    fid = mean(Quantity("fid", pilot.plain, "ema"))
-    fid_raw = mean(Quantity("fid", pilot.plain, "raw"))
-    at_8 = {q: mean(Quantity("drift", pilot.plain, "ema", q)) for q in pilot.at_8}
-    at_4 = {q: mean(Quantity("fid", pilot.plain, "raw", q)) for q in pilot.at_4}
-    known = [*flat.values(), *loss.values(), fid, fid_raw, *at_8.values(), *at_4.values()]
-    if None in known:
-        return None
-    base = flat[pilot.plain]
-    assert fid is not None
-    assert base is not None
-    assert fid_raw is not None
-    ratios = {name: (flat[name] or 0.0) / base for name in pilot.radii}
+    plain = pilot.plain
     by_radius = sorted(pilot.radii, key=lambda name: pilot.radii[name])
+    ratios = {name: mean("lpf", name, "raw") / mean("lpf", plain, "raw") for name in by_radius}
+    losses = {name: mean("loss", name, "raw") for name in by_radius}
+    drifts = {q: mean("drift", plain, "ema", q) / mean("fid", plain, "ema") for q in pilot.at_8}
+    growth = {q: mean("fid", plain, "raw", q) / mean("fid", plain, "raw") for q in pilot.at_4}
+    if np.isnan([*ratios.values(), *losses.values(), *drifts.values(), *growth.values()]).any():
+        return None
     chosen = next((name for name in by_radius if ratios[name] <= pilot.flatter), by_radius[-1])
-    drifts = {q: (x or 0.0) / fid for q, x in at_8.items()}
-    growth = {q: (x or 0.0) / fid_raw for q, x in at_4.items()}
+    by_growth = sorted(growth, key=lambda q: growth[q])
     return Choices(
         ratios={f"{pilot.radii[name]:g}": ratios[name] for name in by_radius},
         rho=pilot.radii[chosen],
-        loss=loss[chosen] or 0.0,
+        loss=losses[chosen],
         drift_at_8=drifts,
         fid_ratio_at_4=growth,
         naive_at_8=min(drifts, key=lambda q: abs(drifts[q] - pilot.paper_at_8)),
-        naive_at_4=next(
-            (q for q in sorted(growth, key=lambda q: growth[q]) if growth[q] >= pilot.collapse),
-            max(growth, key=lambda q: growth[q]),
-        ),
+        naive_at_4=next((q for q in by_growth if growth[q] >= pilot.collapse), by_growth[-1]),
     )

@@ -10,11 +10,20 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flatq.errors import DataError
-from flatq.study.records import Found
+from flatq.report.model import Record
 
-__all__ = ["FEWEST_SEEDS", "Claim", "Condition", "JudgedClaim", "JudgedCondition", "judge_claims"]
+__all__ = [
+    "FEWEST_SEEDS",
+    "Claim",
+    "Condition",
+    "JudgedClaim",
+    "JudgedCondition",
+    "judge_claims",
+    "t_interval",
+]
 
 FEWEST_SEEDS = 5
 """With fewer seeds the estimates are shown without a verdict."""
@@ -26,8 +35,8 @@ _MOST_SEEDS = 1000
 ClaimVerdict = Literal["confirmed", "refuted", "undecided", "too few seeds"]
 
 
-class Condition(Found):
-    """What a claim says of one contrast.
+class Condition(Record):
+    """A contrast and the threshold that a claim sets.
 
     Attributes:
         name: such as "log ratio of LPF increase, SAM / ADM".
@@ -41,18 +50,18 @@ class Condition(Found):
     threshold: float
 
 
-class Claim(Found):
+class Claim(Record):
     """Confirmed if all conditions hold, refuted if one does not."""
 
     name: str
     conditions: tuple[Condition, ...]
 
 
-class JudgedCondition(Found):
+class JudgedCondition(Record):
     """One test.
 
     Attributes:
-        mean, low, high: of the contrast over seeds, with an unadjusted 95 % interval; None for a single seed.
+        mean, low, high: the contrast's mean over seeds and its unadjusted 95 % interval; None for one seed.
         p: two-sided, against the threshold. p_adjusted: after Holm.
         seeds_needed: seeds with which a spread and mean like these would decide with 80 % power at the
             unadjusted level; None where it is decided, or where more than 1,000 would be needed.
@@ -71,7 +80,7 @@ class JudgedCondition(Found):
     seeds_needed: int | None
 
 
-class JudgedClaim(Found):
+class JudgedClaim(Record):
     """A claim and its tests."""
 
     name: str
@@ -94,15 +103,26 @@ def judge_claims(claims: Sequence[Claim]) -> list[JudgedClaim]:
                 got=", ".join(map(str, condition.values)) or "no seed",
                 next_step="look at the cells that it is taken from",
             )
-    enough = [len(condition.values) >= FEWEST_SEEDS for condition in conditions]
-    p = [_p(condition) if ok else None for condition, ok in zip(conditions, enough, strict=True)]
-    adjusted = _holm(p)
-    judged = iter([_judge(c, one, two) for c, one, two in zip(conditions, p, adjusted, strict=True)])
+    tested = [condition for condition in conditions if len(condition.values) >= FEWEST_SEEDS]
+    p = [_p(condition) for condition in tested]
+    tests = iter(zip(p, _holm(p), strict=True))
+    judged = iter([_judge(c, *(next(tests) if c in tested else (None, None))) for c in conditions])
     found = []
     for claim in claims:
         parts = tuple(next(judged) for _ in claim.conditions)
         found.append(JudgedClaim(name=claim.name, verdict=_joint(parts), conditions=parts))
     return found
+
+
+def t_interval(values: NDArray[np.float64]) -> tuple[float, float | None, float | None]:
+    """Mean of values [n] and the ends of its 95 % t interval; None for a single value."""
+    from scipy.stats import t
+
+    n, mean = len(values), float(values.mean())
+    if n == 1:
+        return mean, None, None
+    half = float(t.ppf(1 - _ALPHA / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half
 
 
 def _p(condition: Condition) -> float:
@@ -116,33 +136,23 @@ def _p(condition: Condition) -> float:
     return float(2 * t.sf(abs(values.mean()) / error, len(values) - 1))
 
 
-def _holm(p: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment (Holm 1979) of those that are not None."""
-    order = sorted((i for i, value in enumerate(p) if value is not None), key=lambda i: p[i] or 0.0)
-    found: list[float | None] = [None] * len(p)
-    running = 0.0
-    for rank, i in enumerate(order):
-        running = max(running, min(1.0, (len(order) - rank) * (p[i] or 0.0)))
-        found[i] = running
-    return found
+def _holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (Holm 1979)."""
+    order, found = np.argsort(p, kind="stable"), np.empty(len(p))
+    steps = np.minimum(1.0, np.arange(len(p), 0, -1) * np.asarray(p)[order])
+    found[order] = np.maximum.accumulate(steps)
+    return [float(value) for value in found]
 
 
 def _judge(condition: Condition, p: float | None, adjusted: float | None) -> JudgedCondition:
-    from scipy.stats import t
-
-    values = np.array(condition.values)
-    n, mean = len(values), float(values.mean())
-    low = high = None
-    if n > 1:
-        half = float(t.ppf(1 - _ALPHA / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
-        low, high = mean - half, mean + half
+    mean, low, high = t_interval(np.array(condition.values))
     verdict: ClaimVerdict = "too few seeds" if adjusted is None else "undecided"
     if adjusted is not None and adjusted <= _ALPHA:
         holds = mean < condition.threshold if condition.side == "below" else mean > condition.threshold
         verdict = "confirmed" if holds else "refuted"
     return JudgedCondition(
         name=condition.name,
-        seeds=n,
+        seeds=len(condition.values),
         threshold=condition.threshold,
         side=condition.side,
         mean=mean,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Entry", "Section", "Table", "interval", "markdown", "three_digits"]
+from flatq.report.wording import count
+
+__all__ = ["Entry", "Section", "Table", "estimate", "interval", "row", "three_digits"]
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,11 @@ class Entry:
     text: str
     lines: tuple[str, ...] = ()
     tone: str = ""
+
+
+def row(*cells: str | Entry) -> tuple[Entry, ...]:
+    """A row of a table."""
+    return tuple(cell if isinstance(cell, Entry) else Entry(cell) for cell in cells)
 
 
 @dataclass(frozen=True)
@@ -58,26 +64,7 @@ def interval(low: float | None, high: float | None, *, sign: bool = True) -> str
     return f"[{three_digits(low, sign=sign)}, {three_digits(high, sign=sign)}]"
 
 
-def markdown(title: str, lead: Sequence[str], cautions: Sequence[str], sections: Iterable[Section]) -> str:
-    """All of it as Markdown."""
-    blocks = [f"# {title}", *lead]
-    if cautions:
-        blocks.append("\n".join(f"- **Caution**: {line}" for line in cautions))
-    for section in sections:
-        tables = [block for table in section.tables for block in _table(table)]
-        code = [f"```\n{section.code}\n```"] if section.code else []
-        words = [*section.paragraphs, *code]
-        blocks += [
-            f"## {section.heading}",
-            *([*tables, *words] if section.tables_first else [*words, *tables]),
-        ]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _table(table: Table) -> list[str]:
-    def row(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rows = [row("<br>".join((entry.text, *entry.lines)) for entry in entries) for entries in table.rows]
-    text = "\n".join([row(table.head), row("---" for _ in table.head), *rows])
-    return [*([f"### {table.title}"] if table.title else []), *([table.note] if table.note else []), text]
+def estimate(mean: float, low: float | None, high: float | None, seeds: int, *, sign: bool = True) -> Entry:
+    """A mean over seeds, with its interval and the number of seeds below it."""
+    lines = (interval(low, high, sign=sign), count(seeds, "seed"))
+    return Entry(three_digits(mean, sign=sign), tuple(filter(None, lines)))

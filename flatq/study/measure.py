@@ -22,8 +22,8 @@ from flatq.images import ImageSet, Resize, load_images, make_grid
 from flatq.models import deployment_folder, open_model
 from flatq.progress import Progress
 from flatq.report.model import ModelEntry
-from flatq.report.pictures import read_pictures
-from flatq.sampler import SamplePlan
+from flatq.report.sidecar import read_sidecar
+from flatq.sampling_settings import SamplingSettings
 from flatq.study.config import FLOAT, StudyConfig
 from flatq.study.results import (
     ExposureResult,
@@ -86,7 +86,7 @@ class Subject:
                 baseline=self.checkpoint.source,
                 data=self.study.data,
                 out=out,
-                plan=SamplePlan(steps=steps),
+                sampling=SamplingSettings(steps=steps),
                 images=n,
                 features=self.study.features,
                 runtime=self._where(runtime),
@@ -143,8 +143,8 @@ class Subject:
         )
 
     def _picture(self, out: Path, entry: ModelEntry, side: Literal["float", "quantized"]) -> str | None:
-        kept = read_pictures(entry, out) if self.pictures else None
-        pixels = None if kept is None else kept.of_float if side == "float" else kept.of_quantized
+        kept = read_sidecar(entry, out) if self.pictures else None
+        pixels = None if kept is None else kept.kept_float if side == "float" else kept.kept_quantized
         if pixels is None:
             return None
         stream = io.BytesIO()
@@ -174,7 +174,9 @@ class Subject:
             else:
                 opened = open_model(self.artifact(name, runtime), self._where(runtime))
             with opened.runtime:
-                found[name] = measure_exposure(opened, self._training_images(), SamplePlan(steps=steps), n)
+                found[name] = measure_exposure(
+                    opened, self._training_images(), SamplingSettings(steps=steps), n
+                )
         return ExposureResult(model=self.model, weights=self.weights, runtime=runtime, quantizers=found)
 
     def _training_images(self) -> ImageSet:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
+from flatq.report.model import Record
 from flatq.study.config import StudyConfig
-from flatq.study.records import Found
 from flatq.study.results import CellResult, ImagesResult
 
 __all__ = ["CellOrigin", "LayerParity", "cautions", "common_origin", "layer_parity", "origin"]
@@ -14,8 +13,8 @@ __all__ = ["CellOrigin", "LayerParity", "cautions", "common_origin", "layer_pari
 _FEW_PER_RANK = 10
 
 
-class CellOrigin(Found):
-    """commit: "+" behind it where files differed from it. versions: of packages. seconds: of all its work."""
+class CellOrigin(Record):
+    """commit: "+" behind it where files differed. versions: package -> version. seconds: total wall time."""
 
     cell: str
     commit: str | None
@@ -26,7 +25,7 @@ class CellOrigin(Found):
     train_seconds: float | None
 
 
-class LayerParity(Found):
+class LayerParity(Record):
     """Layers of one deployment against the PyTorch reference; problem: what verification refused."""
 
     cell: str
@@ -41,7 +40,7 @@ class LayerParity(Found):
 
 
 def origin(cell: CellResult) -> CellOrigin:
-    """Of one cell."""
+    """The origin of one cell."""
     versions = {"python": cell.environment.get("python", "?"), **cell.environment.get("versions", {})}
     return CellOrigin(
         cell=cell.name,
@@ -127,7 +126,6 @@ def layer_parity(cells: Iterable[CellResult]) -> Iterator[LayerParity]:
         for result in cell.images:
             for name, quantized in result.quantized.items():
                 if quantized.parity is not None:
-                    shared: dict[str, Any] = quantized.parity.model_dump()
                     yield LayerParity(
                         cell=cell.name,
                         model=result.model,
@@ -135,7 +133,7 @@ def layer_parity(cells: Iterable[CellResult]) -> Iterator[LayerParity]:
                         runtime=result.runtime,
                         steps=result.steps,
                         quantizer=name,
-                        **shared,
+                        **dict(quantized.parity),
                     )
 
 

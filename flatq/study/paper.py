@@ -12,9 +12,10 @@ from typing import Literal
 
 import numpy as np
 
+from flatq.report.model import Record
 from flatq.study.config import FLOAT, StudyConfig
 from flatq.study.expressions import Quantity
-from flatq.study.records import Found
+from flatq.study.judging import t_interval
 from flatq.study.values import Values
 
 __all__ = ["SOURCE", "MeanOverSeeds", "PaperRow", "mean_over_seeds", "paper_rows"]
@@ -42,7 +43,7 @@ _FID_AT_8 = {
 }
 
 
-class MeanOverSeeds(Found):
+class MeanOverSeeds(Record):
     """Mean over training seeds with its 95 % t interval; low and high are None for a single seed."""
 
     mean: float
@@ -51,11 +52,11 @@ class MeanOverSeeds(Found):
     seeds: int
 
 
-class PaperRow(Found):
+class PaperRow(Record):
     """One number of the paper and ours.
 
     Attributes:
-        steps: of sampling; None for the flatness, which needs none.
+        steps: sampling steps; None for the flatness.
         quantizer: ours, for the change of the FID at 8 bits.
         ours: None where it was not measured.
     """
@@ -71,25 +72,18 @@ class PaperRow(Found):
 
 def mean_over_seeds(values: Values, quantity: Quantity) -> MeanOverSeeds | None:
     """Over all seeds at which it was measured; None without any."""
-    from scipy.stats import t
-
     seeds = values.seeds([quantity])
     found = np.array([values.value(quantity, seed) for seed in seeds], dtype=np.float64)
-    n = len(found)
-    if n == 0:
+    if not seeds:
         return None
-    mean = float(found.mean())
-    if n == 1:
-        return MeanOverSeeds(mean=mean, low=None, high=None, seeds=1)
-    half = float(t.ppf(0.975, n - 1) * found.std(ddof=1) / n**0.5)
-    return MeanOverSeeds(mean=mean, low=mean - half, high=mean + half, seeds=n)
+    mean, low, high = t_interval(found)
+    return MeanOverSeeds(mean=mean, low=low, high=high, seeds=len(seeds))
 
 
 def paper_rows(study: StudyConfig, values: Values) -> list[PaperRow]:
     """The rows of the models adm, ip and sam that the study has, on the study's runtime; 8-bit quantizers
     that were not measured there are left out."""
-    models = {model for run in study.models_of.values() for model in run}
-    rows = [row for row in _rows(study, values) if row.model in models]
+    rows = [row for row in _rows(study, values) if row.model in study.models]
     measured = {row.quantizer for row in rows if row.ours is not None}
     return [row for row in rows if row.quantizer is None or row.quantizer in measured]
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flatq.report.html.plots import COLOURS, INK, SOFT, format_signed, inline_plot, plain_axes
+from flatq.report.html.plots import (
+    COLOURS,
+    INK,
+    SOFT,
+    format_signed,
+    inline_plot,
+    logarithmic_axis,
+    plain_axes,
+)
 from flatq.study.config import FLOAT, StudyConfig
 from flatq.study.expressions import Quantity
 from flatq.study.results import CellResult
@@ -41,14 +49,14 @@ def noise_plots(study: StudyConfig, values: Values) -> list[Plot]:
             _seeds_plot(points, f"noise {weights}", "increase of the loss"),
         )
         for weights in ("raw", "ema", "swa")
-        if (points := [(m, "", _at_seeds(values, Quantity("lpf", m, weights))) for m in _models(study)])
+        if (points := [(m, "", _at_seeds(values, Quantity("lpf", m, weights))) for m in study.models])
         and any(found for _, _, found in points)
     ]
 
 
 def fid_plots(study: StudyConfig, values: Values) -> dict[tuple[int, str], list[Plot]]:
     """(steps, runtime) -> FID and drift against the quantizers, for each choice of weights; those that the
-    study speaks of come first."""
+    study judges come first."""
     main = (study.steps, study.runtime)
     settings = dict.fromkeys([main, *((spec.steps, spec.runtime) for spec in study.images)])
     found = {setting: list(_fid_plots(study, values, *setting)) for setting in settings}
@@ -62,7 +70,7 @@ def _fid_plots(study: StudyConfig, values: Values, steps: int, runtime: str) -> 
             points = [
                 (level, model, _at_seeds(values, Quantity(kind, model, weights, level, steps, runtime)))
                 for level in levels
-                for model in _models(study)
+                for model in study.models
             ]
             if any(found for _, _, found in points):
                 salt = f"{kind} {weights} {steps} {runtime}"
@@ -96,10 +104,6 @@ def exposure_plots(study: StudyConfig, cells: Sequence[CellResult]) -> list[Plot
     ]
 
 
-def _models(study: StudyConfig) -> list[str]:
-    return [model for run in study.models_of.values() for model in run]
-
-
 def _at_seeds(values: Values, quantity: Quantity) -> list[float]:
     found = [values.value(quantity, seed) for seed in values.seeds([quantity])]
     return [x for x in found if x is not None]
@@ -109,6 +113,8 @@ def _seeds_plot(
     points: Sequence[tuple[str, str, list[float]]], salt: str, what: str, *, signed: bool = False
 ) -> str:
     """A lane for each (group, model) with a value: seeds as points, their mean as a bar."""
+    from matplotlib.lines import Line2D
+
     every = list(dict.fromkeys(model for _, model, _ in points))  # so that a model keeps its colour
     points = [point for point in points if point[2]]
     models = [model for model in every if model in {model for _, model, _ in points}]
@@ -122,7 +128,11 @@ def _seeds_plot(
             axes.plot(found, [lane] * len(found), marker, markersize=4, color=colour, alpha=0.55)
             axes.plot([np.mean(found)], [lane], "|", markersize=13, markeredgewidth=2.5, color=colour)
         if models != [""]:
-            _legend(figure, {model: every.index(model) for model in models})
+            handles = []
+            for model in models:
+                colour, marker = _look(every.index(model))
+                handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=model))
+            figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, labelcolor=INK)
         places: dict[str, list[float]] = {}
         for lane, group, _, _ in rows:
             places.setdefault(group, []).append(lane)
@@ -154,24 +164,12 @@ def _value_axis(axes: Axes, found: Sequence[float], signed: bool) -> None:
         axes.set_xscale("symlog", linthresh=_LINEAR_BELOW if signed else max(map(abs, found)) / 100)
         axes.xaxis.set_major_formatter(format_signed)
     elif max(found) > 4 * min(found):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        logarithmic_axis(axes)
 
 
 def _look(number: int) -> tuple[str, str]:
     """Colour and marker of a model."""
     return COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
-
-
-def _legend(figure: Figure, models: Mapping[str, int]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = []
-    for model, number in models.items():
-        colour, marker = _look(number)
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", label=model))
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, labelcolor=INK)
 
 
 def _exposure_plot(by_name: dict[str, np.ndarray], ends: tuple[float, float], salt: str) -> str:

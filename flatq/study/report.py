@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import base64
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flatq.errors import DataError
 from flatq.files import replacing
-from flatq.study.config import StudyConfig, read_config
-from flatq.study.layout import markdown
-from flatq.study.page import render_page
+from flatq.report.html.images import Picture
+from flatq.report.template import open_template
+from flatq.study.config import FLOAT, StudyConfig, read_config
+from flatq.study.plots import exposure_plots, fid_plots, noise_plots
 from flatq.study.results import CellResult
 from flatq.study.run import existing_result
 from flatq.study.sections import lead, sections, verdict_lines
 from flatq.study.summary import summarize
+from flatq.study.values import Values
 
 __all__ = ["write_report"]
 
@@ -35,10 +39,21 @@ def write_report(folder: Path, note: Callable[[str], None]) -> list[str]:
     study = read_config(folder / "study.toml")
     cells = _cells(study, folder)
     report = summarize(study, cells)
+    shared = {"study": study, "report": report, "lead": lead(study, report)}
+    parts, values = sections(study, report), Values(study, cells)
+    page = open_template("study.html").render(
+        **shared,
+        sections=parts[:-1],
+        again=parts[-1],
+        noise=noise_plots(study, values),
+        distances=fid_plots(study, values),
+        exposure=exposure_plots(study, cells),
+        strips=_strips(study, cells),
+    )
     texts = {
         "report.json": report.model_dump_json(indent=1) + "\n",
-        "report.md": markdown(study.title, lead(study, report), report.cautions, sections(study, report)),
-        "index.html": render_page(study, cells, report),
+        "report.md": open_template("study.md").render(**shared, sections=parts),
+        "index.html": page,
     }
     for name, text in texts.items():
         with replacing(folder / name) as partial:
@@ -67,3 +82,26 @@ def _cells(study: StudyConfig, folder: Path) -> list[CellResult]:
             next_step=f"run `flatq study run {folder / 'study.toml'}`",
         )
     return found
+
+
+def _strips(study: StudyConfig, cells: Sequence[CellResult]) -> dict[str, list[Picture]]:
+    """ "MODEL, WEIGHTS" -> the float model's first images and each quantized one's, from the same noise."""
+    found: dict[str, list[Picture]] = {}
+    for cell in cells:
+        for result in cell.images:
+            if (result.steps, result.runtime) != (study.steps, study.runtime):
+                continue
+            name = f"{result.model}, {result.weights}"
+            pictures = {FLOAT: result.picture} | {q: r.picture for q, r in result.quantized.items()}
+            for level, picture in pictures.items():
+                if picture is not None:
+                    found.setdefault(name, []).append(_picture(picture, f"{name}, {level}: samples", level))
+    return found
+
+
+def _picture(encoded: str, alt: str, caption: str) -> Picture:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+        width, height = image.size
+    return Picture(f"data:image/png;base64,{encoded}", width, height, alt, caption, sharp=width < 1200)

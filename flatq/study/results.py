@@ -14,7 +14,7 @@ from flatq.evaluate.drift import Drift
 from flatq.files import replacing
 from flatq.flatness.exposure import Exposure
 from flatq.flatness.result import Flatness
-from flatq.study.records import Found
+from flatq.report.model import Record
 
 __all__ = [
     "CellResult",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-class TrainedModel(Found):
+class TrainedModel(Record):
     """One moment of a run.
 
     Attributes:
@@ -45,8 +45,9 @@ class TrainedModel(Found):
     heldout_loss: dict[str, float] | None
 
 
-class ParitySummary(Found):
-    """Layers on the runtime against the PyTorch reference: how many, and the lowest share of equal elements.
+class ParitySummary(Record):
+    """Layers on the runtime against the PyTorch reference: how many, and the lowest fraction of equal
+    elements.
 
     problem: what verification refused; None where it passed.
     """
@@ -56,14 +57,14 @@ class ParitySummary(Found):
     problem: str | None
 
 
-class QuantizerResult(Found):
+class QuantizerResult(Record):
     """What a quantized model turned out to be on its runtime.
 
     Attributes:
         finite: False where it samples images that are not finite, which count as mid-grey.
         drift: as `flatq.evaluate.drift`, of n images.
         distance: mean over pairs of the root mean square difference to the float model's image, in [-1, 1].
-        integer_share: of the multiply-accumulates; None where no kernel was audited.
+        integer_share: fraction of the multiply-accumulates in integers; None where no kernel was audited.
         picture: PNG as base64, the first images in a row.
     """
 
@@ -77,11 +78,11 @@ class QuantizerResult(Found):
     picture: str | None
 
 
-class ImagesResult(Found):
+class ImagesResult(Record):
     """FID of one model's weights and of its quantized forms, all on the same noise.
 
     Attributes:
-        fid: of the float model, corrected for bias where it can be. n_over_rank: images over feature ranks.
+        fid: the float model's, corrected for bias where it can be. n_over_rank: images over feature ranks.
     """
 
     kind: Literal["images"] = "images"
@@ -99,7 +100,7 @@ class ImagesResult(Found):
     picture: str | None
 
 
-class FlatnessResult(Found):
+class FlatnessResult(Record):
     """`damage` of `flatness` is in the order of `quantizers`."""
 
     kind: Literal["flatness"] = "flatness"
@@ -109,7 +110,7 @@ class FlatnessResult(Found):
     flatness: Flatness
 
 
-class ExposureResult(Found):
+class ExposureResult(Record):
     kind: Literal["exposure"] = "exposure"
     model: str
     weights: str
@@ -117,15 +118,15 @@ class ExposureResult(Found):
     quantizers: dict[str, Exposure]
 
 
-class CellResult(Found):
+class CellResult(Record):
     """All of one cell.
 
     Attributes:
-        settings: all that decides the numbers; digest: of these.
-        commit: of flatq, None outside a git checkout; with "+" where files were changed.
+        settings: all that decides the numbers; digest: their sha256.
+        commit: flatq's, None outside a git checkout; with "+" where files were changed.
         instructions: the CPU's, see `flatq.runtime.cpu.instruction_set`.
         missing: model -> why it does not exist, such as a loss that was never reached.
-        seconds: of each step of the work; a step that was interrupted counts from its last start.
+        seconds: wall time of each step; a step that was interrupted counts from its last start.
     """
 
     format: Literal["flatq-study-cell"] = "flatq-study-cell"

@@ -73,9 +73,7 @@ def cell_settings(cell: Cell) -> dict[str, Any]:
     """All that decides a cell's numbers, as plain values: the training and what is measured, in full."""
     study = cell.study
     train = study.train_config(cell.run, cell.seed)
-    used = {name for images, _, _ in cell.chosen(study.images) for name in images.quantizers}
-    used |= {name for exposure, _, _ in cell.chosen(study.exposure) for name in exposure.quantizers}
-    used |= {name for flatness, _, _ in cell.chosen(study.flatness) for name in flatness.damage}
+    used = {name for spec, _, _ in cell.chosen(study.measured) for name in spec.quantizers}
     quantizers = {}
     for name in sorted(used - {FLOAT}):
         settings = study.quantizers[name].settings("raw", study.threads)

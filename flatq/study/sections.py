@@ -1,4 +1,4 @@
-"""What the report of a study says, in order: verdicts, controls, questions, choices, the paper, origins."""
+"""The sections of a study's report, in order: verdicts, controls, questions, choices, the paper, origins."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from flatq.study.config import StudyConfig
 from flatq.study.evidence import origins_section, paper_section
 from flatq.study.findings import Choices, ClaimFinding, Findings
 from flatq.study.judging import FEWEST_SEEDS, JudgedClaim, JudgedCondition
-from flatq.study.layout import Entry, Section, Table, interval, three_digits
+from flatq.study.layout import Entry, Section, Table, estimate, interval, row, three_digits
 from flatq.study.summary import StudyReport
 
 __all__ = ["lead", "sections", "verdict_lines"]
 
+_FORMS = {"weak": "weak form", "paper": "paper's form"}
 _TONES = {"confirmed": "pass", "refuted": "fail", "undecided": "inconclusive", "too few seeds": "none"}
 
 _HOW_JUDGED = (
@@ -60,12 +61,10 @@ def _summary(found: Findings) -> tuple[str, ...]:
     if not found.claims:
         return ()
     parts = []
-    for form, judged in (
-        ("weak form", [claim.weak for claim in found.claims]),
-        ("paper's form", [claim.paper for claim in found.claims]),
-    ):
+    for form, name in _FORMS.items():
+        judged = [getattr(claim, form) for claim in found.claims]
         words = Counter(_word(one) for one in judged if one is not None)
-        parts.append(f"{form}: {', '.join(f'{n} {word}' for word, n in words.items()) or 'no verdict'}")
+        parts.append(f"{name}: {', '.join(f'{n} {word}' for word, n in words.items()) or 'no verdict'}")
     absent = sum(claim.premise_absent for claim in found.claims)
     premise = f" The premise of {count(absent, 'claim')} is absent here." if absent else ""
     return (f"{count(len(found.claims), 'claim')}. {'; '.join(parts).capitalize()}.{premise}",)
@@ -91,11 +90,8 @@ def verdict_lines(report: StudyReport) -> list[str]:
     found = report.findings
     lines = [f"{len(report.cells)} of {count(report.expected, 'cell')}"]
     for claim in found.claims:
-        words = [
-            f"{form}: {_word(judged)}"
-            for form, judged in (("weak form", claim.weak), ("paper's form", claim.paper))
-            if judged is not None
-        ]
+        judged = {name: getattr(claim, form) for form, name in _FORMS.items()}
+        words = [f"{name}: {_word(one)}" for name, one in judged.items() if one is not None]
         words += ["premise absent"] if claim.premise_absent else []
         words += [claim.missing] if claim.missing is not None else []
         lines.append(f"{claim.id}: {'; '.join(words)}")
@@ -126,7 +122,7 @@ def _claim(claim: ClaimFinding, config: ClaimConfig) -> tuple[Entry, ...]:
         )
     if claim.missing is not None:
         lines.append(f"Not measured: {claim.missing}.")
-    return (
+    return row(
         Entry(f"{claim.id}: {claim.title}", tuple(lines)),
         _verdict(claim.weak, claim.premise_absent, config.weak),
         _verdict(claim.paper, claim.premise_absent, config.paper),
@@ -173,9 +169,9 @@ def _controls(study: StudyConfig, found: Findings) -> Section | None:
     tables = []
     for form, title in (("weak", ""), ("paper", "Further contrasts, of the paper's form")):
         rows = [
-            row
+            line
             for claim, config in zip(found.claims, study.claims, strict=True)
-            for row in _controlled(claim, config, form, {name: study.controls[name] for name in names})
+            for line in _controlled(claim, config, form, {name: study.controls[name] for name in names})
         ]
         if rows:
             table = Table(("claim", "as claimed", *names), tuple(rows), title, folded=form == "paper")
@@ -196,24 +192,19 @@ def _controlled(
         models = {quantity.model for quantity in condition.value.calls}
         judged = [beside.get(name) if models & set(roles) else None for name, roles in controls.items()]
         if any(judged):
-            entries = [_estimate(one, place) for one in (getattr(claim, form), *judged)]
-            yield (Entry(claim.id, (condition.name,)), *entries)
-
-
-def _estimate(judged: JudgedClaim | None, place: int) -> Entry:
-    if judged is None:
-        return Entry(NONE)
-    part = judged.conditions[place]
-    lines = (interval(part.low, part.high), count(part.seeds, "seed"))
-    return Entry(three_digits(part.mean), tuple(filter(None, lines)))
+            entries = []
+            for one in (getattr(claim, form), *judged):
+                part = None if one is None else one.conditions[place]
+                entries.append(NONE if part is None else estimate(part.mean, part.low, part.high, part.seeds))
+            yield row(Entry(claim.id, (condition.name,)), *entries)
 
 
 def _questions(found: Findings) -> Section | None:
     rows = [
-        (
-            Entry("" if i else question.id, () if i else (question.title,)),
-            Entry(name),
-            Entry(value if isinstance(value, str) else _interval(value)),
+        row(
+            "" if i else Entry(question.id, (question.title,)),
+            name,
+            value if isinstance(value, str) else _interval(value),
         )
         for question in found.questions
         for i, (name, value) in enumerate(question.values.items())
@@ -232,16 +223,13 @@ def _agreement(found: Findings) -> Section | None:
     columns = list(dict.fromkeys((a.weights, a.quantizer) for a in found.agreement))
     rows = []
     for measure in dict.fromkeys(a.measure for a in found.agreement):
-        row = [Entry(measure)]
-        for column in columns:
-            a = by_key.get((measure, *column))
-            lines = () if a is None else (f"[{a.low:+.2f}, {a.high:+.2f}]",)
-            row.append(Entry(NONE if a is None else f"{a.correlation:+.2f}", lines))
-        rows.append(tuple(row))
-    of = {
-        column: next(a for a in found.agreement if (a.weights, a.quantizer) == column) for column in columns
-    }
-    sizes = {(a.models, a.seeds) for a in of.values()}
+        of = [by_key.get((measure, *column)) for column in columns]
+        cells = [
+            NONE if a is None else Entry(f"{a.correlation:+.2f}", (f"[{a.low:+.2f}, {a.high:+.2f}]",))
+            for a in of
+        ]
+        rows.append(row(measure, *cells))
+    sizes = {(a.models, a.seeds) for a in found.agreement}
     size = " or ".join(f"{models} points from {seeds} seeds" for models, seeds in sorted(sizes))
     head = ("measure", *(f"{quantizer}, {weights}" for weights, quantizer in columns))
     table = Table(head, tuple(rows), words=1)
@@ -278,7 +266,7 @@ def _choice_lines(choices: Choices) -> tuple[str, ...]:
 def _choice_tables(choices: Choices) -> tuple[Table, ...]:
     def table(head: tuple[str, str], values: dict[str, float], chosen: str) -> Table:
         mark = {chosen: " (chosen)"}
-        rows = [(Entry(name + mark.get(name, "")), Entry(number(value))) for name, value in values.items()]
+        rows = [row(name + mark.get(name, ""), number(value)) for name, value in values.items()]
         return Table(head, tuple(rows), words=1)
 
     return (

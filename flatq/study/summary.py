@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from flatq.report.model import Record
 from flatq.study.config import StudyConfig
 from flatq.study.findings import Findings, find
 from flatq.study.origins import CellOrigin, LayerParity, cautions, common_origin, layer_parity, origin
 from flatq.study.paper import PaperRow, paper_rows
-from flatq.study.records import Found
 from flatq.study.results import CellResult
 from flatq.study.values import Values
 
 __all__ = ["StudyReport", "summarize"]
 
 
-class StudyReport(Found):
+class StudyReport(Record):
     """The report, as in report.json.
 
     Attributes:

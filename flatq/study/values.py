@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from flatq.errors import DataError
 from flatq.study.config import StudyConfig
 from flatq.study.expressions import FLOAT, Expression, Quantity
-from flatq.study.results import CellResult, FlatnessResult, ImagesResult
+from flatq.study.results import CellResult, FlatnessResult
 
 __all__ = ["Contrast", "Values"]
 
@@ -30,7 +30,7 @@ class Values:
     """The quantities of all cells, by model and seed.
 
     Args:
-        study: names the steps, the runtime and the sigma that quantities speak of by default.
+        study: gives the steps, the runtime and the sigma of quantities that name none.
         cells: at most one for each run and seed.
 
     Raises:
@@ -65,12 +65,9 @@ class Values:
         seeds = self.seeds(expression.quantities(roles))
         if not seeds:
             return Contrast((), np.empty(0), False)
-
-        def at(quantity: Quantity) -> F64:
-            found = [self.value(quantity, seed) for seed in seeds]
-            return np.array(found, dtype=np.float64)
-
-        values, differences = expression.evaluate(at, roles)
+        values, differences = expression.evaluate(
+            lambda quantity: np.array([self.value(quantity, seed) for seed in seeds], dtype=np.float64), roles
+        )
         return Contrast(tuple(seeds), np.broadcast_to(values, (len(seeds),)), differences)
 
     def value(self, quantity: Quantity, seed: int) -> float | None:
@@ -85,25 +82,13 @@ class Values:
                 model = cell.models.get(quantity.model)
                 return None if model is None else (model.heldout_loss or {}).get(quantity.weights)
             case "exposure":
-                return next(
-                    (
-                        r.quantizers[quantity.quantizer].gap
-                        for r in cell.exposure
-                        if (r.model, r.weights) == (quantity.model, quantity.weights)
-                        and quantity.quantizer in r.quantizers
-                    ),
-                    None,
-                )
-        found = self.flatness(cell, quantity.model, quantity.weights)
-        return None if found is None else self._flatness(found, quantity)
-
-    def images(self, cell: CellResult, quantity: Quantity) -> ImagesResult | None:
-        """The evaluation that a quantity is taken from: of the study's steps and runtime, unless it names
-        others."""
-        steps = quantity.steps or self._study.steps
-        runtime = quantity.runtime or self._study.runtime
-        wanted = (quantity.model, quantity.weights, steps, runtime)
-        return next((r for r in cell.images if (r.model, r.weights, r.steps, r.runtime) == wanted), None)
+                for exposure in cell.exposure:
+                    if (exposure.model, exposure.weights) == (quantity.model, quantity.weights):
+                        found = exposure.quantizers.get(quantity.quantizer)
+                        if found is not None:
+                            return found.gap
+                return None
+        return self._flatness(cell, quantity)
 
     def cells_of(self, model: str) -> dict[int, CellResult]:
         """Seed -> cell of a model, by seed."""
@@ -115,28 +100,32 @@ class Values:
         return next((r for r in cell.flatness if (r.model, r.weights) == (model, weights)), None)
 
     def _images(self, cell: CellResult, quantity: Quantity) -> float | None:
-        found = self.images(cell, quantity)
-        if found is None:
-            return None
-        if quantity.quantizer == FLOAT:
-            return found.fid
+        """FID or drift at the study's steps and runtime, unless the quantity names others."""
+        steps, runtime = quantity.steps or self._study.steps, quantity.runtime or self._study.runtime
+        wanted = (quantity.model, quantity.weights, steps, runtime)
+        found = next((r for r in cell.images if (r.model, r.weights, r.steps, r.runtime) == wanted), None)
+        if found is None or quantity.quantizer == FLOAT:
+            return None if found is None else found.fid
         quantized = found.quantized.get(quantity.quantizer)
         if quantized is None or quantized.drift.corrected is None:
             return None
-        drift = quantized.drift.corrected
-        return drift if quantity.kind == "drift" else found.fid + drift
+        return quantized.drift.corrected + (0 if quantity.kind == "drift" else found.fid)
 
-    def _flatness(self, found: FlatnessResult, quantity: Quantity) -> float | None:
+    def _flatness(self, cell: CellResult, quantity: Quantity) -> float | None:
+        found = self.flatness(cell, quantity.model, quantity.weights)
+        if found is None:
+            return None
         if quantity.kind in ("damage", "random_damage"):
-            if quantity.quantizer not in found.quantizers:
+            damage = dict(zip(found.quantizers, found.flatness.damage, strict=True)).get(quantity.quantizer)
+            if damage is None:
                 return None
-            damage = found.flatness.damage[found.quantizers.index(quantity.quantizer)]
             return (damage.weights if quantity.kind == "damage" else damage.random).overall.value
-        sigma = self._study.sigma
-        noise = next((n for n in found.flatness.noise if (n.kind, n.sigma) == ("absolute", sigma)), None)
+        at = ("absolute", self._study.sigma)
+        noise = next((n for n in found.flatness.noise if (n.kind, n.sigma) == at), None)
         if noise is None:
             return None
-        if quantity.kind == "lpf_total":
-            return noise.loss.overall.value
         increase = noise.increase.overall
-        return increase.value if quantity.kind == "lpf" else increase.standard_error or 0.0
+        error = increase.standard_error or 0.0
+        return {"lpf": increase.value, "lpf_error": error, "lpf_total": noise.loss.overall.value}[
+            quantity.kind
+        ]

@@ -10,7 +10,6 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,38 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from flatq.errors import ArtifactError
 from flatq.export.graph import OnnxGraph, attribute
 from flatq.export.onnx import find_weights
 from flatq.inputs import zeros
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.onnxruntime import OnnxRuntime
-from flatq.verify.inspection import Found, Inspection, add, attention_of
-from flatq.verify.onnx_cut import product_of
-from flatq.verify.onnx_kernels import INTEGER, PRODUCTS, WHOLE_ATTENTIONS
+from flatq.verify.inspection import Found, Inspection, ancestors, attention_of
+from flatq.verify.onnx_pieces import INTEGER, bits, product_of, reads
 
 __all__ = ["inspect_onnxruntime"]
+
+_WHOLE_ATTENTIONS = {"Attention", "GroupQueryAttention", "MultiHeadAttention", "QAttention"}
+"""Operators that compute both products of an attention at once."""
+
+_PRODUCTS = (
+    INTEGER
+    | _WHOLE_ATTENTIONS
+    | {
+        "Conv",
+        "ConvTranspose",
+        "FusedConv",
+        "FusedGemm",
+        "FusedMatMul",
+        "FusedMatMulActivation",
+        "Gemm",
+        "MatMul",
+        "MatMulNBits",
+        "NhwcFusedConv",
+    }
+)
+"""The operators of ONNX Runtime's CPU provider that multiply and accumulate. One that holds a layer's weight
+counts as a product even if its name is not here."""
 
 _SHORT = {
     "bfloat16": "bf16",
@@ -54,17 +73,17 @@ def inspect_onnxruntime(path: Path, artifact: Artifact, lowered: Lowered, thread
     with tempfile.TemporaryDirectory(prefix="flatq-") as scratch:
         identity, events = _profile(path, artifact, threads, Path(scratch))
         optimized = OnnxGraph(onnx.load(Path(scratch) / "optimized.onnx"))
-    kinds = {decision.node: decision.kind for decision in artifact.manifest.decisions}
-    attentions = [name for name, kind in kinds.items() if kind == "attention"]
+    attentions = [d.node for d in artifact.manifest.decisions if d.kind == "attention"]
+    tensors = reads(optimized)
     owners: dict[str, str] = {}
-    found: dict[str, Found] = {}
+    found: dict[str, list[Found]] = {}
     unmatched = []
     for node in optimized.nodes:
         owner = weights.owner(optimized, node)
-        if owner is None and node.op_type in PRODUCTS:
-            owner = attention_of(optimized.ancestors(node, owners), attentions)
+        if owner is None and node.op_type in _PRODUCTS:
+            owner = attention_of(ancestors(tensors, node.output[0], owners), attentions)
         if owner is None:
-            if node.op_type in PRODUCTS:
+            if node.op_type in _PRODUCTS:
                 unmatched.append(f"{node.op_type} {node.name}")
             continue
         owners.update(dict.fromkeys(node.output, owner))
@@ -72,7 +91,7 @@ def inspect_onnxruntime(path: Path, artifact: Artifact, lowered: Lowered, thread
         if event is None:
             unmatched.append(f"{node.op_type} {node.name}, which did not run")
             continue
-        add(found, owner, _found(optimized, node, event))
+        found.setdefault(owner, []).append(_found(optimized, node, event))
     operators = Counter(operator for _, operator in events)
     source = "ONNX Runtime's optimized graph and the profile of a run"
     return Inspection(identity, source, found, weights.stored_bits, tuple(unmatched), operators)
@@ -88,19 +107,12 @@ def _profile(
         runtime(*zeros(artifact.manifest.model.inputs, 1))
         identity = runtime.identity
         profile = json.loads(runtime.end_profiling().read_text(encoding="utf-8"))
-    events = [event for event in profile if event.get("cat") == "Node" and "op_name" in event["args"]]
-    named = {
+    events = {
         (event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]): event["args"]
-        for event in events
+        for event in profile
+        if event.get("cat") == "Node" and "op_name" in event["args"]
     }
-    if not named:
-        raise ArtifactError(
-            f"ONNX Runtime {identity['version']} wrote a profile without operators",
-            expected="an event for each operator that ran",
-            got=f"{len(profile)} events",
-            next_step="report it with the versions that `flatq doctor` prints",
-        )
-    return identity, named
+    return identity, events
 
 
 class _Weights:
@@ -120,7 +132,7 @@ class _Weights:
             names = [weight, *(node.output[0] for node in nodes[:-1])]
             self._by_name.update(dict.fromkeys(names, layer))
             self._node_names[layer] = nodes[-1].name
-            self.stored_bits[layer] = _bits(exported.initializers[weight].data_type)
+            self.stored_bits[layer] = bits(exported.initializers[weight].data_type)
             integers = artifact.integers[layer]
             for numbers in (integers, artifact.grids[layer].dequantize(integers)):
                 self._by_numbers.setdefault(_fingerprint(numbers.numpy()), set()).add(layer)
@@ -128,33 +140,31 @@ class _Weights:
             self._by_name[name] = layer
             self._by_numbers.setdefault(_fingerprint(artifact.rest[name].numpy()), set()).add(layer)
             if name in exported.initializers:
-                self.stored_bits[layer] = _bits(exported.initializers[name].data_type)
+                self.stored_bits[layer] = bits(exported.initializers[name].data_type)
 
     def owner(self, graph: OnnxGraph, node: onnx.NodeProto) -> str | None:
         """The layer whose weight a node of the optimized graph multiplies by."""
         if node.op_type in _CONSTANT:
             return None
-        held = [name for name in node.input if name]
+        held = [name for read in node.input if read for name in _constants_behind(graph, read)]
         for name in held:
-            for reached in _constants_behind(graph, name):
-                if reached in self._by_name:
-                    return self._by_name[reached]
+            if name in self._by_name:
+                return self._by_name[name]
         for name in held:
-            for reached in _constants_behind(graph, name):
-                layers = self._of_numbers(graph, node, reached)
-                if len(layers) == 1:
-                    return next(iter(layers))
-                # Equal weights: the optimizer derives a node's name from the exported one.
-                alike = [layer for layer in layers if node.name.startswith(self._node_names.get(layer, "?"))]
-                if alike:
-                    return max(alike, key=lambda layer: len(self._node_names[layer]))
+            layers = self._of_numbers(graph, node, name)
+            if len(layers) == 1:
+                return next(iter(layers))
+            # Equal weights: the optimizer derives a node's name from the exported one.
+            alike = [layer for layer in layers if node.name.startswith(self._node_names.get(layer, "?"))]
+            if alike:
+                return max(alike, key=lambda layer: len(self._node_names[layer]))
         return None
 
     def _of_numbers(self, graph: OnnxGraph, node: onnx.NodeProto, name: str) -> set[str]:
         value = graph.constant(name)
         if value is None or value.ndim < 2:
             return set()
-        if node.op_type not in PRODUCTS and not value.any():
+        if node.op_type not in _PRODUCTS and not value.any():
             return set()  # zeros, which a normalization's shift holds as well as a layer
         if node.op_type == "MatMulNBits":
             value = _unpacked(node, value)
@@ -163,21 +173,12 @@ class _Weights:
         return self._by_numbers.get(_fingerprint(value), set())
 
 
-def _constants_behind(graph: OnnxGraph, name: str) -> Iterator[str]:
+def _constants_behind(graph: OnnxGraph, name: str) -> list[str]:
     """A tensor's name and, where it is made of constants alone, those of what it is made of."""
-    yield name
-    node = graph.producers.get(name)
-    if node is not None and node.op_type in _CONSTANT:
-        first = node.input[0]
-        if first in graph.initializers or first in graph.producers:
-            behind = list(_constants_behind(graph, first))
-            if behind[-1] in graph.initializers:
-                yield from behind
-
-
-def _bits(data_type: int) -> int:
-    name = onnx.TensorProto.DataType.Name(data_type)
-    return {"INT4": 4, "UINT4": 4, "INT8": 8, "UINT8": 8, "FLOAT16": 16, "BFLOAT16": 16}.get(name, 32)
+    names = [name]
+    while (node := graph.producers.get(names[-1])) is not None and node.op_type in _CONSTANT:
+        names.append(node.input[0])
+    return names if names[-1] in graph.initializers else [name]
 
 
 def _fingerprint(value: NDArray[Any]) -> str:
@@ -205,10 +206,10 @@ def _found(graph: OnnxGraph, node: onnx.NodeProto, event: dict[str, Any]) -> Fou
     first = _SHORT.get(types[0], types[0])
     provider = str(event["provider"]).removesuffix("ExecutionProvider")
     kernel = node.op_type if provider == "CPU" else f"{node.op_type} ({provider})"
-    products = 2 if node.op_type in WHOLE_ATTENTIONS else 1
+    products = 2 if node.op_type in _WHOLE_ATTENTIONS else 1
     if node.op_type in INTEGER:
-        return Found((kernel,), first + _second_type(graph, node, event), integer=True, products=products)
-    return Found((kernel,), first, integer=False, remark=_remark(graph, node, first), products=products)
+        return Found(kernel, first + _second_type(graph, node, event), integer=True, products=products)
+    return Found(kernel, first, integer=False, remark=_remark(graph, node, first), products=products)
 
 
 def _second_type(graph: OnnxGraph, node: onnx.NodeProto, event: dict[str, Any]) -> str:

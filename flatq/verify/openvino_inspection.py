@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from flatq.inputs import zeros
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.openvino import OpenVinoRuntime, import_openvino
-from flatq.verify.inspection import Found, Inspection, add
-from flatq.verify.openvino_kernels import Kernel, kernels_of
-from flatq.verify.openvino_pieces import attention_products, floats_behind, product_of, weight_constants
+from flatq.verify.inspection import Found, Inspection
+from flatq.verify.openvino_pieces import find_owners, floats_behind, kernels_of, product_of, weight_constants
 
 __all__ = ["inspect_openvino"]
 
@@ -43,47 +41,34 @@ def inspect_openvino(path: Path, artifact: Artifact, lowered: Lowered, threads: 
         ModelError: a layer's weight leads to no product.
     """
     model = import_openvino().Core().read_model(path)
-    names, stored_bits = _names(model, artifact, lowered)
-    identity, kernels = _run(path, artifact, threads)
-    found: dict[str, Found] = {}
+    constants = weight_constants(model, {**lowered.layers, **artifact.manifest.float_weights})
+    stored_bits = {
+        layer: _BITS.get(constant.get_element_type().get_type_name(), 32)
+        for layer, constant in constants.items()
+    }
+    attentions = [d.node for d in artifact.manifest.decisions if d.kind == "attention"]
+    names = find_owners(model, constants, attentions)
+    for layer, constant in constants.items():
+        # A weight alone in few bits is multiplied by an operator that is named after what follows.
+        behind = floats_behind(product_of(layer, constant))
+        names.update((operator.get_friendly_name(), layer) for operator in behind)
+    with OpenVinoRuntime(path, threads=threads) as runtime:
+        # Some implementations are chosen at the first run, when the batch is known.
+        runtime(*zeros(artifact.manifest.model.inputs, 1))
+        identity, kernels = runtime.identity, kernels_of(runtime.compiled)
+    found: dict[str, list[Found]] = {}
     unmatched = []
     for kernel in kernels:
         # Where a bias is zero OpenVINO drops it, and may name the kernel after the scale behind the product.
-        behind = "/DequantizationMultiply" if kernel.kind in _PRODUCTS else ""
-        held = {name.removesuffix(behind) for name in kernel.names}
+        suffix = "/DequantizationMultiply" if kernel.kind in _PRODUCTS else ""
+        held = {name.removesuffix(suffix) for name in kernel.names}
         owners = Counter(names[name] for name in held if name in names)
         if not owners and kernel.kind in _PRODUCTS:
             unmatched.append(f"{kernel.describe()} {kernel.names[0] if kernel.names else ''}".strip())
         for owner, products in owners.items():
             remark = None if kernel.is_integer else f"OpenVINO runs it as {kernel.describe()}"
-            entry = Found((kernel.describe(),), kernel.precision, kernel.is_integer, remark, products)
-            add(found, owner, entry)
+            entry = Found(kernel.describe(), kernel.precision, kernel.is_integer, remark, products)
+            found.setdefault(owner, []).append(entry)
     source = "OpenVINO's runtime model after a run"
     operators = Counter(kernel.kind for kernel in kernels)
     return Inspection(identity, source, found, stored_bits, tuple(unmatched), operators)
-
-
-def _run(path: Path, artifact: Artifact, threads: int) -> tuple[dict[str, Any], list[Kernel]]:
-    # Some implementations are chosen at the first run, when the batch is known.
-    with OpenVinoRuntime(path, threads=threads) as runtime:
-        runtime(*zeros(artifact.manifest.model.inputs, 1))
-        return runtime.identity, kernels_of(runtime.compiled)
-
-
-def _names(model: Any, artifact: Artifact, lowered: Lowered) -> tuple[dict[str, str], dict[str, int]]:
-    """Name of each operator of the IR that multiplies -> its candidate, and the widths of the weights."""
-    products: dict[str, str] = {}
-    names: dict[str, str] = {}
-    stored_bits = {}
-    for layer, constant in weight_constants(
-        model, {**lowered.layers, **artifact.manifest.float_weights}
-    ).items():
-        stored_bits[layer] = _BITS.get(constant.get_element_type().get_type_name(), 32)
-        product = product_of(layer, constant)
-        products[product.get_friendly_name()] = layer
-        # A weight alone in few bits is multiplied by an operator that is named after what follows.
-        names.update((operator.get_friendly_name(), layer) for operator in floats_behind(product))
-    attentions = [d.node for d in artifact.manifest.decisions if d.kind == "attention"]
-    for attention, operators in attention_products(model, products, attentions).items():
-        names.update((operator.get_friendly_name(), attention) for operator in operators)
-    return names, stored_bits

@@ -7,6 +7,7 @@ coarse rounding of their result hides a fault.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,84 @@ from numpy.typing import NDArray
 from flatq.errors import ModelError
 from flatq.export.onnx import find_weights
 from flatq.quantize.grid import QuantGrid
-from flatq.quantize.lowering import Lowered
 from flatq.runtime.openvino import SETTINGS, import_openvino
-from flatq.verify.inspection import attention_of
-from flatq.verify.openvino_kernels import kernels_of
-from flatq.verify.pieces import Ran
-from flatq.verify.reference import AnyReference, Reference, product_names
+from flatq.verify.inspection import Ran, with_attentions
+from flatq.verify.reference import Reference, named_products
 
-__all__ = ["OpenVinoPieces", "attention_products", "floats_behind", "product_of", "weight_constants"]
+__all__ = [
+    "Kernel",
+    "OpenVinoPieces",
+    "find_owners",
+    "floats_behind",
+    "kernels_of",
+    "product_of",
+    "weight_constants",
+]
 
+_DATA = ("Const", "Input", "Output", "Parameter", "Result")
 _PRODUCTS = ("Convolution", "GroupConvolution", "MatMul")
 _WEIGHT_STEPS = ("Convert", "Multiply", "Reshape", "Subtract", "Transpose")
 _BOUNDS = ("Clamp", "Maximum", "Minimum")
 _SETTINGS = {**SETTINGS, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One operator of a compiled model.
+
+    Attributes:
+        kind: OpenVINO's layer type, for instance `Convolution`.
+        primitive: the implementation, for instance `brgconv_avx512_I8`.
+        input: type of its first input, for instance `u8`; of a product whose weight alone is narrow, the
+            weight's.
+        names: of the IR's operators that it stands for.
+        reads: types of all its inputs.
+    """
+
+    kind: str
+    primitive: str
+    input: str
+    names: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it multiplies 8-bit integers.
+
+        An attention that is one `Subgraph` is called by the type of its first input alone. The values reach
+        it as integers only where its second product is one of integers.
+        """
+        whole = self.kind == "Subgraph"
+        return self.primitive.lower().endswith("_i8") and not (whole and set(self.reads) - {"i8", "u8"})
+
+    @property
+    def precision(self) -> str:
+        """What it multiplies: `u8s8`, `s8s8`, or a type of float."""
+        if self.is_integer:
+            return "u8s8" if self.input == "u8" else "s8s8"
+        return self.primitive.rsplit("_", 1)[-1].lower()
+
+    def describe(self) -> str:
+        """Type and implementation, for instance `Convolution brgconv_avx512_I8`."""
+        return f"{self.kind} {self.primitive}".strip()
+
+
+def kernels_of(compiled: Any) -> list[Kernel]:
+    """What a compiled model runs, from its runtime model, without constants, inputs and outputs."""
+    found = []
+    for operator in compiled.get_runtime_model().get_ordered_ops():
+        info = operator.get_rt_info()
+
+        def text(key: str, info: Any = info) -> str:
+            return str(info[key].value) if key in info else ""
+
+        kind = text("layerType") or operator.get_type_name()
+        if kind in _DATA:
+            continue
+        names = tuple(name for name in text("originalLayersNames").split(",") if name)
+        reads = tuple(value.get_element_type().get_type_name() for value in operator.inputs())
+        found.append(Kernel(kind, text("primitiveType"), text("runtimePrecision"), names, reads))
+    return found
 
 
 def weight_constants(model: Any, layers: Mapping[str, str]) -> dict[str, Any]:
@@ -57,45 +123,24 @@ def product_of(layer: str, constant: Any) -> Any:
     return operator
 
 
-def attention_products(
-    model: Any, products: Mapping[str, str], attentions: Collection[str]
-) -> dict[str, list[Any]]:
-    """Attention -> the operators that multiply two computed tensors in it, in order of execution.
+def find_owners(model: Any, constants: Mapping[str, Any], attentions: Collection[str]) -> dict[str, str]:
+    """Name of each operator that multiplies -> its layer or its attention.
 
     Args:
-        products: name of each operator that multiplies by a weight -> its layer.
+        constants: layer -> the constant of its weight.
         attentions: names.
+
+    Raises:
+        ModelError: a weight leads to no product.
     """
-    owners = dict(products)
-    found: dict[str, list[Any]] = {name: [] for name in attentions}
-    for operator in model.get_ordered_ops():
-        name = operator.get_friendly_name()
-        if operator.get_type_name() in _PRODUCTS and name not in owners:
-            owner = attention_of(_ancestors(operator, owners), attentions)
-            if owner is not None:
-                owners[name] = owner
-                found[owner].append(operator)
-    return found
-
-
-def _ancestors(operator: Any, owners: Mapping[str, str]) -> set[str]:
-    """The candidates whose outputs an operator reads, with no other candidate between."""
-    read: set[str] = set()
-    seen: set[str] = set()
-    waiting = [operator]
-    while waiting:
-        current = waiting.pop()
-        for value in current.inputs():
-            source = value.get_source_output().get_node()
-            name = source.get_friendly_name()
-            if name in seen:
-                continue
-            seen.add(name)
-            if name in owners:
-                read.add(owners[name])
-            else:
-                waiting.append(source)
-    return read
+    layers = {product_of(layer, held).get_friendly_name(): layer for layer, held in constants.items()}
+    operators = model.get_ordered_ops()
+    products = {o.get_friendly_name() for o in operators if o.get_type_name() in _PRODUCTS}
+    reads = {
+        o.get_friendly_name(): [_before(o, i).get_friendly_name() for i in range(o.get_input_size())]
+        for o in operators
+    }
+    return with_attentions(reads, products, layers, attentions)
 
 
 def _users(operator: Any) -> list[Any]:
@@ -106,69 +151,51 @@ def _before(operator: Any, index: int = 0) -> Any:
     return operator.input(index).get_source_output().get_node()
 
 
-def _back(operator: Any, kinds: tuple[str, ...]) -> Any:
-    """The first operator of another kind, going back; past a bound, to the side that is not constant."""
-    while operator.get_type_name() in kinds:
-        sides = [_before(operator, index) for index in range(operator.get_input_size())]
-        operator = next(side for side in sides if side.get_type_name() != "Constant")
-    return operator
-
-
 class OpenVinoPieces:
-    """See `flatq.verify.pieces.Pieces`.
+    """Runs single layers and products of an IR.
 
     Args:
         path: the IR's .xml.
-        lowered: the graph that it is of.
+        weights: layer -> name of its weight in the lowered graph, also where that is float.
+        attentions: those whose products are quantized.
         threads: of each run.
     """
 
-    def __init__(self, path: Path, lowered: Lowered, threads: int) -> None:
+    def __init__(
+        self, path: Path, weights: Mapping[str, str], attentions: Collection[str], threads: int
+    ) -> None:
         self._openvino = import_openvino()
         self._core = self._openvino.Core()
         self._model = self._core.read_model(path)
-        self._constants = weight_constants(self._model, lowered.layers)
-        self._products = self._of_attentions(lowered)
+        self._constants = weight_constants(self._model, weights)
+        inside = tuple(f"{name}." for name in attentions)
+        layers = {layer: held for layer, held in self._constants.items() if layer.startswith(inside)}
+        operators = {operator.get_friendly_name(): operator for operator in self._model.get_ops()}
+        products = named_products(find_owners(self._model, layers, attentions), attentions)
+        self._products = {name: operators[product] for name, product in products.items()}
         self._settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": threads}
 
-    def _of_attentions(self, lowered: Lowered) -> dict[str, Any]:
-        """Name of each product of an attention -> its operator."""
-        inside = tuple(f"{name}." for name in lowered.products)
-        parameters = {
-            name.removesuffix(".weight"): name
-            for operator in self._model.get_ops()
-            if (name := operator.get_friendly_name()).startswith(inside) and name.endswith(".weight")
-        }
-        constants = weight_constants(self._model, {**parameters, **lowered.layers})
-        owners = {
-            product_of(layer, constant).get_friendly_name(): layer
-            for layer, constant in constants.items()
-            if layer.startswith(inside) and len(constant.shape) > 1
-        }
-        return {
-            name: operator
-            for attention, operators in attention_products(self._model, owners, lowered.products).items()
-            for name, operator in zip(product_names(attention), operators, strict=False)
-        }
-
-    def _product(self, reference: AnyReference) -> Any:
-        if isinstance(reference, Reference):
-            constant = self._constants.get(reference.layer)
-            if constant is not None:
-                return product_of(reference.layer, constant)
-        elif reference.layer in self._products:
-            return self._products[reference.layer]
+    def _product(self, layer: str) -> Any:
+        if layer in self._products:
+            return self._products[layer]
+        if layer in self._constants:
+            return product_of(layer, self._constants[layer])
         raise ModelError(
-            f"the exported model holds no integers for {reference.layer}",
+            f"the exported model holds no integers for {layer}",
             expected="a constant with its integers, or a product of two computed tensors",
             next_step="export again",
         )
 
-    def run(self, reference: AnyReference, *sources: NDArray[np.float32]) -> Ran:
-        product = self._product(reference)
+    def run(self, reference: Reference, *sources: NDArray[np.float32]) -> Ran:
+        """The layer's output for its input, or a product's for its two factors; the first axis is the batch.
+
+        Raises:
+            ModelError: the layer is not in the model, or cannot be cut out or run alone.
+        """
+        product = self._product(reference.layer)
         entries = [_entry(product, index, q) for index, q in enumerate(reference.inputs)]
         own, result = [product], product
-        if isinstance(reference, Reference):
+        if reference.integers is not None:
             own = floats_behind(product)
             result = _quantized(own[-1]) if reference.output is not None else own[-1]
         opset: Any = self._openvino.opset13
@@ -204,19 +231,22 @@ class OpenVinoPieces:
 
 def _entry(product: Any, index: int, grid: QuantGrid | None) -> Any:
     """The input, of the first operator of a layer or product, that its tensor of this index goes into."""
-    if grid is None:
-        return product.input(index)
-    quantize = _back(_before(product, index), ("Convert", "Multiply", "Subtract"))
-    if quantize.get_type_name() != "FakeQuantize":
+    quantize = _before(product, index)
+    while quantize.get_type_name() in ("Convert", "Multiply", "Subtract"):
+        quantize = _before(quantize, _computed(quantize))
+    if grid is None or quantize.get_type_name() != "FakeQuantize":
         return product.input(index)
     narrow = grid.high - grid.low < 254
     entry = quantize.input(0)
     while narrow and (bound := entry.get_source_output().get_node()).get_type_name() in _BOUNDS:
-        side = next(
-            i for i in range(bound.get_input_size()) if _before(bound, i).get_type_name() != "Constant"
-        )
-        entry = bound.input(side)
+        entry = bound.input(_computed(bound))
     return entry
+
+
+def _computed(operator: Any) -> int:
+    """Which of an operator's inputs is not a constant."""
+    count = operator.get_input_size()
+    return next(i for i in range(count) if _before(operator, i).get_type_name() != "Constant")
 
 
 def floats_behind(product: Any) -> list[Any]:

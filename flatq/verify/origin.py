@@ -1,26 +1,27 @@
-"""Whether a deployment was exported from a given artifact."""
+"""Reading a deployment that was exported from a given artifact."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from flatq.deployment import Deployment
+from flatq.deployment import Deployment, read_deployment
 from flatq.errors import UsageError
 from flatq.quantize.artifact import Artifact
 
-__all__ = ["check_origin"]
+__all__ = ["read_exported"]
 
 
-def check_origin(deployment: Deployment, folder: Path, artifact: Artifact) -> None:
-    """Compare the artifact's digest with the one that the export recorded.
+def read_exported(folder: Path, artifact: Artifact) -> tuple[Deployment, Path]:
+    """The manifest and the path of the model file of a deployment, as `read_deployment`.
 
     Args:
-        folder: of the deployment, for the message.
         artifact: as `read_artifact` returns it; one that was never written has no digest and is refused.
 
     Raises:
+        ArtifactError: the deployment is damaged.
         UsageError: the deployment was exported from another artifact, or from a checkpoint.
     """
+    deployment, path = read_deployment(folder)
     recorded = deployment.provenance.get("artifact")
     if recorded is None or recorded != artifact.digest:
         raise UsageError(
@@ -30,3 +31,4 @@ def check_origin(deployment: Deployment, folder: Path, artifact: Artifact) -> No
             f"{artifact.manifest.parent['weights']} weights",
             next_step="name the artifact that it was exported from, or export again",
         )
+    return deployment, path

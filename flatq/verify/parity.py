@@ -7,6 +7,8 @@ grid are met.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +18,20 @@ from numpy.typing import NDArray
 from flatq.backends import RuntimeSettings, open_runtime, runtime_of
 from flatq.calib.inputs import CalibrationPlan, collect_inputs
 from flatq.checkpoint import Checkpoint
-from flatq.deployment import Deployment, read_deployment
+from flatq.deployment import Deployment
 from flatq.errors import ModelError, UsageError
 from flatq.progress import Progress
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered
-from flatq.recipe import Kind
 from flatq.runtime.base import Condition, default_threads
 from flatq.runtime.torch import TorchRuntime, torch_threads
-from flatq.verify.origin import check_origin
-from flatq.verify.pieces import Pieces
+from flatq.verify.inspection import Ran
+from flatq.verify.origin import read_exported
 from flatq.verify.reference import (
-    AnyReference,
-    ProductReference,
+    Reference,
     away_from_edges,
     capture_sources,
     find_references,
-    product_names,
 )
 from flatq.verify.results import EndToEnd, LayerParity, Parity
 
@@ -80,33 +79,28 @@ def verify_parity(
         UsageError: parity on this target is not offered, or the deployment was exported from another
             artifact.
     """
-    deployment, path = read_deployment(folder)
-    check_origin(deployment, folder, artifact)
+    deployment, path = read_exported(folder, artifact)
     threads = threads or default_threads()
     references = find_references(lowered)
-    pieces = open_pieces(deployment, path, lowered, threads)
+    run = open_pieces(deployment, path, artifact, lowered, threads)
     runtime = open_runtime(deployment, path, RuntimeSettings(runtime_of(deployment.target), threads=threads))
     manifest = artifact.manifest
-    calibration = manifest.calibration
+    model, calibration = manifest.model, manifest.calibration
     plan = inputs or VerifyInputs(
         sampler=calibration.sampler, eta=calibration.eta, guidance=calibration.guidance
     )
     with (
         runtime,
         torch_threads(threads),
-        TorchRuntime(lowered.graph, inputs=manifest.model.inputs, threads=threads) as graph,
+        TorchRuntime(lowered.graph, inputs=model.inputs, threads=threads) as graph,
     ):
-        drawn = collect_inputs(
-            graph, manifest.process, plan, manifest.model.image_shape, classes=manifest.model.classes
-        )
+        drawn = collect_inputs(graph, manifest.process, plan, model.image_shape, classes=model.classes)
         x, t, *conditions = drawn.joined()
         cond: Condition = dict(zip(drawn.conditions, conditions, strict=True))
-        kinds = {decision.node: decision.kind for decision in manifest.decisions}
-        kinds |= {name: "attention" for node in lowered.products for name in product_names(node)}
         layers: dict[str, LayerParity] = {}
 
-        def compare(reference: AnyReference, sources: tuple[torch.Tensor, ...]) -> None:
-            layers[reference.layer] = _layer(pieces, reference, sources, kinds[reference.layer])
+        def compare(reference: Reference, sources: tuple[torch.Tensor, ...]) -> None:
+            layers[reference.layer] = _layer(run, reference, sources)
             if progress is not None:
                 progress("verifying layers", len(layers), len(references))
 
@@ -114,7 +108,11 @@ def verify_parity(
         expected = capture_sources(lowered, references, tensors, compare).numpy()
         found = runtime(x, t, cond)
         identity = runtime.identity
-    exact = None if baseline is None else _float(baseline, manifest.parent, x, t, cond, threads)
+    exact = None
+    if baseline is not None:
+        network = baseline.network(str(manifest.parent["weights"]))
+        with TorchRuntime(network, inputs=model.inputs, threads=threads) as floats:
+            exact = floats(x, t, cond)
     return Parity(
         target=deployment.target,
         model_digest=deployment.digest,
@@ -130,20 +128,23 @@ def verify_parity(
     )
 
 
-def open_pieces(deployment: Deployment, path: Path, lowered: Lowered, threads: int) -> Pieces:
-    """The layers of a deployment on the runtime of its target.
+def open_pieces(
+    deployment: Deployment, path: Path, artifact: Artifact, lowered: Lowered, threads: int
+) -> Callable[..., Ran]:
+    """Runs a reference's layer of a deployment on the target's runtime, for the tensors that it reads.
 
     Raises:
         UsageError: the target has none here.
     """
+    weights = {**lowered.layers, **artifact.manifest.float_weights}
     if deployment.target in ("onnxruntime", "generic"):
         from flatq.verify.onnx_pieces import OnnxRuntimePieces
 
-        return OnnxRuntimePieces(path, lowered, threads)
+        return OnnxRuntimePieces(path, weights, lowered.products, threads).run
     if deployment.target == "openvino":
         from flatq.verify.openvino_pieces import OpenVinoPieces
 
-        return OpenVinoPieces(path, lowered, threads)
+        return OpenVinoPieces(path, weights, lowered.products, threads).run
     raise UsageError(
         f"parity for {deployment.target} is not offered",
         expected="a deployment for onnxruntime, openvino or generic",
@@ -162,25 +163,23 @@ def sqnr_db(signal: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     return float(10 * np.log10(power / noise)) if power else float("-inf")
 
 
-def _layer(
-    pieces: Pieces, reference: AnyReference, sources: tuple[torch.Tensor, ...], kind: Kind
-) -> LayerParity:
+def _layer(run: Callable[..., Ran], reference: Reference, sources: tuple[torch.Tensor, ...]) -> LayerParity:
     values = _many(reference, sources)
     try:
-        ran = pieces.run(reference, *(value.numpy() for value in values))
-        exact = reference.evaluate(*values, integer=ran.integer, roundoff=ran.roundoff)
+        ran = run(reference, *(value.numpy() for value in values))
+        exact = reference.evaluate(*values, integer=ran.integer)
         if ran.output.shape != tuple(exact.value.shape):
             raise ModelError(f"it yields {list(ran.output.shape)} instead of {list(exact.value.shape)}")
     except ModelError as error:
         problem = error.what if error.got is None else f"{error.what}: {error.got}"
-        return LayerParity(layer=reference.layer, kind=kind, problem=problem)
+        return LayerParity(layer=reference.layer, kind=reference.kind, problem=problem)
     steps, equal = exact.compare(ran.output)
     channels = np.moveaxis(equal, 1 if equal.ndim == 4 else -1, 0)
     equal = channels.reshape(len(channels), -1)
     by_channel = equal.mean(axis=1)
     return LayerParity(
         layer=reference.layer,
-        kind=kind,
+        kind=reference.kind,
         kernels=ran.kernels,
         step=exact.kind,
         elements=steps.size,
@@ -191,14 +190,14 @@ def _layer(
     )
 
 
-def _many(reference: AnyReference, sources: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _many(reference: Reference, sources: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """The layer's input tensors, the same times `_STRESS`, and further sizes until the output is large."""
-    shape: torch.Size = reference.node.meta["val"].shape
-    for_one = int(np.prod([int(n) for n in shape[1:]]))
-    if isinstance(reference, ProductReference):  # which yields tokens x tokens for each head
+    shape = [int(n) for n in reference.node.meta["val"].shape[1:]]
+    channels, for_one = shape[0 if len(shape) == 3 else -1], math.prod(shape)
+    if reference.integers is None:  # a product, which yields tokens x tokens for each head
         sources = tuple(source[: max(1, _MOST_OF_A_PRODUCT // for_one)] for source in sources)
     factors = [1.0, _STRESS]
-    wanted = max(_ENOUGH, _ENOUGH_IN_CHANNEL * reference.channels)
+    wanted = max(_ENOUGH, _ENOUGH_IN_CHANNEL * channels)
     repeats = max(0, -(-wanted // (len(sources[0]) * for_one)) - len(factors))
     generator = torch.Generator().manual_seed(0)
     factors += (0.5 + torch.rand(repeats, generator=generator)).tolist()
@@ -207,23 +206,3 @@ def _many(reference: AnyReference, sources: tuple[torch.Tensor, ...]) -> tuple[t
         value if grid is None else away_from_edges(value, grid)
         for value, grid in zip(values, reference.inputs, strict=True)
     )
-
-
-def _float(
-    baseline: Checkpoint,
-    parent: dict[str, object],
-    x: NDArray[np.float32],
-    t: NDArray[np.int64],
-    cond: Condition,
-    threads: int,
-) -> NDArray[np.float32]:
-    if baseline.digest != parent.get("sha256"):
-        raise UsageError(
-            f"{baseline.source} is not the checkpoint that was quantized",
-            expected=f"sha256 {str(parent.get('sha256'))[:16]}...",
-            got=f"sha256 {str(baseline.digest)[:16]}...",
-            next_step="name the checkpoint that the artifact was made from",
-        )
-    network = baseline.network(str(parent["weights"]))
-    with TorchRuntime(network, inputs=baseline.model.inputs, threads=threads) as runtime:
-        return runtime(x, t, cond)

@@ -6,7 +6,7 @@ float64, exactly where both factors are integers, so that the reference adds no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,16 +18,16 @@ from torch import fx
 from flatq.quantize.grid import QuantGrid
 from flatq.quantize.lowering import Lowered, grid_of
 from flatq.quantize.trace import stored_value
+from flatq.recipe import Kind
 
 __all__ = [
     "UNIT_ROUNDOFF",
-    "AnyReference",
-    "ProductReference",
     "Reference",
     "Result",
     "away_from_edges",
     "capture_sources",
     "find_references",
+    "named_products",
     "product_names",
 ]
 
@@ -46,7 +46,7 @@ UNIT_ROUNDOFF = 2.0**-24
 _SMALLEST = 2.0**-126
 """What float32 holds below it is a denormal, which some runtimes flush to zero."""
 
-Step = Literal["output", "accumulator", "rounding"]
+_ZERO, _ONE = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
 
 def away_from_edges(value: torch.Tensor, grid: QuantGrid) -> torch.Tensor:
@@ -59,44 +59,52 @@ def away_from_edges(value: torch.Tensor, grid: QuantGrid) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Reference:
-    """A planned layer of the lowered graph.
+    """A planned layer of the lowered graph, or one of the two products of an attention.
 
     Attributes:
-        layer: its name.
-        sources: the node whose tensor it reads, before any quantizer of its own.
+        layer: its name, of a product one of `product_names`.
+        sources: the nodes whose tensors it reads, before any quantizers: of a layer its input, of a product
+            its two factors [..., n, k] and [..., k, m].
         node: the node that multiplies.
-        inputs: the grid of its input, None where that is float.
+        inputs: the grids of what it reads, None where a layer's input is float.
         output: the grid of its output, None where that is float.
-        integers: int8, the quantized weight.
+        integers: int8, the quantized weight; None for a product.
         weight_scale: float64, [channels] or [].
-        bias: float64 [channels], zeros where there is none.
+        bias: float64 [channels] or [], zeros where there is none.
     """
 
     layer: str
-    sources: tuple[fx.Node]
+    sources: tuple[fx.Node, ...]
     node: fx.Node
-    inputs: tuple[QuantGrid | None]
-    output: QuantGrid | None
-    integers: torch.Tensor
-    weight_scale: torch.Tensor
-    bias: torch.Tensor
+    inputs: tuple[QuantGrid | None, ...]
+    output: QuantGrid | None = None
+    integers: torch.Tensor | None = None
+    weight_scale: torch.Tensor = _ONE
+    bias: torch.Tensor = _ZERO
 
-    def evaluate(
-        self, value: torch.Tensor, *, integer: bool = True, roundoff: float = UNIT_ROUNDOFF
-    ) -> Result:
-        """The layer's exact output, and how far a runtime's may be from it.
+    @property
+    def kind(self) -> Kind:
+        """What it computes."""
+        if self.integers is None:
+            return "attention"
+        return "conv2d" if self.integers.ndim == 4 else "linear"
+
+    def evaluate(self, *values: torch.Tensor, integer: bool = True) -> Result:
+        """The exact output, and how far a runtime's may be from it.
 
         Args:
-            value: float32, the source's tensor.
-            integer: whether the runtime sums in integers, where the input has a quantizer.
-            roundoff: unit roundoff of the type that the runtime's floats are in.
+            values: float32, the tensors of the sources.
+            integer: whether the runtime sums in integers, where the inputs have quantizers.
         """
-        (grid,) = self.inputs
-        factor = value.double() if grid is None else grid.quantize(value.double()) - grid.zero_point
-        step = self._by_channel(self.weight_scale * (1.0 if grid is None else float(grid.scale)))
-        weight = self.integers.double()
+        factors, step = [], self._by_channel(self.weight_scale)
+        for value, grid in zip(values, self.inputs, strict=True):
+            wide = value.double()
+            factors.append(wide if grid is None else grid.quantize(wide) - grid.zero_point)
+            step = step if grid is None else step * float(grid.scale)
+        if self.integers is not None:
+            factors.append(self.integers.double())
         bias = self._by_channel(self.bias)
-        exact = self._multiply(factor, weight) * step + bias
+        exact = self._multiply(factors) * step + bias
         if self.output is not None:
             scale = float(self.output.scale)
             one = torch.tensor(scale, dtype=torch.float64)
@@ -105,75 +113,42 @@ class Reference:
             either = from_edge <= 8 * UNIT_ROUNDOFF * (exact.abs() + bias.abs())
             same = torch.where(either, 1.001 * one, one / 2)
             return Result(self.output.dequantize(self.output.quantize(exact)), "output", one, same)
-        if grid is not None and integer:
-            rounding = (8 * roundoff * (exact.abs() + bias.abs())).clamp_min(_SMALLEST)
+        if integer and None not in self.inputs:
+            rounding = (8 * UNIT_ROUNDOFF * (exact.abs() + bias.abs())).clamp_min(_SMALLEST)
             return Result(exact, "accumulator", torch.maximum(step.expand_as(exact), rounding), rounding)
-        magnitude = self._multiply(factor.abs(), weight.abs()) * step + bias.abs()
-        rounding = (16 * roundoff * magnitude).clamp_min(_SMALLEST)
+        magnitude = self._multiply([factor.abs() for factor in factors]) * step + bias.abs()
+        rounding = (16 * UNIT_ROUNDOFF * magnitude).clamp_min(_SMALLEST)
         return Result(exact, "rounding", rounding, rounding)
-
-    @property
-    def channels(self) -> int:
-        """Number of output channels."""
-        return len(self.integers)
 
     def _by_channel(self, value: torch.Tensor) -> torch.Tensor:
-        trailing = 2 if self.integers.ndim == 4 else 0
-        return value.reshape(-1, *[1] * trailing)
+        return value.reshape(-1, 1, 1) if self.kind == "conv2d" else value
 
-    def _multiply(self, factor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def _multiply(self, factors: Sequence[torch.Tensor]) -> torch.Tensor:
         operator: Any = self.node.target
-        product: torch.Tensor = operator(factor, weight, None, *self.node.args[3:], **self.node.kwargs)
+        # Behind the two factors a layer has its bias, and a convolution its stride and padding.
+        rest = () if self.integers is None else (None, *self.node.args[3:])
+        product: torch.Tensor = operator(*factors, *rest, **self.node.kwargs)
         return product
-
-
-@dataclass(frozen=True)
-class ProductReference:
-    """A product of two computed tensors of the lowered graph: of an attention, one of its two.
-
-    Attributes:
-        layer: its name, one of `product_names`.
-        sources: the nodes whose tensors it reads, before any quantizers: [..., n, k] and [..., k, m].
-        node: the node that multiplies.
-        inputs: the grids of the factors.
-    """
-
-    layer: str
-    sources: tuple[fx.Node, fx.Node]
-    node: fx.Node
-    inputs: tuple[QuantGrid, QuantGrid]
-
-    @property
-    def channels(self) -> int:
-        """Size of the axis that stands for channels in parity: the heads'."""
-        return int(self.node.meta["val"].shape[1])
-
-    def evaluate(
-        self,
-        first: torch.Tensor,
-        second: torch.Tensor,
-        *,
-        integer: bool = True,
-        roundoff: float = UNIT_ROUNDOFF,
-    ) -> Result:
-        """As `Reference.evaluate`, for the two sources' tensors, float32."""
-        pairs = zip(self.inputs, (first, second), strict=True)
-        a, b = (grid.quantize(value.double()) - grid.zero_point for grid, value in pairs)
-        step = float(self.inputs[0].scale) * float(self.inputs[1].scale)
-        exact = a @ b * step
-        if integer:
-            rounding = 8 * roundoff * exact.abs()
-            return Result(exact, "accumulator", rounding.clamp_min(step), rounding)
-        rounding = 16 * roundoff * step * (a.abs() @ b.abs())
-        return Result(exact, "rounding", rounding, rounding)
-
-
-AnyReference = Reference | ProductReference
 
 
 def product_names(attention: str) -> tuple[str, str]:
     """Names of an attention's two products: of queries and keys, and of the softmax's weights and values."""
     return f"{attention}.scores", f"{attention}.attended"
+
+
+def named_products(owners: Mapping[str, str], attentions: Collection[str]) -> dict[str, str]:
+    """Name of each product of attentions, one of `product_names` -> the operator of a model that computes it.
+
+    Args:
+        owners: operators in order of execution -> the attention, or the layer, that each is of.
+    """
+    return {
+        name: operator
+        for attention in attentions
+        for name, operator in zip(
+            product_names(attention), [o for o, owner in owners.items() if owner == attention], strict=False
+        )
+    }
 
 
 @dataclass(frozen=True)
@@ -194,7 +169,7 @@ class Result:
     """
 
     value: torch.Tensor
-    kind: Step
+    kind: Literal["output", "accumulator", "rounding"]
     step: torch.Tensor
     same: torch.Tensor
 
@@ -207,95 +182,66 @@ class Result:
         return steps.numpy(), equal.numpy()
 
 
-def find_references(lowered: Lowered) -> list[AnyReference]:
+def find_references(lowered: Lowered) -> list[Reference]:
     """Every planned layer and every quantized product of a lowered graph, in order of execution."""
-    graph = lowered.graph
-    names = {weight: layer for layer, weight in lowered.layers.items()}
+    layers = {weight: layer for layer, weight in lowered.layers.items()}
     products = {
         node: name
         for attention, nodes in lowered.products.items()
         for node, name in zip(nodes, product_names(attention), strict=True)
     }
-    found: list[AnyReference] = []
-    for node in graph.graph.nodes:
+    found = []
+    for node in lowered.graph.graph.nodes:
         if node.name in products:
-            found.append(_product(products[node.name], node))
-            continue
-        if node.op != "call_function" or node.target not in _LAYERS:
-            continue
-        weight = node.args[1]
-        if not (isinstance(weight, fx.Node) and weight.target in _DEQUANTIZE_WEIGHT):
-            continue
-        layer = names.get(str(_node(weight.args[0]).target))
-        if layer is not None:
-            found.append(_reference(graph, layer, node, weight))
+            sources, grids = zip(*map(_input, node.args[:2]), strict=True)
+            found.append(Reference(products[node.name], sources, node, grids))
+        elif node.target in _LAYERS and node.args[1].target in _DEQUANTIZE_WEIGHT:
+            layer = layers.get(node.args[1].args[0].target)
+            if layer is not None:
+                found.append(_layer(lowered.graph, layer, node))
     missing = {*lowered.layers, *products.values()} - {reference.layer for reference in found}
     assert not missing, f"not in the lowered graph: {sorted(missing)}"
     return found
 
 
-def _reference(graph: fx.GraphModule, layer: str, node: fx.Node, weight: fx.Node) -> Reference:
-    source, grid = _input(_node(node.args[0]))
-    integers = _tensor(graph, weight.args[0])
-    per_tensor = weight.target is _decomposed.dequantize_per_tensor.default
-    scale = (
-        torch.tensor(weight.args[1], dtype=torch.float64) if per_tensor else _tensor(graph, weight.args[1])
-    )
+def _layer(graph: fx.GraphModule, layer: str, node: Any) -> Reference:
+    source, grid = _input(node.args[0])
+    stored, scale, *_ = node.args[1].args
+    integers = stored_value(graph, stored).detach()
     bias = node.args[2] if len(node.args) > 2 else None
+    # All users read the output through one quantizer, or it is float.
+    (user, *others) = node.users
+    quantized = not others and user.target is _decomposed.quantize_per_tensor.default
     return Reference(
-        layer=layer,
-        sources=(source,),
-        node=node,
-        inputs=(grid,),
-        output=_output(node),
-        integers=integers,
-        weight_scale=scale.double(),
-        bias=torch.zeros(len(integers)).double() if bias is None else _tensor(graph, bias).double(),
+        layer,
+        (source,),
+        node,
+        (grid,),
+        grid_of(user) if quantized else None,
+        integers,
+        torch.as_tensor(
+            scale if isinstance(scale, float) else stored_value(graph, scale), dtype=torch.float64
+        ),
+        torch.zeros(len(integers)).double() if bias is None else stored_value(graph, bias).detach().double(),
     )
 
 
-def _product(name: str, node: fx.Node) -> ProductReference:
-    (first, one), (second, other) = (_input(_node(argument)) for argument in node.args[:2])
-    assert one is not None
-    assert other is not None
-    return ProductReference(name, (first, second), node, (one, other))
-
-
-def _input(node: fx.Node) -> tuple[fx.Node, QuantGrid | None]:
+def _input(node: Any) -> tuple[fx.Node, QuantGrid | None]:
+    """The tensor that an operator reads, before its quantizer and the clamp in front, and the grid."""
     if node.target is not _decomposed.dequantize_per_tensor.default:
         return node, None
-    quantize = _node(node.args[0])
-    grid = grid_of(quantize)
-    source = _node(quantize.args[0])
+    quantize = node.args[0]
+    source, grid = quantize.args[0], grid_of(quantize)
     if source.target is _aten.clamp.default and source.args[1:3] == grid.bounds:
-        source = _node(source.args[0])
+        source = source.args[0]
     return source, grid
-
-
-def _output(node: fx.Node) -> QuantGrid | None:
-    """The grid that all users of a layer read it through, if there is one."""
-    users = list(node.users)
-    if len(users) != 1 or users[0].target is not _decomposed.quantize_per_tensor.default:
-        return None
-    return grid_of(users[0])
-
-
-def _node(argument: Any) -> fx.Node:
-    assert isinstance(argument, fx.Node), argument
-    return argument
-
-
-def _tensor(graph: fx.GraphModule, argument: Any) -> torch.Tensor:
-    value = stored_value(graph, _node(argument))
-    assert isinstance(value, torch.Tensor)
-    return value.detach().cpu()
 
 
 def capture_sources(
     lowered: Lowered,
-    references: Sequence[AnyReference],
+    references: Sequence[Reference],
     inputs: tuple[torch.Tensor, ...],
-    take: Callable[[AnyReference, tuple[torch.Tensor, ...]], None],
+    take: Callable[[Reference, tuple[torch.Tensor, ...]], None],
 ) -> torch.Tensor:
     """Run the lowered graph once and hand out each reference's input tensors as soon as they are there.
 
@@ -306,7 +252,7 @@ def capture_sources(
     Returns:
         The graph's output.
     """
-    waiting: dict[fx.Node, list[AnyReference]] = {}
+    waiting: dict[fx.Node, list[Reference]] = {}
     for reference in references:
         for source in dict.fromkeys(reference.sources):
             waiting.setdefault(source, []).append(reference)

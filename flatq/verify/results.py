@@ -245,7 +245,7 @@ def read_parity(folder: Path, deployment: Deployment) -> Parity | None:
     """The parity kept in a deployment folder, None where there is none.
 
     Raises:
-        ArtifactError: the file is damaged, of another version, or speaks of another model.
+        ArtifactError: the file is damaged, of another version, or is about another model.
     """
     return _read(Parity, folder / PARITY, deployment)
 

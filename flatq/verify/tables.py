@@ -28,18 +28,14 @@ def parity_summary(parity: Parity) -> str:
     what = "layers and products" if any(layer.kind == "attention" for layer in parity.layers) else "layers"
     text = (
         f"{passed}/{len(parity.layers)} {what} match the PyTorch reference on {parity.target}; "
-        f"SQNR of the network {_db(ratios.deployed_to_lowered)}"
+        f"SQNR of the network {ratios.deployed_to_lowered:.1f} dB"
     )
     if ratios.deployed_to_float is not None and ratios.lowered_to_float is not None:
         text += (
-            f", against the float model {_db(ratios.deployed_to_float)} "
-            f"(torch graph {_db(ratios.lowered_to_float)})"
+            f", against the float model {ratios.deployed_to_float:.1f} dB "
+            f"(torch graph {ratios.lowered_to_float:.1f} dB)"
         )
     return text
-
-
-def _db(value: float) -> str:
-    return f"{value:.1f} dB"
 
 
 def audit_summary(audit: Audit) -> str:
@@ -48,16 +44,12 @@ def audit_summary(audit: Audit) -> str:
     for entry in audit.fallbacks:
         kinds[entry.kind] = kinds.get(entry.kind, 0) + 1
     floats = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    text = f"{_percent(audit)} of {audit.macs:,} MACs in integers"
+    text = f"{100 * audit.integer_share:.2f} % of {audit.macs:,} MACs in integers"
     if floats:
         text += f"; float: {floats}"
     if audit.unmatched:
         text += f"; {len(audit.unmatched)} operators of the runtime belong to no layer"
     return text
-
-
-def _percent(audit: Audit) -> str:
-    return f"{100 * audit.integer_share:.2f} %"
 
 
 def _cells(entry: AuditEntry) -> tuple[str, ...]:
@@ -72,12 +64,14 @@ def _cells(entry: AuditEntry) -> tuple[str, ...]:
     )
 
 
-def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, columns two spaces apart; `MACs` is aligned on the right."""
+def text_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ("MACs",)
+) -> list[str]:
+    """The lines of a table, columns two spaces apart; those of `numbers` are aligned on the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     return [
         "  ".join(
-            cell.rjust(width) if name == "MACs" else cell.ljust(width)
+            cell.rjust(width) if name in numbers else cell.ljust(width)
             for cell, width, name in zip(row, widths, head, strict=True)
         ).rstrip()
         for row in (head, *rows)

@@ -22,8 +22,8 @@ from flatq.export.onnx import find_weights
 from flatq.quantize.artifact import Artifact
 from flatq.quantize.lowering import Lowered
 from flatq.runtime.tensorrt import TensorRtRuntime
-from flatq.verify.inspection import Found, Inspection, add
-from flatq.verify.onnx_cut import product_of, products_of_attentions
+from flatq.verify.inspection import Found, Inspection
+from flatq.verify.onnx_pieces import bits, find_owners
 
 __all__ = ["inspect_tensorrt", "read_layers"]
 
@@ -46,7 +46,12 @@ def inspect_tensorrt(path: Path, deployment: Deployment, artifact: Artifact, low
         MissingRuntimeError: no TensorRT, no GPU, or no engine for them.
         ArtifactError: the engine tells no details.
     """
-    names, stored_bits = _names(OnnxGraph(onnx.load(path)), artifact, lowered)
+    graph = OnnxGraph(onnx.load(path))
+    weights = find_weights(graph.initializers, {**lowered.layers, **artifact.manifest.float_weights})
+    attentions = [d.node for d in artifact.manifest.decisions if d.kind == "attention"]
+    owners = find_owners(graph, weights, attentions)
+    names = {graph.producers[output].name: owner for output, owner in owners.items()}
+    stored_bits = {layer: bits(graph.initializers[weight].data_type) for layer, weight in weights.items()}
     with TensorRtRuntime(path.parent, deployment.sha256) as runtime:
         found, unmatched, operators = read_layers(runtime.inspect(), names)
         return Inspection(
@@ -54,26 +59,9 @@ def inspect_tensorrt(path: Path, deployment: Deployment, artifact: Artifact, low
         )
 
 
-def _names(graph: OnnxGraph, artifact: Artifact, lowered: Lowered) -> tuple[dict[str, str], dict[str, int]]:
-    """Name of each ONNX node that multiplies -> its candidate, and the widths of the weights."""
-    owners: dict[str, str] = {}
-    stored_bits = {}
-    for layer, weight in find_weights(
-        graph.initializers, {**lowered.layers, **artifact.manifest.float_weights}
-    ).items():
-        owners[product_of(graph, layer, weight)[-1].output[0]] = layer
-        stored = onnx.TensorProto.DataType.Name(graph.initializers[weight].data_type)
-        stored_bits[layer] = {"INT8": 8, "FLOAT16": 16, "BFLOAT16": 16}.get(stored, 32)
-    attentions = [d.node for d in artifact.manifest.decisions if d.kind == "attention"]
-    names = {graph.producers[output].name: layer for output, layer in owners.items()}
-    for attention, nodes in products_of_attentions(graph, owners, attentions).items():
-        names.update((node.name, attention) for node in nodes)
-    return names, stored_bits
-
-
 def read_layers(
     text: str, names: Mapping[str, str]
-) -> tuple[dict[str, Found], tuple[str, ...], dict[str, int]]:
+) -> tuple[dict[str, list[Found]], tuple[str, ...], dict[str, int]]:
     """What an inspector's JSON says of each candidate.
 
     Args:
@@ -94,7 +82,7 @@ def read_layers(
             got="names alone",
             next_step="build it again with `flatq export FOLDER --trt`",
         )
-    found: dict[str, Found] = {}
+    found: dict[str, list[Found]] = {}
     unmatched = []
     for layer in layers:
         metadata = str(layer.get("Metadata", ""))
@@ -107,13 +95,13 @@ def read_layers(
         integer = precision == "s8s8"
         remark = None if integer else f"TensorRT runs it as {kind} in {precision}"
         for owner, products in owners.items():
-            add(found, owner, Found((kind,), precision, integer, remark, products))
+            found.setdefault(owner, []).append(Found(kind, precision, integer, remark, products))
     return found, tuple(unmatched), dict(Counter(str(layer.get("LayerType", "unknown")) for layer in layers))
 
 
 def _precision(layer: Mapping[str, Any]) -> str:
     """From the type of the first input, wherever this version of TensorRT says it."""
     inputs = layer.get("Inputs") or [{}]
-    said = " ".join(str(inputs[0].get(key, "")) for key in ("Format/Datatype", "DataType", "Format")).lower()
-    short = next((short for word, short in _TYPES if word in said), "unknown")
+    types = " ".join(str(inputs[0].get(key, "")) for key in ("Format/Datatype", "DataType", "Format")).lower()
+    short = next((short for word, short in _TYPES if word in types), "unknown")
     return "s8s8" if short == "s8" else short

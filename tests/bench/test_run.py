@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from networks import checkpoint
 from PIL import Image
 
 from flatq.backends import RuntimeSettings
+from flatq.bench import models_on_runtimes as module
 from flatq.bench import read_result, write_result
-from flatq.bench import subjects as module
-from flatq.bench.machine import this_machine
+from flatq.bench.models_on_runtimes import BenchTask, ModelOnRuntime, models_on_runtimes
 from flatq.bench.result import BENCH_FILE, BenchResult, LeftOut, save_plot
-from flatq.bench.run import BenchTask, bench, sum_up
-from flatq.bench.subjects import Subject, find_subjects
+from flatq.bench.run import bench, sum_up, this_machine
 from flatq.bench.timing import Timing
 from flatq.bench.worker import Watermark, Worker
-from flatq.errors import CheckpointError, DataError, FlatqError, MissingRuntimeError, UsageError
+from flatq.errors import CheckpointError, DataError, MissingRuntimeError, ModelError, UsageError
 
 
-def _subject(name: str, precision: str, runtime: str, family: str = "f") -> Subject:
-    return Subject(name, precision, runtime, Path(name), (family, "raw"), "somewhere")
+def _model(name: str, precision: str, runtime: str, family: str = "f") -> ModelOnRuntime:
+    return ModelOnRuntime(name, precision, runtime, Path(name), (family, "raw"), "somewhere")
 
 
-def _said(subject: Subject) -> dict[str, Any]:
+def _opened(model: ModelOnRuntime) -> dict[str, Any]:
     return {
-        "identity": {"runtime": subject.runtime, "version": "1"},
-        "precision": subject.precision,
+        "identity": {"runtime": model.runtime, "version": "1"},
+        "precision": model.precision,
         "weights": "raw",
         "digest": "d",
         "size_bytes": 1000,
@@ -36,15 +37,15 @@ def _said(subject: Subject) -> dict[str, Any]:
 
 
 def _result() -> BenchResult:
-    base = _subject("net.pt", "fp32", "onnxruntime")
-    other = _subject("net.pt", "fp32", "openvino")
-    eight = _subject("net.w8a8", "w8a8", "onnxruntime")
-    alone = _subject("else.w8a8", "w8a8", "onnxruntime", family="g")
+    base = _model("net.pt", "fp32", "onnxruntime")
+    other = _model("net.pt", "fp32", "openvino")
+    eight = _model("net.w8a8", "w8a8", "onnxruntime")
+    alone = _model("else.w8a8", "w8a8", "onnxruntime", family="g")
     walls = {base: (4.0, 8.0, 12.0), other: (1.0, 1.0, 1.0), eight: (2.0, 2.0, 2.0), alone: (3.0, 3.0, 3.0)}
     timings = {s: {8: [Timing(ms, ms / 2) for ms in times]} for s, times in walls.items()}
     timings[eight][8][0] = Timing(2.0, 0.0)  # a CPU clock with coarse ticks
     entries = sum_up(
-        {s: _said(s) for s in walls}, timings, {base: (100, 350), other: (0, 0), eight: None, alone: (5, 4)}
+        {s: _opened(s) for s in walls}, timings, {base: (100, 350), other: (0, 0), eight: None, alone: (5, 4)}
     )
     return BenchResult(
         machine=this_machine(),
@@ -111,10 +112,6 @@ def test_the_memory_is_what_came_after_the_mark() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"batches": (1, 0)}, "--batch"),
-        ({"batches": ()}, "--batch"),
-        ({"rounds": 0}, "--rounds"),
-        ({"warmup": -1}, "--warmup"),
         ({"runtime": RuntimeSettings(threads=0)}, "no threads"),
         ({"runtimes": ("onnxruntime", "tflite")}, "--runtime tflite"),
         ({"runtime": RuntimeSettings(precision="fp8")}, "--precision fp8"),
@@ -132,22 +129,27 @@ def test_a_runtime_that_is_not_there_is_said_or_an_error_if_asked_for(
     missing = MissingRuntimeError("it is not installed", got="nothing")
     monkeypatch.setattr(module, "missing_runtime", lambda _: missing)
     with pytest.raises(MissingRuntimeError):
-        find_subjects([], tmp_path, runtimes=("openvino",))
-    found = find_subjects([], tmp_path)
-    assert found.found == ()
-    assert [label for label, _ in found.left_out] == ["torch", "onnxruntime", "openvino", "tensorrt"]
-    assert all("it is not installed" in reason for _, reason in found.left_out)
+        models_on_runtimes(BenchTask((), ("openvino",)), tmp_path, print)
+    found, left_out = models_on_runtimes(BenchTask(()), tmp_path, print)
+    assert found == []
+    assert [each.label for each in left_out] == ["torch", "onnxruntime", "openvino", "tensorrt"]
+    assert all("it is not installed" in each.reason for each in left_out)
     with pytest.raises(UsageError, match="nothing to measure"):
         bench(BenchTask(paths=()))
 
 
 def test_an_error_in_the_process_is_raised_here_as_what_it_was(tmp_path: Path) -> None:
-    wanted = {"path": str(tmp_path / "none"), "runtime": {"runtime": "onnxruntime"}, "seed": 0}
     with pytest.raises(CheckpointError, match="there is nothing at"):
-        Worker("none", wanted)
-    # One that dies says nothing: here on an argument that no model takes.
-    with pytest.raises(FlatqError, match="the process that ran broken exited") as stop:
-        Worker("broken", {**wanted, "colour": "blue"})
-    assert stop.value.got is not None
-    assert stop.value.got.startswith("exit code 1")
-    assert "colour" in stop.value.got
+        Worker("none", tmp_path / "none", RuntimeSettings("onnxruntime"))
+
+
+def test_a_process_that_dies(tmp_path: Path) -> None:
+    path = checkpoint("digits", tmp_path).source
+    assert path is not None
+    worker = Worker("digits", path, RuntimeSettings("torch", threads=1))
+    assert worker.call(1).wall_ms > 0
+    for process in multiprocessing.active_children():
+        process.kill()
+    with pytest.raises(ModelError, match="the process that ran digits exited"):
+        worker.call(1)
+    worker.close()

@@ -10,11 +10,11 @@ import pytest
 from command_line import Cli
 from networks import checkpoint
 
-from flatq.bench import read_result, subjects
-from flatq.bench.subjects import missing_runtime
+from flatq.bench import models_on_runtimes, read_result
+from flatq.bench.models_on_runtimes import BenchTask, missing_runtime
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import load_checkpoint
-from flatq.export import export_artifact, export_checkpoint
+from flatq.export.deploy import export_artifact, export_checkpoint
 from flatq.quantize.artifact import write_artifact
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS
@@ -124,13 +124,14 @@ def test_engines_are_built_for_the_batch_sizes_of_the_run(
         lambda folder, batches: made.append((folder.name, batches)),
         raising=False,
     )
-    monkeypatch.setattr(subjects, "missing_runtime", lambda _: None)
-    found = subjects.find_subjects([artifact], tmp_path, runtimes=("tensorrt",), batches=(8, 1, 4))
-    assert [(s.label, s.source) for s in found.found] == [
+    monkeypatch.setattr(models_on_runtimes, "missing_runtime", lambda _: None)
+    task = BenchTask((artifact,), ("tensorrt",), batches=(8, 1, 4))
+    found, left_out = models_on_runtimes.models_on_runtimes(task, tmp_path, print)
+    assert [(model.label, model.source) for model in found] == [
         ("digits.pt (raw) on tensorrt", "exported for this run"),
         ("digits.w8a8 on tensorrt", "exported for this run"),
     ]
-    assert found.left_out == ()
+    assert left_out == []
     assert made == [
         ("tensorrt", tmp_path / "1"),
         ("1", (1, 8, 8)),

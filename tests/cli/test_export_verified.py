@@ -91,7 +91,7 @@ def test_integer_attention_is_planned_verified_and_audited(
 def test_an_export_that_fails_parity_is_not_put_in_place(
     artifact: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flatq.export import targets as target
+    from flatq.export import deploy as target
 
     given = target.save_onnx
 

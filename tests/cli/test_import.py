@@ -12,8 +12,10 @@ import torch
 from command_line import Cli
 
 from flatq.checkpoint import load_checkpoint
+from flatq.interop.guided_diffusion import model_config
 from flatq.interop.guided_flags import Flags
 from flatq.interop.guided_weights import tensors_of
+from flatq.network import build_network
 
 FLAGS: dict[str, Any] = {
     "image_size": 8,
@@ -34,10 +36,11 @@ def source(tmp_path: Path) -> Path:
     """A folder: `model.pt`, `ema.pt` (four classes) and `flags.json`; unlabelled `plain.pt`, `plain.json`."""
     folder = tmp_path / "source"
     folder.mkdir()
-    first = {"input_blocks.0.0.weight": torch.zeros(32, 3, 3, 3), "label_emb.weight": torch.zeros(4, 128)}
     generator = torch.Generator().manual_seed(0)
     for name, flags in (("model", FLAGS), ("ema", FLAGS), ("plain", FLAGS | {"class_cond": False})):
-        wanted = tensors_of(Flags(**flags), first)
+        read = Flags(**flags)
+        network = build_network(model_config(read, 3, 4 if read.class_cond else None))
+        wanted = tensors_of(read, network)
         state = {tensor.key: torch.randn(tensor.shape, generator=generator) for tensor in wanted}
         torch.save(state, folder / f"{name}.pt")
         flag_file = "flags.json" if name == "model" else f"{name}.json"

@@ -11,11 +11,11 @@ import pytest
 from command_line import Cli
 from networks import checkpoint
 
-from flatq.bench.machine import this_machine
 from flatq.bench.result import BenchResult, Entry, Measured, speeds_of, write_result
+from flatq.bench.run import this_machine
 from flatq.bench.timing import Latency
 from flatq.checkpoint import file_digest
-from flatq.report.again import eval_command, what_is_not_known
+from flatq.report.eval_command import eval_command
 from flatq.report.html.latency import Speed
 from flatq.report.model import Report, read_report
 
@@ -63,7 +63,7 @@ def test_the_command_of_a_report_makes_it_again(
     assert str(tmp_path / "one" / "report.html") in cli.out.splitlines()
     report = read_report(tmp_path / "one")
     command = eval_command(report)
-    assert what_is_not_known(report) is None
+    assert report.options is not None
     assert str(folder) not in (tmp_path / "one" / "report.html").read_text()
     monkeypatch.chdir(folder)
     assert cli(*shlex.split(command)[1:], "-o", tmp_path / "two") == 0, cli.err

@@ -5,11 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flatq.errors import DataError
 from flatq.evaluate.cache import Cache, cache_folder, open_cache
 from flatq.evaluate.extractor import Extractor
-from flatq.evaluate.reference import measure_reference, reference_key, write_statistics
-from flatq.evaluate.statistics_file import load_reference
+from flatq.evaluate.reference import measure_reference, reference_key
 from flatq.images import ImageSet, load_images
 
 
@@ -141,20 +139,3 @@ def test_where_the_folder_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / ".cache" / "flatq"
-
-
-def test_statistics_into_a_file(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("sklearn")
-    seen: list[tuple[int, int]] = []
-    written = write_statistics(
-        "digits", tmp_path / "ref.npz", limit=300, progress=lambda done, total: seen.append((done, total))
-    )
-    assert seen[-1] == (300, 300)
-    read = load_reference(tmp_path / "ref.npz")
-    assert np.array_equal(read.reference.root, written.statistics.root)
-    assert (read.extractor_name, read.source.n, read.source.image_shape) == ("digits48", 300, (1, 8, 8))
-    assert read.source.digest == load_images("digits", limit=300).digest
-    with pytest.raises(DataError, match="too few images"):
-        write_statistics("digits", tmp_path / "one.npz", limit=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["ref.npz"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flatq.errors import DataError, MissingRuntimeError, UsageError
+from flatq.errors import CheckpointError, DataError, MissingRuntimeError, UsageError
 from flatq.evaluate import inception
 from flatq.evaluate.extractor import Extractor
 from flatq.evaluate.features import open_extractor
@@ -89,32 +89,28 @@ def test_weights_that_do_not_fit(inception_weights: Path, tmp_path: Path) -> Non
     state = torch.load(inception_weights, weights_only=True)
     del state["fc.bias"], state["Conv2d_1a_3x3.conv.weight"]
     state["extra.weight"] = torch.zeros(1)
-    state["fc.weight"] = state["fc.weight"].half()
+    state["fc.weight"] = state["fc.weight"][:7]
     torch.save(state, tmp_path / "bad.pth")
     with pytest.raises(DataError) as error:
         open_inception(image_shape=SHAPE, weights=tmp_path / "bad.pth")
     text = str(error.value)
-    assert "missing: Conv2d_1a_3x3.conv.weight, fc.bias" in text
-    assert "left over: extra.weight" in text
-    assert "fc.weight (torch.float16 [1008, 2048])" in text
-    torch.save({"a": torch.zeros(1)}, tmp_path / "bad.pth")
-    with pytest.raises(DataError, match=r"and \d{3} more; left over: a"):
-        open_inception(image_shape=SHAPE, weights=tmp_path / "bad.pth")
+    for name in ("Conv2d_1a_3x3.conv.weight", "fc.bias", "extra.weight", "fc.weight"):
+        assert name in text
 
 
 @pytest.mark.usefixtures("torch_fidelity")
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
     file = tmp_path / "w.pth"
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
         open_inception(image_shape=SHAPE, weights=file)
     file.write_bytes(b"no weights")
-    with pytest.raises(DataError, match="plain tensors"):
+    with pytest.raises(CheckpointError, match="plain tensors"):
         open_inception(image_shape=SHAPE, weights=file)
     torch.save(torch.nn.Linear(2, 2), file)  # would be unpickled
-    with pytest.raises(DataError, match="plain tensors"):
+    with pytest.raises(CheckpointError, match="plain tensors"):
         open_inception(image_shape=SHAPE, weights=file)
     torch.save({"epoch": 3}, file)
-    with pytest.raises(DataError, match="from names to tensors"):
+    with pytest.raises(DataError, match="epoch"):
         open_inception(image_shape=SHAPE, weights=file)
 
 

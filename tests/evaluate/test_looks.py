@@ -9,10 +9,12 @@ from flatq.errors import UsageError
 from flatq.evaluate.drift import fid_drift
 from flatq.evaluate.frechet import frechet_distance
 from flatq.evaluate.gate import Verdict, decide
+from flatq.evaluate.kid import KidDrift
 from flatq.evaluate.looks import Looks, plan_looks, until_decided
 from flatq.evaluate.moments import Moments, reference_from_features
 
 D = 4
+NO_COLLAPSE = KidDrift(0.0, 0.0, 0.0, 0.0, 0.0, 0.9, 640, 640, D, 1.0, 1.0, identical=False)
 
 
 def test_the_plan() -> None:
@@ -63,7 +65,7 @@ def _rates(each: float | None, replicates: int) -> tuple[float, float]:
         qs = xs + shift + noise * rng.normal(size=xs.shape)
 
         def judge(n: int, confidence: float, xs: np.ndarray = xs, qs: np.ndarray = qs) -> Verdict:
-            return decide(fid_drift(xs[:n], qs[:n], reference, each or confidence), None, tau)
+            return decide(fid_drift(xs[:n], qs[:n], reference, each or confidence), NO_COLLAPSE, tau)
 
         outcomes.append(until_decided(looks, judge)[0].outcome)
     return outcomes.count("pass") / replicates, outcomes.count("fail") / replicates

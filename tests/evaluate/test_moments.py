@@ -42,9 +42,7 @@ def test_dead_features_lower_the_rank() -> None:
     assert reference_from_features(x).rank == 5
 
 
-@pytest.mark.parametrize(
-    "bad", [np.zeros(3), np.zeros((1, 3)), np.zeros((3, 0)), [["a", "b"], ["c", "d"]], [[np.nan, 1], [0, 1]]]
-)
+@pytest.mark.parametrize("bad", [np.zeros(3), np.zeros((1, 3)), np.zeros((3, 0)), [[np.nan, 1], [0, 1]]])
 def test_bad_features(bad: object) -> None:
     with pytest.raises(DataError):
         as_rows(bad)  # type: ignore[arg-type]

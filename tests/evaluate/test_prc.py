@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flatq.errors import DataError
 from flatq.evaluate import precision_recall as prc_module
 from flatq.evaluate.precision_recall import manifold_of, precision_recall
 
@@ -56,17 +55,3 @@ def test_a_large_set_is_drawn_from_as_a_whole(monkeypatch: pytest.MonkeyPatch) -
         assert counts.min() > 5
     again = rng.normal(size=(1000, 2))
     assert np.array_equal(manifold_of(again).points, manifold_of(again).points)
-
-
-def test_bad_input() -> None:
-    x = np.random.default_rng(3).normal(size=(10, 3))
-    with pytest.raises(DataError, match="too few points"):
-        manifold_of(x[:3])
-    with pytest.raises(DataError, match="too few points"):
-        manifold_of(x, 0)
-    with pytest.raises(DataError, match="not finite"):
-        manifold_of(x * np.nan)
-    with pytest.raises(DataError, match="do not fit"):
-        precision_recall(manifold_of(x[:, :2]), manifold_of(x))
-    with pytest.raises(DataError, match="do not fit"):
-        precision_recall(manifold_of(x, 2), manifold_of(x))

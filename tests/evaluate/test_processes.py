@@ -27,7 +27,7 @@ from flatq.launch import Processes, evaluating_together
 from flatq.models import Model, Opening
 from flatq.process import ProcessConfig
 from flatq.runtime.base import UNCONDITIONED, Condition
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 
 
 class Place(Processes):
@@ -112,7 +112,7 @@ class Crew:
         return sets[0]
 
     def samples(self, runtime: Watched, processes: Processes) -> SampleSet:
-        sampling = Sampling(SamplePlan(steps=3), 7, 4, "round", self._net, self.cache, processes)
+        sampling = Sampling(SamplingSettings(steps=3), 7, 4, "round", self._net, self.cache, processes)
         return SampleSet(toy_model(runtime), sampling)
 
     @property
@@ -199,7 +199,7 @@ def test_each_process_takes_a_gpu(
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A checkpoint for digits and an artifact of it, exported."""
     from flatq.calib.inputs import CalibrationPlan
-    from flatq.export import export_artifact
+    from flatq.export.deploy import export_artifact
     from flatq.models import deployment_folder
     from flatq.quantize.artifact import write_artifact
     from flatq.quantize.rounding import quantize_checkpoint

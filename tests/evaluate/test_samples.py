@@ -14,10 +14,10 @@ from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.evaluate.cache import Cache
 from flatq.evaluate.features import open_features
 from flatq.evaluate.samples import Sampling, sample_key
-from flatq.export import export_checkpoint
+from flatq.export.deploy import export_checkpoint
 from flatq.models import Opening, deployment_folder, open_model
 from flatq.quantize.artifact import Artifact, write_artifact
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 
 TORCH = RuntimeSettings("torch", threads=1)
 OPENVINO = RuntimeSettings("openvino", threads=1)
@@ -64,7 +64,7 @@ def at(
 @pytest.fixture
 def key(feature_net: Path, tmp_path: Path) -> Callable[[Opening], dict[str, Any]]:
     net = open_features(feature_net, image_shape=(3, 16, 16))
-    sampling = Sampling(SamplePlan(), 0, 8, "round", net, Cache(tmp_path, pytest.fail))
+    sampling = Sampling(SamplingSettings(), 0, 8, "round", net, Cache(tmp_path, pytest.fail))
 
     def of(opening: Opening) -> dict[str, Any]:
         model = open_model(**vars(opening))

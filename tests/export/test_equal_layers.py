@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.deployment import Target
-from flatq.export import export_artifact
+from flatq.export.deploy import export_artifact
 from flatq.export.onnx import to_onnx
 from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.quantize.lowering import Lowered, lower

@@ -16,7 +16,7 @@ from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import read_deployment
 from flatq.errors import ArtifactError, UsageError
-from flatq.export import export_artifact, export_checkpoint
+from flatq.export.deploy import export_artifact, export_checkpoint
 from flatq.models import open_model
 from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.quantize.lowering import lower

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import FloatPrecision, Target, read_deployment
 from flatq.errors import ModelError, UsageError
-from flatq.export import export_artifact, export_checkpoint
+from flatq.export.deploy import export_artifact, export_checkpoint
 from flatq.export.floats import halve_floats
 from flatq.export.onnx import to_onnx
 from flatq.quantize.artifact import Artifact, write_artifact
@@ -127,7 +127,7 @@ def _scaled(scale: float, codes: list[int]) -> onnx.ModelProto:
 def test_a_scale_that_fp16_cannot_tell_is_refused() -> None:
     halve_floats(_scaled(1e-3, [1, 2]), "fp16")
     for scale in (1.3e-6, 1e-9, 1e5):
-        with pytest.raises(ModelError, match=r"scale of the integers cannot be told|too large"):
+        with pytest.raises(ModelError, match=r"scale of the integers|too large"):
             halve_floats(_scaled(scale, [1, 2]), "fp16")
         halve_floats(_scaled(scale, [1, 2]), "bf16")
 

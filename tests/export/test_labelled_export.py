@@ -13,7 +13,7 @@ from flatq.calib.inputs import CalibrationPlan, collect_inputs
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import read_deployment
 from flatq.errors import ModelError, UsageError
-from flatq.export import export_artifact, export_checkpoint
+from flatq.export.deploy import export_artifact, export_checkpoint
 from flatq.labels import Classes
 from flatq.models import Model, open_model
 from flatq.noise import NoiseStream, normal
@@ -21,7 +21,8 @@ from flatq.quantize.artifact import read_manifest, write_artifact
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import PRESETS
 from flatq.runtime.torch import TorchRuntime
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def folder(labelled: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
-def _sample(model: Model, plan: SamplePlan, batch_size: int = 64) -> np.ndarray:
+def _sample(model: Model, plan: SamplingSettings, batch_size: int = 64) -> np.ndarray:
     with model.runtime as runtime:
         return sample(
             runtime,
@@ -71,7 +72,7 @@ def test_the_float_export_is_the_network_for_every_label(folder: Path, labelled:
 
 
 def test_guided_samples_of_the_deployment_and_its_torch_graph_agree(folder: Path) -> None:
-    plan = SamplePlan(steps=3, guidance=1.5)
+    plan = SamplingSettings(steps=3, guidance=1.5)
     deployed = _sample(open_model(folder / "w8a8", RuntimeSettings(threads=1)), plan)
     again = _sample(
         open_model(folder / "w8a8" / "onnxruntime", RuntimeSettings(threads=1)), plan, batch_size=3
@@ -79,14 +80,14 @@ def test_guided_samples_of_the_deployment_and_its_torch_graph_agree(folder: Path
     np.testing.assert_allclose(deployed, again, atol=1e-5)
     in_torch = _sample(open_model(folder / "w8a8", RuntimeSettings(runtime="torch", threads=1)), plan)
     assert float(np.abs(deployed - in_torch).mean()) < 0.02
-    for other in (SamplePlan(steps=3), SamplePlan(steps=3, guidance=1.5, label=3)):
+    for other in (SamplingSettings(steps=3), SamplingSettings(steps=3, guidance=1.5, label=3)):
         changed = _sample(open_model(folder / "w8a8", RuntimeSettings(threads=1)), other)
         assert float(np.abs(changed - deployed).max()) > 1e-3
 
 
 def test_a_label_that_the_deployment_does_not_have(folder: Path) -> None:
     with pytest.raises(UsageError, match="out of range"):
-        _sample(open_model(folder / "w8a8"), SamplePlan(steps=1, label=6))
+        _sample(open_model(folder / "w8a8"), SamplingSettings(steps=1, label=6))
 
 
 def test_calibration_sees_every_class_and_with_guidance_the_null_label(labelled: Checkpoint) -> None:

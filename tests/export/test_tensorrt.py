@@ -20,8 +20,8 @@ from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import FloatPrecision
 from flatq.errors import MissingRuntimeError, ModelError, UsageError
-from flatq.export import build_engine, export_artifact
-from flatq.export.engine import build_serialized, parse
+from flatq.export.deploy import export_artifact
+from flatq.export.engine import build_engine, build_serialized, parse
 from flatq.quantize.artifact import Artifact, read_manifest, write_artifact
 from flatq.quantize.low_rank import branched
 from flatq.quantize.rounding import quantize_checkpoint

@@ -17,11 +17,11 @@ from flatq.images import ImageSet
 from flatq.models import Model
 from flatq.noise import NoiseStream, normal
 from flatq.process import Process, ProcessConfig
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 
 SHAPE = (1, 4, 4)
 CONFIG = ProcessConfig(schedule="cosine", clip_range=None)
-PLAN = SamplePlan(steps=10, seed=3)
+PLAN = SamplingSettings(steps=10, seed=3)
 
 
 class _Gaussian:

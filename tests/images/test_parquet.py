@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import builtins
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,15 +97,14 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
 
 def test_shards_that_do_not_belong_together(tmp_path: Path) -> None:
     _write(tmp_path / "train-00000-of-00002.parquet", rgb(1), [0])
-    with pytest.raises(DataError, match="does not hold all shards") as caught:
+    with pytest.raises(DataError, match="does not hold all shards"):
         load_images(tmp_path)
-    assert "1, without 1" in str(caught.value)
     _write(tmp_path / "test-00000-of-00001.parquet", rgb(1), [0])
-    with pytest.raises(DataError, match="shards of several sets"):
+    with pytest.raises(DataError, match="does not hold all shards of one set"):
         load_images(tmp_path)
     (tmp_path / "test-00000-of-00001.parquet").unlink()
     _write(tmp_path / "train-00001-of-00002.parquet", rgb(1))
-    with pytest.raises(DataError, match=r"only some files of .* have labels"):
+    with pytest.raises(DataError, match="rows without a label"):
         load_images(tmp_path)
     (tmp_path / "a.png").write_bytes(png(rgb(1)[0]))
     with pytest.raises(DataError, match="both images and parquet"):
@@ -132,11 +131,11 @@ def test_size_and_channels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "reason"),
     [
-        ({"picture": [b"x"], "label": [0]}, r"no column of images[^$]*picture \(binary\), label \(int64\)"),
+        ({"picture": [b"x"], "label": [0]}, r"one column of images[^$]*picture \(binary\), label \(int64\)"),
         ({"image": ["a.png"]}, r"image \(string\)"),
-        ({"image": [[1, 2]]}, "no column of images"),
-        ({"image": [{"path": "a.png"}]}, "no column of images"),
-        ({"image": [png(rgb(1)[0])], "img": [png(rgb(1)[0])]}, "two columns of images"),
+        ({"image": [[1, 2]]}, "not have one column of images"),
+        ({"image": [{"path": "a.png"}]}, "not have one column of images"),
+        ({"image": [png(rgb(1)[0])], "img": [png(rgb(1)[0])]}, r"image \(binary\), img \(binary\)"),
         ({"image": [None, png(rgb(1)[0])]}, "row 0 of .* holds no image"),
         ({"image": [_cell(rgb(1)[0]), None]}, "row 1 of .* holds no image"),
         ({"image": [_cell(rgb(1)[0]), {"bytes": None, "path": None}]}, "row 1 of .* holds no image"),
@@ -151,7 +150,7 @@ def test_size_and_channels(tmp_path: Path) -> None:
         ({"image": [png(rgb(1)[0])], "label": [0.5]}, r"label \(double\)"),
         ({"image": [png(rgb(1)[0])], "label": [[0, 1]]}, r"label \(list"),
         ({"image": [png(rgb(1)[0])], "label": [-1]}, "-1 at index 0"),
-        ({"image": [png(rgb(1)[0])] * 2, "label": [1, None]}, "1 of 2 rows null"),
+        ({"image": [png(rgb(1)[0])] * 2, "label": [1, None]}, "1 of 2 rows without"),
     ],
 )
 def test_columns_that_do_not_fit(tmp_path: Path, columns: dict[str, Any], reason: str) -> None:
@@ -182,14 +181,7 @@ def test_damaged_files(tmp_path: Path) -> None:
 
 def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _write(tmp_path / "x.parquet", rgb(1))
-    real = builtins.__import__
-
-    def block(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("pyarrow"):
-            raise ImportError("blocked")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", block)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     for source in (path, tmp_path):
         with pytest.raises(MissingRuntimeError, match=r'pip install "flatq\[parquet\]"'):
             load_images(source)

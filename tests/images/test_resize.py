@@ -134,7 +134,7 @@ def test_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path: Path) -> N
     halved = x.reshape(3, 10, 2, 4, 2).mean((2, 4))[:, 3:7]
     assert np.abs(got[0].astype(float) - halved).max() <= 1.0  # Pillow rounds after each pass
     assert np.array_equal(got[1], rgb(1, 4, 4, seed=1)[0])
-    with pytest.raises(DataError, match=r"b\.png has another size than a\.png") as caught:
+    with pytest.raises(DataError, match=r"b\.png is of another kind or size than a\.png") as caught:
         load_images(tmp_path)
     assert all(f"{name} ({what})" in str(caught.value) for name, what in RESIZES.items())
 

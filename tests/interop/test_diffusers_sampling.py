@@ -23,7 +23,8 @@ from flatq.interop.diffusers import export_diffusers, import_diffusers
 from flatq.noise import normal
 from flatq.process import ProcessConfig
 from flatq.runtime.torch import TorchRuntime
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 
 N, SEED, TOLERANCE = 3, 5, 5e-5
 
@@ -42,7 +43,7 @@ def _one_thread() -> Iterator[None]:
 
 def _ours(checkpoint: Checkpoint, steps: int, **options: Any) -> NDArray[np.float32]:
     """Images mapped to [0, 1] as the pipelines do."""
-    plan = SamplePlan(steps=steps, seed=SEED, **options)
+    plan = SamplingSettings(steps=steps, seed=SEED, **options)
     with TorchRuntime(checkpoint.network(), threads=1) as runtime:
         images = sample(runtime, checkpoint.process, plan, range(N), checkpoint.model.image_shape)
     return np.clip(images / 2 + 0.5, 0, 1)

@@ -168,7 +168,7 @@ def test_every_setting_of_the_installed_schedulers_is_known() -> None:
     """A setting that a new diffusers adds is refused until flatq reads it; this says that there is one."""
     from flatq.interop import diffusers_scheduler as module
 
-    known = {*module._READ, *module._OF_THRESHOLDING, "set_alpha_to_one", "self"}
+    known = {*module._Settings.model_fields, "self"}
     for kind in (diffusers.DDPMScheduler, diffusers.DDIMScheduler):
         assert set(inspect.signature(kind.__init__).parameters) <= known
 
@@ -192,7 +192,6 @@ def test_the_scaled_ends_of_guided_diffusion_are_written_out(train_steps: int) -
     again, _ = _read(_saved(**arguments))
     np.testing.assert_array_equal(again.training_betas(), process.training_betas())
     for n in (10, 20, 50, 100, 250, train_steps):
-        assert f" {n}" in notes[0]
         np.testing.assert_array_equal(
             Process.from_config(again, n).betas, Process.from_config(process, n).betas
         )

@@ -14,7 +14,7 @@ from guided_oracle import Unet
 from flatq.backends import RuntimeSettings
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import load_checkpoint, save_checkpoint
-from flatq.export import export_artifact
+from flatq.export.deploy import export_artifact
 from flatq.interop.guided_diffusion import import_guided_diffusion, process_config
 from flatq.interop.guided_flags import Flags
 from flatq.models import open_model

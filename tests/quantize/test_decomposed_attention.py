@@ -16,9 +16,9 @@ from torch.nn import functional as F  # noqa: N812
 from flatq.backends import RuntimeSettings
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import Checkpoint, save_checkpoint
+from flatq.layer_decisions import decide_layers
 from flatq.network import build_network
 from flatq.network_config import ModelConfig
-from flatq.plan import plan
 from flatq.process import ProcessConfig
 from flatq.quantize.artifact import Artifact, read_artifact, write_artifact
 from flatq.quantize.attention import decompose, planned_attentions, quantized_attentions
@@ -102,7 +102,7 @@ def test_what_is_more_than_two_products_stays_float_with_a_reason(
     graph: Any = torch.export.export(module, (x,)).module()
     recipe = recipe_for_bits(8, attention_bits=8)
     (layer,) = find_layers(graph)
-    decisions = plan(recipe, [layer.candidate])
+    decisions = decide_layers(recipe, [layer.candidate])
     if words:
         ((port, scheme, reason),) = [(d.port, d.scheme, d.reason) for d in decisions]
         assert (port, scheme) == ("products", None)
@@ -268,7 +268,7 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_constant_keys_and_one_token_give_numbers(bits: int, lone: Checkpoint, tmp_path: Path) -> None:
-    from flatq.export import export_artifact
+    from flatq.export.deploy import export_artifact
     from flatq.models import open_model
 
     artifact = _quantized(lone, attention_bits=bits, activation_range="mse")

@@ -12,7 +12,7 @@ from flatq.backends import RuntimeSettings
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.deployment import Target
-from flatq.export import export_artifact
+from flatq.export.deploy import export_artifact
 from flatq.models import open_model
 from flatq.network import build_network
 from flatq.network_config import ModelConfig

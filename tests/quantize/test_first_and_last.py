@@ -8,9 +8,9 @@ from networks import NETWORKS
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from flatq.layer_decisions import decide_layers
 from flatq.network import build_network
 from flatq.network_config import ModelConfig
-from flatq.plan import plan
 from flatq.quantize.skip_connections import split_skip_connections
 from flatq.quantize.trace import find_layers, trace
 from flatq.recipe import PRESETS, Candidate
@@ -99,7 +99,7 @@ def test_a_unet_has_those_that_it_runs_first_and_last(name: str) -> None:
 def test_a_transformer_has_its_patch_embedding_and_its_head(convolution: bool, out: int) -> None:
     candidates = _candidates(_DiT(convolution=convolution, out=out))
     assert _ends(candidates) == (["patches"], ["head"])
-    bits = {(d.node, d.port): d.scheme and d.scheme.bits for d in plan(PRESETS["w4a4"], candidates)}
+    bits = {(d.node, d.port): d.scheme and d.scheme.bits for d in decide_layers(PRESETS["w4a4"], candidates)}
     assert [bits["patches", port] for port in ("weight", "input", "output")] == [8, None, None]
     assert [bits["head", port] for port in ("weight", "input", "output")] == [8, 8, None]
     assert [bits["qkv", port] for port in ("weight", "input", "output")] == [4, 4, 8]

@@ -15,11 +15,11 @@ from PIL import Image
 from reports import make_report
 
 from flatq.evaluate.gate import Tolerances
+from flatq.report.gating import regate, with_verdicts
 from flatq.report.html.latency import Speed
 from flatq.report.html.page import render_html
 from flatq.report.html.page_models import PageSource
 from flatq.report.model import Report
-from flatq.report.regate import regate, with_verdicts
 
 __all__ = [
     "MODELS",
@@ -138,7 +138,7 @@ def gated_report(
     folder: Path, models: dict[str, float] = MODELS, tolerance: float = 0.5, **more: Any
 ) -> Report:
     report = make_report(folder, models, gate=Tolerances(tolerance), **more)
-    return with_verdicts(report, regate(report, Tolerances(tolerance)))
+    return with_verdicts(report, regate(report, Tolerances(tolerance)), Tolerances(tolerance))
 
 
 def page_of(report: Report, folder: Path, *speeds: Speed) -> Element:

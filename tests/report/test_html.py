@@ -18,10 +18,10 @@ from flatq.evaluate.drift import Contrast
 from flatq.evaluate.gate import Verdict
 from flatq.evaluate.ladder import ERRORS, Ladder
 from flatq.report.html.latency import Speed
-from flatq.report.html.page import render_html, write_html
+from flatq.report.html.page import render_html
 from flatq.report.html.page_models import PageSource
 from flatq.report.model import ExtractorEntry
-from flatq.report.write import write_report
+from flatq.report.write import write_html, write_report
 from flatq.verify import Audit
 from flatq.verify.results import AuditEntry
 

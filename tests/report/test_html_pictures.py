@@ -94,5 +94,5 @@ def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         {"image_distance": np.zeros(99)},
     ):
         add_pictures(tmp_path, "w8a8", [0, 1], **more)
-        with pytest.raises(DataError, match="do not fit its indices"):
+        with pytest.raises(DataError, match="not of the report's samples"):
             page_of(report, tmp_path)

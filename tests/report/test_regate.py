@@ -10,12 +10,14 @@ import pytest
 from command_line import Cli
 from reports import REFERENCE, features, make_report
 
+from flatq.assessment import GateSettings
 from flatq.errors import DataError, UsageError
 from flatq.evaluate.drift import beyond_relative_tolerance, fid_drift
 from flatq.evaluate.gate import Tolerances
 from flatq.evaluate.looks import Looks
+from flatq.report.gating import judge_report, regate, with_confidence
 from flatq.report.model import ExtractorEntry, ReferenceEntry, Report, read_report
-from flatq.report.regate import growth, regate, with_confidence
+from flatq.report.result import GateResult
 from flatq.report.write import write_report
 
 
@@ -65,49 +67,52 @@ def test_another_confidence_is_shared_by_the_looks(tmp_path: Path) -> None:
     assert found.looks == Looks((100, 400), 0.8, 2)
 
 
-def _growth(tmp_path: Path, new: Report, old: Report, max_drift: float = 0.2) -> tuple[str, str]:
-    (verdict,) = growth(new, tmp_path / "new", old, tmp_path / "old", max_drift).verdicts
-    return verdict.outcome, verdict.reason
+def _growth(tmp_path: Path, new: Report, max_drift: float = 0.2, folder: str = "new") -> GateResult:
+    settings = GateSettings(max_drift, baseline=tmp_path / "old")
+    return judge_report(new, tmp_path / folder, settings, lambda _: None)[1]
+
+
+def _reason(result: GateResult) -> str:
+    return result.models[0].verdict.reason
 
 
 def test_growth_is_paired_by_index(tmp_path: Path) -> None:
     new, old = make_report(tmp_path / "new", {"w4": 0.31}), make_report(tmp_path / "old", {"w4": 0.3}, 300)
-    found = growth(new, tmp_path / "new", old, tmp_path / "old", 0.2)
-    difference = found.differences[0]
+    found = _growth(tmp_path, new)
+    difference = found.models[0].difference
     assert difference is not None
     assert (difference.paired, difference.shared, difference.n) == (True, 300, (300, 400))
-    assert found.notes == []
-    assert found.verdicts[0].outcome == "pass"
-    same = growth(old, tmp_path / "old", old, tmp_path / "old", 0.0)
-    assert same.verdicts[0].outcome == "pass"  # the difference is exactly 0
-    assert _growth(tmp_path, make_report(tmp_path / "new", {"w4": 0.8}), old)[0] == "fail"
+    assert found.notes == ()
+    assert found.outcome == "pass"
+    assert _growth(tmp_path, old, 0.0, "old").outcome == "pass"  # the difference is exactly 0
+    assert _growth(tmp_path, make_report(tmp_path / "new", {"w4": 0.8})).outcome == "fail"
     broken = make_report(tmp_path / "new", {"w4": float("nan")})
-    assert _growth(tmp_path, broken, old)[0] == "fail"
+    assert _growth(tmp_path, broken).outcome == "fail"
 
 
 def test_growth_that_does_not_pair_says_so(tmp_path: Path) -> None:
-    old = make_report(tmp_path / "old", {"w4": 0.3})
+    make_report(tmp_path / "old", {"w4": 0.3})
     new = make_report(tmp_path / "new", {"w4": 0.31}, seed=1)
-    assert "unpaired: the seeds of the noise differ, 0 and 1" in _growth(tmp_path, new, old)[1]
+    assert "unpaired: the seeds of the noise differ, 0 and 1" in _reason(_growth(tmp_path, new))
     new = make_report(tmp_path / "new", {"w4": 0.31}, noise_version=2)
-    assert "unpaired: the versions of the noise differ, 1 and 2" in _growth(tmp_path, new, old)[1]
+    assert "unpaired: the versions of the noise differ, 1 and 2" in _reason(_growth(tmp_path, new))
     new = make_report(tmp_path / "new", {"w4": 0.31}, plan={"steps": 50, "seed": 0})
-    found = growth(new, tmp_path / "new", old, tmp_path / "old", 0.2)
-    assert "the plans of sampling differ" in found.notes[0]
-    assert found.differences[0] is not None
-    assert found.differences[0].paired
+    found = _growth(tmp_path, new)
+    assert "the sampling plans differ" in found.notes[0]
+    assert found.models[0].difference is not None
+    assert found.models[0].difference.paired
     (tmp_path / "old" / "w4.npz").unlink()
-    assert "unpaired: the influence values of the images were not kept" in _growth(tmp_path, new, old)[1]
+    assert "unpaired: the influence values of the images were not kept" in _reason(_growth(tmp_path, new))
 
 
 def test_growth_refuses(tmp_path: Path) -> None:
-    old = make_report(tmp_path / "old", {"w4": 0.3, "w8": 0.1})
+    make_report(tmp_path / "old", {"w4": 0.3, "w8": 0.1})
     new = make_report(tmp_path / "new", {"other": 0.3})
     with pytest.raises(UsageError, match="which model"):
-        _growth(tmp_path, new, old)
-    broken = make_report(tmp_path / "old", {"w4": float("nan")})
+        _growth(tmp_path, new)
+    make_report(tmp_path / "old", {"w4": float("nan")})
     with pytest.raises(UsageError, match="400 of 400 images were not finite"):
-        _growth(tmp_path, make_report(tmp_path / "new", {"w4": 0.3}), broken)
+        _growth(tmp_path, make_report(tmp_path / "new", {"w4": 0.3}))
 
 
 @pytest.mark.parametrize(

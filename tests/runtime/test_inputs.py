@@ -10,7 +10,7 @@ import pytest
 from flatq.checkpoint import Checkpoint
 from flatq.deployment import read_deployment
 from flatq.errors import ModelError
-from flatq.export import export_checkpoint
+from flatq.export.deploy import export_checkpoint
 from flatq.inputs import InputSpec
 from flatq.models import open_model
 from flatq.runtime.base import bind_inputs

@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ArtifactError
-from flatq.export import export_checkpoint
+from flatq.export.deploy import export_checkpoint
 from flatq.models import open_model
 from flatq.runtime.onnxruntime import OnnxRuntime
 

@@ -20,7 +20,8 @@ import pytest
 from flatq.backends import RuntimeSettings
 from flatq.checkpoint import Checkpoint
 from flatq.errors import ArtifactError, MissingRuntimeError, ModelError
-from flatq.export import build_engine, export_artifact
+from flatq.export.deploy import export_artifact
+from flatq.export.engine import build_engine
 from flatq.models import open_model
 from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.quantize.lowering import lower
@@ -347,7 +348,7 @@ def test_onnx_runtime_runs_on_its_providers(
     import onnxruntime
     import torch
 
-    from flatq.export import export_checkpoint
+    from flatq.export.deploy import export_checkpoint
 
     wanted = "CUDAExecutionProvider" if device == "cuda" else "TensorrtExecutionProvider"
     if wanted not in onnxruntime.get_available_providers():

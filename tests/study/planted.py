@@ -14,7 +14,7 @@ from PIL import Image
 from flatq.evaluate.drift import Drift
 from flatq.flatness.exposure import Exposure, ExposureStep
 from flatq.flatness.result import Binned, Damage, Estimate, Flatness, LayerWeights, Noise
-from flatq.sampler import SamplePlan
+from flatq.sampling_settings import SamplingSettings
 from flatq.study.config import FLOAT, Cell, StudyConfig, read_config
 from flatq.study.results import (
     CellResult,
@@ -236,7 +236,7 @@ def planted_cell(cell: Cell, models: Mapping[str, Planted]) -> CellResult:
                 weights_variant=weights,
                 precision=name,
                 runtime={"runtime": runtime},
-                plan=SamplePlan(steps=steps),
+                sampling=SamplingSettings(steps=steps),
                 images=100,
                 dimension=64,
                 steps=tuple(

@@ -14,8 +14,8 @@ from flatq.checkpoint import load_checkpoint
 from flatq.errors import UsageError
 from flatq.train import TrainConfig, train
 from flatq.train.distributed import Workers
+from flatq.train.gradients import sam_gradients
 from flatq.train.loop import Trainer
-from flatq.train.sam import sam_gradients
 from flatq.train.state import read_state
 
 # no dropout: its masks differ between the processes
@@ -88,7 +88,7 @@ _SAM_PROGRAM = """
 import sys, torch
 from torch import nn
 from flatq.train.distributed import open_workers
-from flatq.train.sam import sam_gradients
+from flatq.train.gradients import sam_gradients
 with open_workers("cpu") as workers:
     model = nn.Linear(3, 1, bias=False).double()
     nn.init.constant_(model.weight, 1.0)

@@ -9,7 +9,7 @@ from torch import nn
 
 from flatq.network import build_network
 from flatq.train import TrainConfig, model_config_for
-from flatq.train.dry_run import Images, forecast, look_at_images
+from flatq.train.dry_run import forecast
 
 
 def _config(**changes: Any) -> TrainConfig:
@@ -56,25 +56,25 @@ def _count(config: TrainConfig) -> tuple[int, int, int]:
 def test_parameters_multiply_adds_and_memory() -> None:
     config = _config()
     parameters, macs, activations = _count(config)
-    found = forecast(config, look_at_images(config))
+    found = forecast(config)
     assert found.parameters == parameters
     assert found.macs == macs
     assert found.weights_bytes == 4 * parameters * 5  # weights, gradients, two moments, one average
     # the CPU's attention kernel keeps less than the one that the count goes by
     assert 0.8 < found.activations_bytes / (4 * activations) < 1.4
-    assert found.images_bytes is None
+    assert found.images is None
 
 
 def test_memory_of_options() -> None:
-    plain = forecast(_config(), look_at_images(_config()))
+    plain = forecast(_config())
     rich = _config(method="sam", swa_start=0.5, ema_decays=(0.9, 0.99), precision="bf16", batch_size=8)
-    found = forecast(rich, Images((3, 16, 16), None, 100))
+    found = forecast(rich)
     assert found.weights_bytes == 4 * plain.parameters * 9
     assert found.activations_bytes == plain.activations_bytes
-    assert found.images_bytes == 100 * 3 * 16 * 16
 
 
 def test_images_are_read_where_the_configuration_leaves_them_open() -> None:
-    found = look_at_images(_config(data="digits", size=None, image_channels=None, labels=True))
-    assert found == Images((1, 8, 8), 10, 1797)
-    assert look_at_images(_config(labels=True, num_classes=7)) == Images((3, 16, 16), 7, None)
+    read = forecast(_config(data="digits", size=None, image_channels=None, labels=True))
+    assert (read.image_shape, read.labels, read.images) == ((1, 8, 8), 10, 1797)
+    given = forecast(_config(labels=True, num_classes=7))
+    assert (given.image_shape, given.labels, given.images) == ((3, 16, 16), 7, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatq.checkpoint import load_checkpoint
 from flatq.errors import DataError, ModelError, UsageError
-from flatq.images import digit_labels, load_images, to_float
+from flatq.images import load_images, to_float
 from flatq.network import build_network
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 from flatq.train import TrainConfig, model_config_for, train
 from flatq.train.batches import Batch, Batches
 from flatq.train.distributed import Workers
-from flatq.train.initialise import zero_outputs
+from flatq.train.held_out import HeldOut
 from flatq.train.loop import Trainer
 from flatq.train.state import read_state
+from flatq.train.steps import zero_outputs
 from flatq.train.timesteps import Uniform
-from flatq.train.watch import HeldOut, WithWeights, save_samples
 
 CPU = torch.device("cpu")
 
@@ -216,7 +216,7 @@ def test_a_loss_that_is_not_finite_is_found_before_the_next_checkpoint(
         nonlocal drawn
         drawn += 1
         batch = draw(batches, sampler)
-        return replace(batch, noise=batch.noise * torch.nan) if drawn == 5 else batch
+        return batch._replace(noise=batch.noise * torch.nan) if drawn == 5 else batch
 
     monkeypatch.setattr(Batches, "draw", poisoned)
     config = _config(steps=60, save_every=3, timesteps=timesteps, train_steps=4, grid_every=100)
@@ -233,7 +233,7 @@ def test_passes_and_parts() -> None:
     drawn, ended = [], []
     for _ in range(5):
         drawn.append(batches.draw(Uniform(10)))
-        ended.append(batches.pass_ended)
+        ended.append(batches.epoch_ended)
     assert ended == [False, False, True, False, True]
     rows = torch.cat([batch.x0 for batch in drawn]).numpy()
     for start in (0, 10):  # each image once in each pass
@@ -245,7 +245,7 @@ def test_passes_and_parts() -> None:
 
 
 def test_labels_with_dropout(tmp_path: Path) -> None:
-    pixels, labels = load_images("digits:train").pixels, digit_labels("digits:train")
+    pixels, labels = load_images("digits:train").pixels, load_images("digits:train").labels
     config = _config(labels=True, label_dropout=0.25, batch_size=1500)
     batch = Batches(pixels, config, labels, 10).draw(Uniform(1000))
     assert batch.label is not None
@@ -340,21 +340,8 @@ def test_grids_show_the_average_and_disturb_nothing(tmp_path: Path) -> None:
     from flatq.runtime.torch import TorchRuntime
 
     with TorchRuntime(with_grids.network("ema"), threads=1) as runtime:
-        x = sample(runtime, with_grids.process, SamplePlan(steps=20), range(64), (1, 8, 8))
+        x = sample(runtime, with_grids.process, SamplingSettings(steps=20), range(64), (1, 8, 8))
     assert np.array_equal(shown, np.asarray(make_grid(to_uint8(x), 8)))
-
-
-def test_other_weights_leave_the_networks_own_alone(tmp_path: Path) -> None:
-    config = _config()
-    model = model_config_for(config, (1, 8, 8))
-    network, other = build_network(model), build_network(model)
-    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 500])
-    swapped = WithWeights(network.eval(), other.unet.state_dict())
-    with torch.no_grad():
-        torch.testing.assert_close(swapped(x, t), other.eval()(x, t))
-        torch.testing.assert_close(WithWeights(network, None)(x, t), network(x, t))
-    save_samples(tmp_path / "a" / "b.png", network, model, config.process)
-    assert (tmp_path / "a" / "b.png").is_file()
 
 
 def test_zeroed_outputs_predict_zero_and_learn() -> None:

@@ -15,9 +15,8 @@ from flatq.errors import UsageError
 from flatq.network import build_network
 from flatq.train import TrainConfig, model_config_for, train
 from flatq.train.distributed import Workers
+from flatq.train.gradients import noise_gradients, norm_parameters, sam_gradients
 from flatq.train.loop import Trainer
-from flatq.train.sam import norm_parameters, sam_gradients
-from flatq.train.weight_noise import noise_gradients
 
 
 def _config(**changes: Any) -> TrainConfig:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flatq.errors import UsageError
-from flatq.train.timesteps import LossSecondMoment, Uniform, timestep_sampler
+from flatq.train.timesteps import LossSecondMoment, Uniform
 
 
 def test_uniform_until_every_timestep_has_ten_losses() -> None:
@@ -59,10 +58,7 @@ def test_the_history_comes_back() -> None:
     assert torch.equal(first.probabilities(), second.probabilities())
 
 
-def test_names() -> None:
-    assert isinstance(timestep_sampler("uniform", 3), Uniform)
-    t, weights = timestep_sampler("uniform", 3).draw(300, torch.Generator().manual_seed(0))
+def test_uniform_timesteps_have_the_weight_one() -> None:
+    t, weights = Uniform(3).draw(300, torch.Generator().manual_seed(0))
     assert set(t.tolist()) == {0, 1, 2}
     assert torch.equal(weights, torch.ones(300))
-    with pytest.raises(UsageError, match="timesteps"):
-        timestep_sampler("other", 3)

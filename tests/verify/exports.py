@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from flatq.deployment import Target
-from flatq.export import export_artifact
+from flatq.export.deploy import export_artifact
 from flatq.quantize.artifact import Artifact, read_artifact, write_artifact
 from flatq.quantize.lowering import Lowered
 

@@ -17,8 +17,8 @@ from flatq.quantize.artifact import Artifact
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import recipe_for_bits
 from flatq.verify.audit import audit_deployment, audit_from
-from flatq.verify.inspection import Found, Inspection, add
-from flatq.verify.openvino_kernels import Kernel
+from flatq.verify.inspection import Found, Inspection
+from flatq.verify.openvino_pieces import Kernel
 from flatq.verify.parity import VerifyInputs, verify_parity
 from flatq.verify.reference import product_names
 from flatq.verify.results import Parity
@@ -157,10 +157,10 @@ def test_one_product_in_float_makes_the_attention_float(made: Deployments, tmp_p
 def test_a_product_that_is_not_accounted_for_is_not_taken_for_an_integer_one(made: Deployments) -> None:
     artifact = made.artifacts["rgb32"]
     deployment, _ = read_deployment(made.folder("rgb32"))
-    one = Found(("MatMulIntegerToFloat",), "u8u8", integer=True)
-    found: dict[str, Found] = {}
+    one = Found("MatMulIntegerToFloat", "u8u8", integer=True)
+    found: dict[str, list[Found]] = {LAST: []}
     for words in ("only one of its two products", None):
-        add(found, LAST, one)
+        found[LAST].append(one)
         audit = audit_from(Inspection({}, "a test", found, {}, (), {}), artifact, deployment)
         (entry,) = (entry for entry in audit.entries if entry.layer == LAST)
         assert entry.integer == (words is None)

@@ -206,7 +206,7 @@ def test_a_float_entry_needs_a_reason() -> None:
 def test_what_nothing_was_found_for_is_kept(deployments: Deployments) -> None:
     artifact = deployments.artifacts["w8a8"]
     deployment, _ = read_deployment(deployments.folder("w8a8"))
-    one = Found(("QLinearConv",), "u8s8", integer=True)
+    one = [Found("QLinearConv", "u8s8", integer=True)]
     inspection = Inspection({}, "a test", {"unet.conv_in": one}, {}, (), {})
     audit = audit_from(inspection, artifact, deployment)
     assert len(audit.entries) == 55
@@ -244,9 +244,10 @@ def test_tensorrts_inspector_is_read() -> None:
     ]
     names = {"node_conv2d": "unet.conv_in", "node_linear": "unet.linear"}
     found, unmatched, operators = read_layers(json.dumps({"Layers": layers}), names)
-    assert found["unet.conv_in"] == Found(("CaskConvolution",), "s8s8", integer=True)
-    assert found["unet.linear"].precision == "f16"
-    assert found["unet.linear"].remark == "TensorRT runs it as CaskGemmMatrixMultiply in f16"
+    assert found["unet.conv_in"] == [Found("CaskConvolution", "s8s8", integer=True)]
+    (linear,) = found["unet.linear"]
+    assert linear.precision == "f16"
+    assert linear.remark == "TensorRT runs it as CaskGemmMatrixMultiply in f16"
     assert unmatched == ("CaskConvolution x",)
     assert operators == {"CaskConvolution": 2, "CaskGemmMatrixMultiply": 1, "PointWiseV2": 1}
     with pytest.raises(ArtifactError, match="only the names"):

@@ -97,4 +97,4 @@ def test_tensorrt_has_no_parity_here(deployments: Deployments) -> None:
     deployment, path = read_deployment(deployments.folder("w4a4", "openvino"))
     other = deployment.model_copy(update={"target": "tensorrt"})
     with pytest.raises(UsageError, match="parity for tensorrt"):
-        open_pieces(other, path, deployments.lowered("w4a4", "openvino"), 1)
+        open_pieces(other, path, deployments.artifacts["w4a4"], deployments.lowered("w4a4", "openvino"), 1)

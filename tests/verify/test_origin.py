@@ -10,7 +10,7 @@ from networks import checkpoint
 
 from flatq.calib.inputs import CalibrationPlan
 from flatq.errors import UsageError
-from flatq.export import export_artifact
+from flatq.export.deploy import export_artifact
 from flatq.quantize.artifact import read_artifact, write_artifact
 from flatq.quantize.lowering import lower
 from flatq.quantize.rounding import quantize_checkpoint

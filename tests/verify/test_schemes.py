@@ -12,7 +12,7 @@ from networks import assert_symmetric_int8, checkpoint
 
 from flatq.calib.inputs import CalibrationPlan
 from flatq.deployment import Target
-from flatq.export import export_artifact
+from flatq.export.deploy import export_artifact
 from flatq.quantize.methods import WeightRounding
 from flatq.quantize.rounding import quantize_checkpoint
 from flatq.recipe import QuantRecipe, recipe_for_bits

@@ -6,6 +6,6 @@ Schemes, ranges and lowering live elsewhere in `flatq.quantize`. This module its
 
 from __future__ import annotations
 
-from flatq.quantize.methods.options import METHODS, USUAL, AdaRound, Gptq, Method, WeightRounding
+from flatq.quantize.methods.options import DEFAULT_METHOD, AdaRound, Gptq, Method, WeightRounding
 
-__all__ = ["METHODS", "USUAL", "AdaRound", "Gptq", "Method", "WeightRounding"]
+__all__ = ["DEFAULT_METHOD", "AdaRound", "Gptq", "Method", "WeightRounding"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
 
+import torch
 from torch import fx
 
 from flatq.quantize.methods.layer import QuantLayer
+from flatq.quantize.methods.stream import Replaced, Values, execute
 
 __all__ = ["Block", "blocks", "pieces"]
 
@@ -30,9 +32,9 @@ class Block:
     name: str
     nodes: tuple[fx.Node, ...]
     layers: tuple[QuantLayer, ...]
-    products: Mapping[fx.Node, Callable[..., Any]] = field(default_factory=dict)
+    products: Replaced = field(default_factory=dict)
 
-    @property
+    @cached_property
     def outputs(self) -> list[fx.Node]:
         """What leaves the block and a layer of it has a part in."""
         inside, touched = set(self.nodes), {layer.node for layer in self.layers}
@@ -41,17 +43,23 @@ class Block:
                 touched.add(node)
         return [node for node in self.nodes if node in touched and not inside.issuperset(node.users)]
 
-    @property
+    @cached_property
     def inputs(self) -> list[fx.Node]:
         """What the block reads of the operators before it, and its parameters."""
         inside = set(self.nodes)
         return list(dict.fromkeys(n for node in self.nodes for n in node.all_input_nodes if n not in inside))
 
+    def run(self, values: Values, replaced: Replaced) -> list[torch.Tensor]:
+        """The outputs for the values before the block, which stay; `replaced` as in `execute`."""
+        local = {node: values[node] for node in self.inputs}
+        execute(self.nodes, local, replaced)
+        return [local[node] for node in self.outputs]
+
 
 def blocks(
     graph: fx.GraphModule,
     layers: Mapping[fx.Node, QuantLayer],
-    products: Mapping[fx.Node, Callable[..., Any]] | None = None,
+    products: Replaced | None = None,
 ) -> list[Block]:
     """All operators of a graph: residual and attention blocks, and in between up to one planned layer each.
 
@@ -88,7 +96,7 @@ def _block(
     name: str | None,
     nodes: Sequence[fx.Node],
     layers: Mapping[fx.Node, QuantLayer],
-    products: Mapping[fx.Node, Callable[..., Any]],
+    products: Replaced,
 ) -> Block:
     inside = tuple(layers[node] for node in nodes if node in layers)
     own = {node: products[node] for node in nodes if node in products}

@@ -1,8 +1,7 @@
 """GPTQ: columns are rounded one after the other, and those that follow make up for the error.
 
 Frantar, Ashkboos, Hoefler, Alistarh 2022, "GPTQ: Accurate Post-Training Quantization for Generative
-Pre-trained Transformers", algorithm 1. torchao's own (`torchao.prototype.gptq`) knows linear layers on CUDA
-and formats of its own only, with scales that it chooses itself.
+Pre-trained Transformers", algorithm 1.
 
 Algorithm 1 takes the inputs of the quantized layer for those of the float one. Li, Yin, Lee, Xiao, Panda
 2025, "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", holds the layer to what the

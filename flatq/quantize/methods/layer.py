@@ -123,10 +123,10 @@ def quant_layers(
         name = layer.candidate.node
         if name not in integers:
             continue
-        weight, bias = (_parameter(graph, layer.node, i) for i in (1, 2))
-        assert weight is not None
-        if bias is not None:
-            owners[whole_name(name, layer.candidate.group)] = str(layer.node.args[2].target)  # type: ignore[union-attr]
+        stored: Any = layer.node.args[2] if len(layer.node.args) > 2 else None
+        whole = whole_name(name, layer.candidate.group)
+        if stored is not None:
+            owners[whole] = str(stored.target)
         decision, input_range = inputs.get(name), None
         if decision is not None:
             assert decision.scheme is not None
@@ -136,9 +136,9 @@ def quant_layers(
         result[layer.node] = QuantLayer(
             name,
             layer.node,
-            weight,
-            bias,
-            owners.get(whole_name(name, layer.candidate.group)),
+            _parameter(graph, layer.node.args[1]),
+            None if stored is None else _parameter(graph, stored),
+            owners.get(whole),
             grids[name],
             integers[name],
             decision,
@@ -179,11 +179,6 @@ def _range(decision: Decision, ranges: Mapping[str, torch.Tensor]) -> InputRange
     return InputRange(decision.scheme, low, high)
 
 
-def _parameter(graph: fx.GraphModule, node: fx.Node, index: int) -> torch.Tensor | None:
-    if len(node.args) <= index or node.args[index] is None:
-        return None
-    argument = node.args[index]
-    assert isinstance(argument, fx.Node)
-    value = stored_value(graph, argument)
-    assert isinstance(value, torch.Tensor)
+def _parameter(graph: fx.GraphModule, stored: Any) -> torch.Tensor:
+    value: torch.Tensor = stored_value(graph, stored)
     return value.detach().clone()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["METHODS", "USUAL", "AdaRound", "Gptq", "Method", "WeightRounding"]
+__all__ = ["DEFAULT_METHOD", "AdaRound", "Gptq", "Method", "WeightRounding"]
 
 Method = Literal["rtn", "gptq", "adaround"]
-METHODS: tuple[str, ...] = get_args(Method)
 
-
-USUAL: Method = "gptq"
+DEFAULT_METHOD: Method = "gptq"
 """What `flatq quantize` takes where no method is named."""
 
 

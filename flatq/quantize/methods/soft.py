@@ -18,7 +18,7 @@ import torch
 from flatq.quantize.grid import activation_grid
 from flatq.quantize.methods.layer import InputRange, QuantLayer
 
-__all__ = ["SoftBias", "SoftLayer", "SoftRange", "SoftRounding", "soften"]
+__all__ = ["SoftLayer", "SoftRange", "SoftRounding", "soften"]
 
 _GAMMA, _ZETA = -0.1, 1.1
 """The stretched sigmoid's ends (Louizos et al. 2018)."""
@@ -58,20 +58,6 @@ class SoftRounding:
         return (self._floor + (self.v.detach() >= 0)).clamp(grid.low, grid.high).to(torch.int8)
 
 
-class SoftBias:
-    """A bias and what is added to it, in units of the output that an input of mean square 1 gives."""
-
-    def __init__(self, layer: QuantLayer) -> None:
-        assert layer.bias is not None
-        self._start = layer.bias
-        self._unit = float(layer.weight.flatten(1).norm(dim=1).mean())
-        self.v = torch.zeros_like(self._start, requires_grad=True)
-
-    def bias(self) -> torch.Tensor:
-        """float32 [out]; differentiable in V."""
-        return self._start + self.v * self._unit
-
-
 class SoftRange:
     """The ends of an input's range, each times exp(V); one factor for both where the scheme is symmetric."""
 
@@ -108,22 +94,36 @@ class SoftLayer:
     """A layer with what is learned of it.
 
     Args:
-        bias, range: None leaves the layer's own.
+        learn_bias: of a layer that has one.
+        range: None leaves the layer's own.
+
+    Attributes:
+        bias_v: what is added to the bias, float32 [out], in units of the output that an input of mean square
+            1 gives; None where the bias stays.
     """
 
-    def __init__(self, layer: QuantLayer, bias: SoftBias | None, range: SoftRange | None) -> None:
-        self.layer, self.rounding, self.bias, self.range = layer, SoftRounding(layer), bias, range
+    def __init__(self, layer: QuantLayer, learn_bias: bool, range: SoftRange | None) -> None:
+        self.layer, self.rounding, self.range = layer, SoftRounding(layer), range
+        self.bias_v: torch.Tensor | None = None
+        if learn_bias and layer.bias is not None:
+            self.bias_v = torch.zeros_like(layer.bias, requires_grad=True)
+        self._unit = float(layer.weight.flatten(1).norm(dim=1).mean())
+
+    def bias(self) -> torch.Tensor | None:
+        """float32 [out]; differentiable in `bias_v`."""
+        given = self.layer.bias
+        return given if given is None or self.bias_v is None else given + self.bias_v * self._unit
 
     def forward(self, *args: Any) -> Any:
         """Stands in for the layer's operator; differentiable in all that is learned."""
-        bias = self.layer.bias if self.bias is None else self.bias.bias()
-        return self.layer.compute(self.rounding.weight(), args, bias, self.range or self.layer.quantize_input)
+        quantize_input = self.range or self.layer.quantize_input
+        return self.layer.compute(self.rounding.weight(), args, self.bias(), quantize_input)
 
     def harden(self) -> None:
         """Set the layer's integers, bias and range."""
         self.layer.integers = self.rounding.integers()
-        if self.bias is not None:
-            self.layer.bias = self.bias.bias().detach()
+        bias = self.bias()
+        self.layer.bias = None if bias is None else bias.detach()
         if self.range is not None:
             self.range.harden()
 
@@ -139,14 +139,7 @@ def soften(layers: Sequence[QuantLayer], *, biases: bool, ranges: bool) -> list[
         inside = [other for other in layers if other.range is given]
         if ranges and given is not None and len(inside) == given.readers and given.low < given.high:
             shared.setdefault(id(given), SoftRange(given))
-    return [
-        SoftLayer(
-            layer,
-            SoftBias(layer) if biases and layer.bias is not None else None,
-            shared.get(id(layer.range)),
-        )
-        for layer in layers
-    ]
+    return [SoftLayer(layer, biases, shared.get(id(layer.range))) for layer in layers]
 
 
 def _straight_through(x: torch.Tensor) -> torch.Tensor:

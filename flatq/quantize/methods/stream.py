@@ -13,7 +13,7 @@ from torch import fx
 
 from flatq.quantize.trace import stored_value
 
-__all__ = ["Replaced", "Stream", "execute"]
+__all__ = ["Replaced", "Stream", "Values", "execute"]
 
 Values = dict[fx.Node, Any]
 Replaced = Mapping[fx.Node, Callable[..., Any]]
@@ -39,7 +39,7 @@ class Stream:
     def __init__(self, graph: fx.GraphModule, batches: Sequence[tuple[torch.Tensor, ...]]) -> None:
         nodes = list(graph.graph.nodes)
         inputs = [node for node in nodes if node.op == "placeholder"]
-        constants = {node: _attribute(graph, node) for node in nodes if node.op == "get_attr"}
+        constants = {node: stored_value(graph, node).detach() for node in nodes if node.op == "get_attr"}
         self.batches: list[Values] = [
             {**constants, **dict(zip(inputs, batch, strict=True))} for batch in batches
         ]
@@ -57,8 +57,3 @@ class Stream:
                     execute([node], values, replaced)
                     for dead in self._dies.get(node, ()):
                         values.pop(dead, None)
-
-
-def _attribute(graph: fx.GraphModule, node: fx.Node) -> Any:
-    value = stored_value(graph, node)
-    return value.detach() if isinstance(value, torch.Tensor) else value

@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from flatq.files import replacing
 from flatq.report.findings import COLUMNS, MethodResult, cells
-from flatq.report.html.images import Picture, data_uri, samples, sheet
+from flatq.report.html.images import Picture, picture, samples
 from flatq.report.html.page_models import PageSource, groups, page_models
 from flatq.report.html.plots import drift_plot
-from flatq.report.html.template import open_template
+from flatq.report.template import open_template
 
 __all__ = ["DemoMethod", "write_demo_page"]
 
@@ -57,25 +56,18 @@ def write_demo_page(
     """
     results = [result for method in methods for result in method.results]
     report = methods[0].source.report
-    picture, sharp = sheet(training_images, 6)
     text = open_template("demo.html").render(
         methods=methods,
         panels={method.name: _panels(method) for method in methods},
-        real=Picture(
-            data_uri(picture),
-            *picture.size,
-            "images that the models were trained on",
-            "training data",
-            sharp=sharp,
-        ),
+        real=picture(training_images, 6, "images that the models were trained on", "training data"),
         sentences=sentences,
         notes=notes,
         report=report,
         columns=COLUMNS,
         rows=list(map(cells, results)),
         plots=[
-            ("wide", Markup(drift_plot(results, _WIDE))),
-            ("narrow", Markup(drift_plot(results, _NARROW))),
+            ("wide", drift_plot(results, _WIDE)),
+            ("narrow", drift_plot(results, _NARROW)),
         ],
     )
     with replacing(path) as temporary:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flatq.report.html.page_models import Group, PageModel
-from flatq.report.pictures import CHANGED, FIRST, Pictures, most_changed, read_pictures
+from flatq.report.html.page_models import PageModel
+from flatq.report.sidecar import FIRST, Sidecar, most_changed, read_sidecar
 from flatq.report.wording import count, number
 
-__all__ = ["Changed", "Picture", "Samples", "changed", "data_uri", "samples", "sheet"]
+__all__ = ["Changed", "Picture", "Samples", "changed", "picture", "samples"]
 
 _COLUMNS = 6
 _TILE = 60  # smaller images are enlarged to about this many pixels
@@ -55,7 +55,7 @@ class Changed:
     missing: str | None = None
 
 
-def sheet(images: U8, columns: int) -> tuple[Image.Image, bool]:
+def _sheet(images: U8, columns: int) -> tuple[Image.Image, bool]:
     """Tiles uint8 [n, C, H, W] row by row, with a transparent line between them, and whether they were
     enlarged."""
     n, channels, height, width = images.shape
@@ -74,42 +74,42 @@ def sheet(images: U8, columns: int) -> tuple[Image.Image, bool]:
     return Image.fromarray(canvas), scale > 1
 
 
-def data_uri(picture: Image.Image) -> str:
-    """A PNG as a URI; the same bytes for the same pixels."""
+def picture(images: U8, columns: int, alt: str, caption: str, note: str = "") -> Picture:
+    """A sheet of images as `Picture`; the same bytes for the same pixels."""
+    drawn, sharp = _sheet(images, columns)
     stream = io.BytesIO()
-    picture.save(stream, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    drawn.save(stream, format="PNG", optimize=True)
+    encoded = base64.b64encode(stream.getvalue()).decode("ascii")
+    return Picture(f"data:image/png;base64,{encoded}", *drawn.size, alt, caption, note, sharp)
 
 
-def samples(group: Group) -> Samples:
+def samples(group: Sequence[PageModel]) -> Samples:
     """Float and each model of the group, the image of an index at the same place in every panel."""
     found, missing = {}, []
-    for model in group.models:
-        pictures, why = _read(model)
-        if pictures is not None and pictures.kept is not None:
-            found[model.label] = pictures
+    for model in group:
+        sidecar, why = _read(model)
+        if sidecar is not None and sidecar.kept is not None:
+            found[model.label, model.entry.name] = sidecar
         else:
             missing.append(f"{model.label}: {why or _NOT_KEPT}")
-    report = group.source.report
     if not found:
         return Samples("", missing=missing)
-    common: list[int] = []
+    report = group[0].source.report
+    rows = []
     for index in range(report.first_index, report.first_index + FIRST):
-        if not all(pictures.pair(index) for pictures in found.values()):
+        pairs = [pair for sidecar in found.values() if (pair := sidecar.pair(index)) is not None]
+        if len(pairs) < len(found):
             break
-        common.append(index)
-    pairs = {label: [pictures.pair(i) for i in common] for label, pictures in found.items()}
-    sides = {label: [pair for pair in kept if pair is not None] for label, kept in pairs.items()}
-    first = next(iter(sides.values()))
-    what = f"images {common[0]} to {common[-1]}, {min(_COLUMNS, len(common))} in a row"
-    panels = [_panel([left for left, _ in first], "float", report.baseline.name, what)]
-    panels += [
-        _panel([right for _, right in sides[model.label]], model.label, model.entry.name, what)
-        for model in group.models
-        if model.label in sides
+        rows.append([pairs[0][0], *(of_quantized for _, of_quantized in pairs)])
+    last, columns = report.first_index + len(rows) - 1, min(_COLUMNS, len(rows))
+    what = f"images {report.first_index} to {last}, {columns} in a row"
+    names = [("float", report.baseline.name), *found]
+    panels = [
+        picture(np.stack(images), _COLUMNS, f"{label}: {what}", label, name)
+        for (label, name), images in zip(names, zip(*rows, strict=True), strict=True)
     ]
     text = (
-        f"The first {count(len(common), 'image')} of the float model {report.baseline.name} and of each "
+        f"The first {count(len(rows), 'image')} of the float model {report.baseline.name} and of each "
         "quantized one, on the same noise: the same place in each panel is the same image."
     )
     return Samples(text, panels, missing)
@@ -117,28 +117,31 @@ def samples(group: Group) -> Samples:
 
 def changed(model: PageModel) -> Changed:
     """The pairs of a model with the largest distance, largest first."""
-    pictures, why = _read(model)
-    if pictures is None:
+    sidecar, why = _read(model)
+    if sidecar is None or sidecar.image_distance is None:
         return Changed(model.label, "", missing=why)
-    rows = most_changed(pictures.distance)
+    distance = sidecar.image_distance
+    rows = most_changed(distance)
     if not rows.size:
         return Changed(model.label, "No image changed at all.")
     text = (
         f"Mean paired RMSE {number(model.entry.rms_distance_mean)}, largest "
-        f"{number(float(pictures.distance[rows[0]]))}, of {count(len(pictures.distance), 'pair')}."
+        f"{number(float(distance[rows[0]]))}, of {count(len(distance), 'pair')}."
     )
-    pairs = []
-    for row in rows[:CHANGED]:
-        index = int(pictures.indices[row])
-        pair = pictures.pair(index)
-        if pair is None:
-            continue
-        picture, sharp = sheet(np.stack(pair), 2)
-        distance = number(float(pictures.distance[row]))
-        alt = f"image {index}: float on the left, {model.label} on the right"
-        pairs.append(Picture(data_uri(picture), *picture.size, alt, f"image {index}", distance, sharp))
+    farthest = [(int(sidecar.indices[row]), number(float(distance[row]))) for row in rows]
+    pairs = [
+        picture(
+            np.stack(pair),
+            2,
+            f"image {index}: float on the left, {model.label} on the right",
+            f"image {index}",
+            far,
+        )
+        for index, far in farthest
+        if (pair := sidecar.pair(index)) is not None
+    ]
     if not pairs:
-        listed = ", ".join(f"{pictures.indices[r]} ({number(float(pictures.distance[r]))})" for r in rows)
+        listed = ", ".join(f"{index} ({far})" for index, far in farthest)
         return Changed(model.label, f"{text} Largest: images {listed}.", missing=_NOT_KEPT)
     return Changed(model.label, text, pairs)
 
@@ -146,18 +149,12 @@ def changed(model: PageModel) -> Changed:
 _NOT_KEPT = "the report keeps no single images; evaluate again with this version of flatq to see them"
 
 
-def _panel(images: Sequence[U8], caption: str, note: str, what: str) -> Picture:
-    picture, sharp = sheet(np.stack(images), _COLUMNS)
-    return Picture(data_uri(picture), *picture.size, f"{caption}: {what}", caption, note, sharp)
-
-
-def _read(model: PageModel) -> tuple[Pictures | None, str | None]:
-    """What a model keeps, or why there is none."""
-    if model.entry.sidecar is None:
+def _read(model: PageModel) -> tuple[Sidecar | None, str | None]:
+    """What a model keeps, or why there is nothing."""
+    name = model.entry.sidecar
+    if name is None:
         return None, "the report names no file of features and images"
-    if not (model.source.folder / model.entry.sidecar).is_file():
-        return None, f"{model.entry.sidecar}, which holds features and images, is not beside the report"
-    pictures = read_pictures(model.entry, model.source.folder)
-    if pictures is None:
-        return None, _NOT_KEPT
-    return pictures, None
+    sidecar = read_sidecar(model.entry, model.source.folder)
+    if sidecar is None:
+        return None, f"{name}, which holds features and images, is not beside the report"
+    return sidecar, None if sidecar.image_distance is not None else _NOT_KEPT

@@ -18,7 +18,7 @@ __all__ = ["Scatter", "Speed", "scatters"]
 class Speed:
     """What a benchmark measured of one model on one runtime: ms for an image at each batch size.
 
-    digest: of the model, as in a report. runtime: its name. is_float: whether it is a float model.
+    digest: the model's sha256, as in a report. runtime: its name. is_float: whether it is a float model.
     """
 
     digest: str
@@ -47,7 +47,7 @@ def scatters(
     Args:
         limit: the tolerance, where all models share it.
     """
-    baselines = [group.source.report.baseline for group in groups(models)]
+    baselines = [group[0].source.report.baseline for group in groups(models)]
     if not speeds:
         points = [
             _float_point(base.runtime, base.latency_ms) for base in baselines if base.latency_ms is not None
@@ -91,9 +91,7 @@ def _float_point(runtime: Mapping[str, Any], ms: float) -> Point:
 
 
 def _point(model: PageModel, ms: float) -> Point:
-    drift = model.entry.drift
-    middle = drift.raw if drift.corrected is None else drift.corrected
-    return Point(ms, Interval(model.label, middle, drift.low, drift.high, state=outcome_of(model.entry)))
+    return Point(ms, Interval.of(model.label, model.entry.drift, outcome_of(model.entry)))
 
 
 def _plots(
@@ -104,4 +102,4 @@ def _plots(
     if drawn is None:
         return []
     numbers = [f"{point.drift.label}: {point.ms:.3g} {unit}, drift {point.drift.text}" for point in points]
-    return [Scatter(title, Markup(drawn[0]), ". ".join([title, *numbers]), bool(floats), drawn[1])]
+    return [Scatter(title, drawn[0], ". ".join([title, *numbers]), bool(floats), drawn[1])]

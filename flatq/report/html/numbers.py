@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flatq.evaluate.gate import COLLAPSE_VARIANCE
 from flatq.report.html.page_models import PageModel, outcome_of
@@ -16,20 +15,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Cell", "Row", "measures"]
 
-_NO_VALUE = "\N{EN DASH}"
 
-
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """main, and below it in small print sub. state: an outcome, which sets the colour."""
 
-    main: str = _NO_VALUE
+    main: str = "\N{EN DASH}"
     sub: str = ""
     state: str = ""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """name of the measure, note on what it means, a cell for each column."""
 
     name: str
@@ -39,7 +34,7 @@ class Row:
 
 def measures(models: Sequence[PageModel]) -> tuple[list[tuple[str, str]], list[Row]]:
     """Columns as (label, name) and rows: the float model of each report (once, where reports share it) and
-    its models, side by side."""
+    its models, side by side. Measures that no model has are left out."""
     columns: list[tuple[str, str]] = []
     parts: list[tuple[Report, ModelEntry | None]] = []
     for model in models:
@@ -51,27 +46,23 @@ def measures(models: Sequence[PageModel]) -> tuple[list[tuple[str, str]], list[R
         parts.append((report, model.entry))
     levels = sorted({part.confidence for m in models for part in (m.entry.drift, m.entry.kid)})
     sure = f"at {joined([percent(level) for level in levels])} confidence" if levels else ""
-    rows = [
-        Row(
-            name,
-            note.format(sure=sure),
-            [of_float(report) if entry is None else of(entry) for report, entry in parts],
-        )
-        for name, note, of, of_float in _MEASURES
-    ]
-    return columns, [row for row in rows if any(cell.main != _NO_VALUE for cell in row.cells)]
+    rows = []
+    for name, note, of, of_float in _MEASURES:
+        cells = [of_float(report) if entry is None else of(entry) for report, entry in parts]
+        rows.append(Row(name, note.format(sure=sure), [cell or Cell() for cell in cells]))
+    return columns, [row for row in rows if any(cell.main != Cell().main for cell in row.cells)]
 
 
-def _nothing(report: Report) -> Cell:
-    return Cell()
+def _nothing(_: Report) -> None:
+    return None
 
 
-def _of_drift(name: str, write: Callable[[Any], str]) -> Callable[[ModelEntry], Cell]:
+def _of_drift(name: str, write: Callable[[Any], str] = signed) -> Callable[[ModelEntry], Cell | None]:
     """A field of the drift."""
 
-    def cell(entry: ModelEntry) -> Cell:
+    def cell(entry: ModelEntry) -> Cell | None:
         value = getattr(entry.drift, name)
-        return Cell() if value is None else Cell(write(value))
+        return None if value is None else Cell(write(value))
 
     return cell
 
@@ -88,9 +79,9 @@ def _corrected(entry: ModelEntry) -> Cell:
     return Cell(signed(drift.corrected), ends(drift.low, drift.high), outcome_of(entry))
 
 
-def _fid_of_baseline(report: Report) -> Cell:
+def _fid_of_baseline(report: Report) -> Cell | None:
     found = {number(entry.drift.fid_float) for entry in report.models}
-    return Cell(found.pop()) if len(found) == 1 else Cell()
+    return Cell(found.pop()) if len(found) == 1 else None
 
 
 def _kid(entry: ModelEntry) -> Cell:
@@ -99,8 +90,8 @@ def _kid(entry: ModelEntry) -> Cell:
     return Cell(signed(kid.drift), ends(kid.low, kid.high) + against)
 
 
-def _prc(entry: ModelEntry | Baseline) -> Cell:
-    return Cell() if entry.prc is None else Cell(precision_recall(entry.prc))
+def _prc(entry: ModelEntry | Baseline) -> Cell | None:
+    return None if entry.prc is None else Cell(precision_recall(entry.prc))
 
 
 def _variance(entry: ModelEntry) -> Cell:
@@ -109,21 +100,19 @@ def _variance(entry: ModelEntry) -> Cell:
     return Cell(percent(ratio) if math.isfinite(ratio) else "inf", state=state)
 
 
-def _paired_rmse(entry: ModelEntry) -> Cell:
-    return Cell(number(entry.rms_distance_mean), f"at most {number(entry.rms_distance_max)}")
-
-
 def _images(entry: ModelEntry) -> Cell:
     look = "" if entry.looks is None else f"; look {entry.looks.taken} of {len(entry.looks.planned)}"
     return Cell(f"{entry.drift.n:,}", f"{entry.drift.n_over_rank:.1f} per feature rank{look}")
 
 
-def _latency(entry: ModelEntry | Baseline) -> Cell:
+def _latency(entry: ModelEntry | Baseline) -> Cell | None:
     where = str(entry.runtime.get("runtime") or "")
-    return Cell() if entry.latency_ms is None else Cell(latency(entry.latency_ms), where)
+    return None if entry.latency_ms is None else Cell(latency(entry.latency_ms), where)
 
 
-_MEASURES: tuple[tuple[str, str, Callable[[ModelEntry], Cell], Callable[[Report], Cell]], ...] = (
+_MEASURES: tuple[
+    tuple[str, str, Callable[[ModelEntry], Cell | None], Callable[[Report], Cell | None]], ...
+] = (
     ("Verdict", "", _verdict, lambda report: Cell("baseline")),
     (
         "Corrected drift",
@@ -132,24 +121,9 @@ _MEASURES: tuple[tuple[str, str, Callable[[ModelEntry], Cell], Callable[[Report]
         _corrected,
         _nothing,
     ),
-    (
-        "Raw drift",
-        "The plain difference of the two FIDs, as usually published.",
-        _of_drift("raw", signed),
-        _nothing,
-    ),
-    (
-        "Bias correction",
-        "What was subtracted from the raw drift.",
-        _of_drift("bias_correction", signed),
-        _nothing,
-    ),
-    (
-        "FID float",
-        "FID of the float model's images.",
-        _of_drift("fid_float", number),
-        _fid_of_baseline,
-    ),
+    ("Raw drift", "The plain difference of the two FIDs, as usually published.", _of_drift("raw"), _nothing),
+    ("Bias correction", "What was subtracted from the raw drift.", _of_drift("bias_correction"), _nothing),
+    ("FID float", "FID of the float model's images.", _of_drift("fid_float", number), _fid_of_baseline),
     ("FID quantized", "FID of the quantized model's images.", _of_drift("fid_quantized", number), _nothing),
     (
         "KID",
@@ -175,7 +149,7 @@ _MEASURES: tuple[tuple[str, str, Callable[[ModelEntry], Cell], Callable[[Report]
         "Paired RMSE",
         "Root mean square difference of the two images from one noise, in units of [\N{MINUS SIGN}1, 1]: "
         "mean, and the largest.",
-        _paired_rmse,
+        lambda entry: Cell(number(entry.rms_distance_mean), f"at most {number(entry.rms_distance_max)}"),
         _nothing,
     ),
     (

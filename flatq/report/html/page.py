@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from markupsafe import Markup
 
-from flatq.errors import DataError
-from flatq.evaluate.ladder import ERRORS
-from flatq.files import replacing
+from flatq.report.eval_command import eval_command
 from flatq.report.html import headline
 from flatq.report.html.images import changed, samples
 from flatq.report.html.latency import Speed, scatters
 from flatq.report.html.numbers import measures
 from flatq.report.html.page_models import PageModel, PageSource, groups, outcome_of, page_models
 from flatq.report.html.plots import Interval, interval_plots
-from flatq.report.html.settings import rerun
-from flatq.report.html.template import open_template
-from flatq.report.wording import cautions, neighbours, scale
+from flatq.report.template import open_template
+from flatq.report.wording import ROUNDING, cautions, neighbours, reference_in_words, sampling_settings, scale
 from flatq.verify.tables import integer_groups
 
-__all__ = ["render_html", "write_html"]
+__all__ = ["render_html"]
 
 _ERROR_NAMES = {
     "export": ("Export", "B \N{MINUS SIGN} A"),
@@ -44,7 +40,7 @@ def render_html(sources: Sequence[PageSource], speeds: Sequence[Speed] = ()) -> 
 
     Args:
         sources: at least one; their distances have to compare.
-        speeds: of a benchmark of the same models.
+        speeds: a benchmark's times of the same models.
 
     Raises:
         DataError: reports of other features, references or roundings.
@@ -73,44 +69,23 @@ def render_html(sources: Sequence[PageSource], speeds: Sequence[Speed] = ()) -> 
         rows=rows,
         limit=limit,
         lanes=lanes,
-        drift=_marked(interval_plots(lanes, limit, "drift")),
+        drift=interval_plots(lanes, limit, "drift"),
         samples=[samples(group) for group in groups(models)],
         changed=[changed(model) for model in models],
-        ladders={
-            model.label: _marked(_ladder_plots(model)) for model in models if model.entry.ladder is not None
-        },
+        ladders={model.label: _ladder_plots(model) for model in models if model.entry.ladder is not None},
         error_names=_ERROR_NAMES,
         stages=_STAGES,
         integer_groups=integer_groups,
         scatters=plots,
         benchmarked=bool(speeds),
         not_timed=not_timed,
-        again=[rerun(report) for report in reports],
+        reports=reports,
+        eval_command=eval_command,
+        roundings=ROUNDING,
+        reference_in_words=reference_in_words,
+        sampling_settings=sampling_settings,
     )
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
-
-
-def write_html(sources: Sequence[PageSource], path: Path, speeds: Sequence[Speed] = ()) -> Path:
-    """Writes the page atomically into a folder that is there; gives `path` back.
-
-    Raises:
-        DataError: as `render_html`, or the file cannot be written.
-    """
-    text = render_html(sources, speeds)
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(
-            f"cannot write {path}",
-            expected="a file name in a folder that can be written",
-            got=error.strerror or str(error),
-        ) from error
-    return path
-
-
-def _marked(plots: list[tuple[str, str]]) -> list[tuple[str, Markup]]:
-    return [(name, Markup(svg)) for name, svg in plots]
 
 
 def _shared_limit(sources: Sequence[PageSource]) -> float | None:
@@ -131,16 +106,13 @@ def _interval(model: PageModel, shared: float | None) -> Interval:
     if gate is not None and model.source.against == "float model":
         relative = None if gate.max_drift_rel is None else gate.max_drift_rel * drift.fid_float
         limits = [x for x in (relative, gate.max_drift if shared is None else None) if x is not None]
-    middle = drift.raw if drift.corrected is None else drift.corrected
-    state = outcome_of(model.entry)
-    return Interval(model.label, middle, drift.low, drift.high, min(limits, default=None), state)
+    limit = min(limits, default=None)
+    return Interval.of(model.label, drift, outcome_of(model.entry), limit)
 
 
-def _ladder_plots(model: PageModel) -> list[tuple[str, str]]:
-    lanes = []
-    for name in ERRORS:
-        error = getattr(model.entry.ladder, name)
-        middle = error.raw if error.corrected is None else error.corrected
-        state = "total" if name == "total" else "plain"
-        lanes.append(Interval(_ERROR_NAMES[name][0], middle, error.low, error.high, state=state))
+def _ladder_plots(model: PageModel) -> list[tuple[str, Markup]]:
+    lanes = [
+        Interval.of(word, getattr(model.entry.ladder, name), "total" if name == "total" else "plain")
+        for name, (word, _) in _ERROR_NAMES.items()
+    ]
     return interval_plots(lanes, None, f"ladder {model.label}")

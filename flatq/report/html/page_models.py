@@ -13,7 +13,7 @@ from flatq.errors import DataError
 if TYPE_CHECKING:
     from flatq.report.model import ModelEntry, Report
 
-__all__ = ["Against", "Group", "PageModel", "PageSource", "groups", "outcome_of", "page_models"]
+__all__ = ["Against", "PageModel", "PageSource", "groups", "outcome_of", "page_models"]
 
 Against = Literal["float model", "earlier report"]
 
@@ -38,62 +38,42 @@ class PageModel:
     source: PageSource
 
 
-@dataclass(frozen=True)
-class Group:
-    """Models that were compared with one float model on the same noise, so that their images pair up."""
-
-    models: list[PageModel]
-
-    @property
-    def source(self) -> PageSource:
-        return self.models[0].source
-
-
 def page_models(sources: Sequence[PageSource]) -> list[PageModel]:
     """All models in their order. Where a label occurs twice, the name stands beside it; else a number.
 
     Raises:
         DataError: reports whose distances do not compare.
     """
-    first = sources[0].report
-    for other in (source.report for source in sources[1:]):
-        if _scale(other) != _scale(first):
-            raise DataError(
-                "the reports' distances do not compare",
-                expected=_scale_in_words(first),
-                got=_scale_in_words(other),
-                next_step="make a page of each",
-            )
+    reports = [source.report for source in sources]
+    scales = [(r.extractor.digest, r.reference.digest, r.rounding) for r in reports]
+    odd = next((report for report, scale in zip(reports, scales, strict=True) if scale != scales[0]), None)
+    if odd is not None:
+        raise DataError(
+            "the reports' distances do not compare",
+            expected=_scale_in_words(reports[0]),
+            got=_scale_in_words(odd),
+            next_step="make a page of each",
+        )
     pairs = [(source, entry) for source in sources for entry in source.report.models]
     labels = _unlike([(entry.label, entry.name) for _, entry in pairs])
     return [PageModel(label, entry, source) for label, (source, entry) in zip(labels, pairs, strict=True)]
 
 
-def groups(models: Sequence[PageModel]) -> list[Group]:
-    """By float model, plan, noise, first index: in the order in which they appear."""
-    found: dict[str, Group] = {}
+def groups(models: Sequence[PageModel]) -> list[list[PageModel]]:
+    """Models that were compared with one float model on the same noise, so that their images pair up; in the
+    order in which they appear."""
+    found: dict[str, list[PageModel]] = {}
     for model in models:
-        report = model.source.report
-        key = (
-            report.baseline.digest,
-            report.baseline.name,
-            sorted(report.baseline.runtime.items(), key=str),
-            sorted(report.plan.items()),
-            report.noise_version,
-            report.first_index,
-            report.labels,
-        )
-        found.setdefault(repr(key), Group([])).models.append(model)
+        r = model.source.report
+        runtime = sorted(r.baseline.runtime.items(), key=str)
+        noise = (sorted(r.plan.items()), r.noise_version, r.first_index, r.labels)
+        found.setdefault(repr((r.baseline.digest, r.baseline.name, runtime, noise)), []).append(model)
     return list(found.values())
 
 
 def outcome_of(entry: ModelEntry) -> str:
     """pass, fail, inconclusive or none."""
     return "none" if entry.verdict is None else entry.verdict.outcome
-
-
-def _scale(report: Report) -> tuple[str, str, str]:
-    return report.extractor.digest, report.reference.digest, report.rounding
 
 
 def _scale_in_words(report: Report) -> str:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+from markupsafe import Markup
 
 from flatq.files import replacing
 from flatq.report.wording import ends, numeral, signed
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from flatq.evaluate.drift import Contrast, Drift
     from flatq.report.findings import MethodResult
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "format_signed",
     "inline_plot",
     "interval_plots",
+    "logarithmic_axis",
     "plain_axes",
     "save_time_bars",
     "scatter_plot",
@@ -50,7 +54,7 @@ _TONES = {
     "plain": "#050513",
     "total": INK,
 }
-"""By the outcome of a model, or the part of its drift."""
+"""Outcome of a model, or part of its drift -> colour."""
 _VARIABLES = {
     **dict(zip(COLOURS, _NAMES, strict=True)),
     **{colour: name for name, colour in _TONES.items() if name not in ("plain", "total")},
@@ -84,6 +88,12 @@ class Interval:
     limit: float | None = None
     state: str = "plain"
 
+    @classmethod
+    def of(cls, label: str, drift: Drift | Contrast, state: str, limit: float | None = None) -> Self:
+        """A drift or an error of the ladder."""
+        middle = drift.raw if drift.corrected is None else drift.corrected
+        return cls(label, middle, drift.low, drift.high, limit, state)
+
     @property
     def text(self) -> str:
         """The numbers."""
@@ -110,12 +120,12 @@ class TimeBar:
     is_float: bool
 
 
-def inline_plot(draw: Callable[[Figure], None], size: tuple[float, float], salt: str) -> str:
+def inline_plot(draw: Callable[[Figure], None], size: tuple[float, float], salt: str) -> Markup:
     """An `<svg>` element of what `draw` draws with the stand-ins above.
 
     Args:
         size: inches, at 72 CSS pixels and text of 11 pixels; it scales as a whole.
-        salt: of the ids in it, another one for each plot of a page.
+        salt: makes the ids of a plot unique on its page.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -134,12 +144,19 @@ def plain_axes(axes: Axes, grid: str) -> None:
     axes.spines[:].set_visible(False)
 
 
+def logarithmic_axis(axes: Axes) -> None:
+    """The x axis, with labels at 1, 2 and 5 times the powers of ten."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+
+
 def format_signed(value: float, _: Any = None) -> str:
     """A tick's label: the number with its sign."""
     return numeral(f"{value:+.6g}") if abs(value) > 1e-12 else "0"
 
 
-def interval_plots(lanes: Sequence[Interval], limit: float | None, salt: str) -> list[tuple[str, str]]:
+def interval_plots(lanes: Sequence[Interval], limit: float | None, salt: str) -> list[tuple[str, Markup]]:
     """The intervals as (CSS class, `<svg>` element), for wide and for narrow screens; zero is always on it.
 
     Empty without lanes, and where a value is not finite.
@@ -180,14 +197,11 @@ def interval_plots(lanes: Sequence[Interval], limit: float | None, salt: str) ->
         plain_axes(axes, "x")
 
     shapes = (("wide", 10.2, 1), ("narrow", 4.6, 2))
-    return [
-        (name, inline_plot(partial(draw, lines=lines), (width, _height(len(lanes), lines)), salt + name))
-        for name, width, lines in shapes
-    ]
-
-
-def _height(lanes: int, lines: int) -> float:
-    return 0.6 + (lanes + 0.5) * (0.38 + 0.24 * lines)
+    plots = []
+    for name, width, lines in shapes:
+        size = width, 0.6 + (len(lanes) + 0.5) * (0.38 + 0.24 * lines)
+        plots.append((name, inline_plot(partial(draw, lines=lines), size, salt + name)))
+    return plots
 
 
 def _draw_interval(axes: Axes, lane: Interval, y: float) -> None:
@@ -215,7 +229,7 @@ def _values(lanes: Sequence[Interval]) -> list[float]:
 
 def scatter_plot(
     points: Sequence[Point], floats: Mapping[str, float], limit: float | None, unit: str, salt: str
-) -> tuple[str, bool] | None:
+) -> tuple[Markup, bool] | None:
     """Drift over latency as an `<svg>` element, and whether its latencies are on a logarithmic scale.
 
     None without a quantized model on it, and where a value is not finite.
@@ -223,7 +237,7 @@ def scatter_plot(
     Args:
         floats: label -> ms of float models without a drift, each a dotted line.
         limit: the tolerance, where all models share it.
-        unit: of the latencies.
+        unit: unit of the latencies.
     """
     ys = [0.0, *_values([p.drift for p in points]), *([] if limit is None else [limit])]
     xs = [*(point.ms for point in points), *floats.values()]
@@ -235,9 +249,7 @@ def scatter_plot(
         axes = figure.add_subplot()
         axes.axhline(0, color=SOFT, linewidth=1)
         if logarithmic:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+            logarithmic_axis(axes)
             axes.set_xlim(min(xs) / 1.6, max(xs) * 1.6)
         else:
             axes.set_xlim(0, 1.08 * max(xs))
@@ -280,14 +292,14 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
         axes.annotate(point.drift.label, at, place, **look)
 
 
-def drift_plot(results: Sequence[MethodResult], width_inches: float) -> str:
+def drift_plot(results: Sequence[MethodResult], width_inches: float) -> Markup:
     """An `<svg>` element: a line for each result's interval, grouped by bit width.
 
     The axis is linear from -0.1 to 0.1 and logarithmic beyond, as drifts differ by orders of magnitude.
     Results without an interval are left out.
 
     Args:
-        results: of at most two methods.
+        results: results of at most two methods.
     """
     methods = list(dict.fromkeys(result.method for result in results))
     bits = list(dict.fromkeys(result.bits for result in results))
@@ -345,7 +357,7 @@ def save_time_bars(batches: Mapping[int, Sequence[TimeBar]], path: Path) -> None
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def _inline(figure: Figure) -> str:
+def _inline(figure: Figure) -> Markup:
     """The figure's `<svg>` without what belongs to a file: declarations, metadata, a style sheet, names of
     groups, and the fixed size."""
     stream = io.StringIO()
@@ -358,4 +370,4 @@ def _inline(figure: Figure) -> str:
     text = re.sub(r"'[^;\"]*sans-serif", "system-ui, sans-serif", text)
     for stand_in, name in _VARIABLES.items():
         text = text.replace(stand_in, f"var(--{name})")
-    return text
+    return Markup(text)

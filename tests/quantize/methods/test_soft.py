@@ -78,9 +78,9 @@ def test_what_is_not_asked_for_stays() -> None:
     grid = InputRange(Scheme(bits=8), -1.0, 1.0, readers=1)
     for layer in (_layer(grid), _layer(grid, bias=False)):
         (soft,) = soften([layer], biases=False, ranges=False)
-        assert (soft.bias, soft.range) == (None, None)
+        assert (soft.bias_v, soft.range) == (None, None)
     (soft,) = soften([_layer(grid, bias=False)], biases=True, ranges=False)
-    assert soft.bias is None
+    assert soft.bias_v is None
 
 
 def test_a_hardened_layer_computes_what_was_learned() -> None:
@@ -88,10 +88,10 @@ def test_a_hardened_layer_computes_what_was_learned() -> None:
     layer = _layer(grid)
     (soft,) = soften([layer], biases=True, ranges=True)
     assert isinstance(soft, SoftLayer)
-    assert soft.bias is not None
+    assert soft.bias_v is not None
     assert soft.range is not None
     with torch.no_grad():
-        soft.bias.v += 0.5
+        soft.bias_v += 0.5
         soft.range.v += 0.1
         soft.rounding.v.copy_(torch.where(soft.rounding.v >= 0, 9.0, -9.0))  # as annealing leaves them
     args = (torch.randn(6, 4), None, layer.bias)

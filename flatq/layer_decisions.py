@@ -19,10 +19,10 @@ from flatq.recipe import (
     whole_name,
 )
 
-__all__ = ["branch_rank", "plan"]
+__all__ = ["branch_rank", "decide_layers"]
 
 
-def plan(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]:
+def decide_layers(recipe: QuantRecipe, candidates: Sequence[Candidate]) -> list[Decision]:
     """Decide every candidate; the first matching rule wins, and none is left out.
 
     Returns:

@@ -1,14 +1,13 @@
-"""Looks at a network in training: held-out loss, a grid of samples. Leaves torch's generators alone."""
+"""Evaluation of a network in training: held-out loss, a grid of samples. Leaves torch's generators alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from flatq.errors import DataError
 from flatq.images import save_grid, to_float, to_uint8
@@ -16,49 +15,25 @@ from flatq.network import Denoiser
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 from flatq.runtime.torch import TorchRuntime
-from flatq.sampler import SamplePlan, sample
+from flatq.sampler import sample
+from flatq.sampling_settings import SamplingSettings
 from flatq.train.batches import read_images
 from flatq.train.config import TrainConfig
 from flatq.train.objective import Objective
 
-__all__ = ["HeldOut", "WithWeights", "save_samples"]
+__all__ = ["HeldOut", "save_samples"]
 
 _MOST_IMAGES = 2000
 _GRID_IMAGES = 64
 _GRID_STEPS = 20
 
 
-class WithWeights(nn.Module):
-    """A network as it would be with other weights; nothing is copied.
-
-    Args:
-        network: whose own weights stay as they are.
-        weights: of its UNet, name -> tensor; None for its own.
-    """
-
-    def __init__(self, network: Denoiser, weights: Mapping[str, torch.Tensor] | None) -> None:
-        super().__init__()
-        self._network = [network]  # in a list: not a submodule, so that nothing moves or switches it
-        self._weights = None if weights is None else {f"unet.{name}": w for name, w in weights.items()}
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        network = self._network[0]
-        if self._weights is None:
-            own: torch.Tensor = network(*inputs)
-            return own
-        output: torch.Tensor = torch.func.functional_call(network, self._weights, inputs)
-        return output
-
-
-@contextmanager
-def _in_eval_mode(network: nn.Module) -> Iterator[None]:
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        network.train(training)
+def _copy(network: Denoiser, weights: Mapping[str, torch.Tensor] | None) -> Denoiser:
+    """A copy in eval mode, with other weights of the UNet where they are given."""
+    copied = deepcopy(network).eval()
+    if weights is not None:
+        copied.unet.load_state_dict(weights)
+    return copied
 
 
 class HeldOut:
@@ -99,20 +74,20 @@ class HeldOut:
         self._objective = Objective(config.process)
         self._device = device
 
+    @torch.no_grad()
     def loss(self, network: Denoiser, weights: Mapping[str, torch.Tensor] | None = None) -> float:
         """The mean over the images, with the network's own weights or others of its UNet."""
         generator = torch.Generator().manual_seed(1)
-        model = WithWeights(network, weights)
+        model = _copy(network, weights)
         total = 0.0
-        with _in_eval_mode(network):
-            for start in range(0, len(self._t), self._batch):
-                rows = slice(start, start + self._batch)
-                x0 = torch.from_numpy(to_float(self._pixels[rows]))
-                noise = torch.randn(x0.shape, generator=generator)
-                label = None if self._labels is None else self._labels[rows].to(self._device)
-                x0, t, noise = (value.to(self._device) for value in (x0, self._t[rows], noise))
-                losses = self._objective(model, x0, t, noise, label=label)
-                total += float(losses.mse.double().sum())
+        for start in range(0, len(self._t), self._batch):
+            rows = slice(start, start + self._batch)
+            x0 = torch.from_numpy(to_float(self._pixels[rows]))
+            noise = torch.randn(x0.shape, generator=generator)
+            label = None if self._labels is None else self._labels[rows].to(self._device)
+            x0, t, noise = (value.to(self._device) for value in (x0, self._t[rows], noise))
+            losses = self._objective(model, x0, t, noise, label=label)
+            total += float(losses.mse.double().sum())
         return total / len(self._t)
 
 
@@ -129,21 +104,12 @@ def save_samples(
         weights: of the UNet; None for the network's own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    device = next(network.parameters()).device
-    with _in_eval_mode(network):
-        runtime = TorchRuntime(
-            WithWeights(network, weights),
-            inputs=model.inputs,
-            device=str(device),
-            threads=torch.get_num_threads(),
-        )
-        with runtime:
-            x = sample(
-                runtime,
-                process,
-                SamplePlan(steps=min(_GRID_STEPS, process.train_steps)),
-                range(_GRID_IMAGES),
-                model.image_shape,
-                classes=model.classes,
-            )
+    runtime = TorchRuntime(
+        _copy(network, weights),
+        inputs=model.inputs,
+        device=str(next(network.parameters()).device),
+        threads=torch.get_num_threads(),
+    )
+    settings = SamplingSettings(steps=min(_GRID_STEPS, process.train_steps))
+    x = sample(runtime, process, settings, range(_GRID_IMAGES), model.image_shape, classes=model.classes)
     save_grid(path, to_uint8(x), columns=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flatq.plan import plan
+from flatq.layer_decisions import decide_layers
 from flatq.recipe import (
     ATTENTION_PORTS,
     PRESETS,
@@ -31,7 +31,7 @@ LAYERS = [
 
 def _widths(recipe: QuantRecipe) -> dict[str, tuple[int | None, ...]]:
     found: dict[str, list[int | None]] = {}
-    for decision in plan(recipe, LAYERS):
+    for decision in decide_layers(recipe, LAYERS):
         found.setdefault(decision.node, []).append(decision.scheme and decision.scheme.bits)
     return {node: tuple(bits) for node, bits in found.items()}
 
@@ -60,7 +60,7 @@ def test_the_first_and_the_last_layer_have_8_bits(
 
 
 def test_the_plan_says_why_the_image_and_the_prediction_are_not_rounded() -> None:
-    reasons = {(d.node, d.port): d.reason for d in plan(PRESETS["w8a8"], LAYERS) if d.scheme is None}
+    reasons = {(d.node, d.port): d.reason for d in decide_layers(PRESETS["w8a8"], LAYERS) if d.scheme is None}
     assert "at low noise its rounding looks like the noise" in reasons["first", "input"]
     assert "what the network predicts is not rounded" in reasons["last", "output"]
     assert set(reasons) == {
@@ -72,19 +72,21 @@ def test_the_plan_says_why_the_image_and_the_prediction_are_not_rounded() -> Non
 
 
 def test_the_plan_says_why_an_edge_is_wider() -> None:
-    reasons = {d.node: d.reason for d in plan(PRESETS["w4a8"], LAYERS) if d.port == "weight"}
+    reasons = {d.node: d.reason for d in decide_layers(PRESETS["w4a8"], LAYERS) if d.port == "weight"}
     assert "the first layer has 8 bits" in reasons["first"]
     assert "the last layer has 8 bits" in reasons["last"]
     assert "recipe w4a8" in reasons["middle"]
     assert "half 1" in reasons["shortcut.half1"]
-    assert all("has 8 bits" not in d.reason for d in plan(PRESETS["w8a8"], LAYERS) if d.port == "weight")
+    assert all(
+        "has 8 bits" not in d.reason for d in decide_layers(PRESETS["w8a8"], LAYERS) if d.port == "weight"
+    )
 
 
 def test_a_rule_speaks_of_both_halves_and_ranges_stand_together() -> None:
     rule = Rule(
         kinds=("conv2d",), match="shortcut", weight=Scheme(bits=4), activation=Scheme(bits=8), reason="r"
     )
-    decisions = [d for d in plan(QuantRecipe(name="one", rules=(rule,)), LAYERS) if d.scheme]
+    decisions = [d for d in decide_layers(QuantRecipe(name="one", rules=(rule,)), LAYERS) if d.scheme]
     assert {d.node for d in decisions} == {"shortcut.half0", "shortcut.half1"}
     assert [(d.range_name, d.group) for d in decisions if d.port == "input"] == [
         ("shortcut.input", 0),
@@ -104,7 +106,7 @@ def test_a_float_branch_stands_beside_layers_of_few_bits_and_costs_no_more_than_
         Candidate(node="row", kind="linear", shape=(1, 24)),
         Candidate(node="last", kind="conv2d", shape=(3, 32, 3, 3), predicts=True),
     ]
-    decisions = {d.node: d for d in plan(recipe, candidates) if d.port == "input"}
+    decisions = {d.node: d for d in decide_layers(recipe, candidates) if d.port == "input"}
     bits = {name: decision.scheme and decision.scheme.bits for name, decision in decisions.items()}
     assert bits == {"first": None, "middle": 4, down: None, up: None, "thin": 4, "row": 4, "last": 8}
     assert decisions["middle"].reason.endswith("; beside a float branch of rank 16")
@@ -120,31 +122,33 @@ def test_a_float_branch_stands_beside_layers_of_few_bits_and_costs_no_more_than_
 def test_an_attention_has_a_scheme_for_each_factor_of_its_products(bits: int) -> None:
     recipe = recipe_for_bits(8, attention_bits=bits)
     assert recipe.name == f"w8a8-att{bits}"
-    found = [d for d in plan(recipe, LAYERS) if d.kind == "attention"]
+    found = [d for d in decide_layers(recipe, LAYERS) if d.kind == "attention"]
     assert tuple(d.port for d in found) == ATTENTION_PORTS
     for decision in found:
         # Positive values have the zero point 0 in an affine scheme, too, and twice as many codes.
         assert decision.scheme == Scheme(bits=bits, symmetric=decision.port != "probabilities")
         assert f"w8a8-att{bits}" in decision.reason
         assert decision.range_name == f"attention.{decision.port}"
-    symmetric = plan(recipe_for_bits(8, attention_bits=bits, symmetric=True), LAYERS)
+    symmetric = decide_layers(recipe_for_bits(8, attention_bits=bits, symmetric=True), LAYERS)
     assert all(d.scheme and d.scheme.symmetric for d in symmetric if d.kind == "attention")
-    others = [d for d in plan(PRESETS["w8a8"], LAYERS) if d.kind != "attention"]
-    assert [d.scheme for d in plan(recipe, LAYERS) if d.kind != "attention"] == [d.scheme for d in others]
+    others = [d for d in decide_layers(PRESETS["w8a8"], LAYERS) if d.kind != "attention"]
+    assert [d.scheme for d in decide_layers(recipe, LAYERS) if d.kind != "attention"] == [
+        d.scheme for d in others
+    ]
 
 
 def test_attention_is_float_by_default_and_where_something_stands_in_the_way() -> None:
-    (plain,) = (d for d in plan(PRESETS["w8a8"], LAYERS) if d.kind == "attention")
+    (plain,) = (d for d in decide_layers(PRESETS["w8a8"], LAYERS) if d.kind == "attention")
     assert (plain.port, plain.scheme) == ("products", None)
     assert "attention products stay float" in plain.reason
     masked = Candidate(node="attention", kind="attention", obstacle="it has a mask")
-    (found,) = plan(recipe_for_bits(8, attention_bits=8), [masked])
+    (found,) = decide_layers(recipe_for_bits(8, attention_bits=8), [masked])
     assert (found.port, found.scheme, found.reason) == ("products", None, "it has a mask")
     assert "obstacle" not in found.model_dump()
 
 
 def test_one_layer_may_read_the_image_and_predict() -> None:
     only = Candidate(node="only", kind="linear", shape=(3, 3), reads_image=True, predicts=True)
-    found = {d.port: d.scheme and d.scheme.bits for d in plan(PRESETS["w4a4"], [only])}
+    found = {d.port: d.scheme and d.scheme.bits for d in decide_layers(PRESETS["w4a4"], [only])}
     assert found == {"weight": 8, "input": None, "output": None}
-    assert all(d.scheme for d in plan(recipe_for_bits(4, 4, edges="same"), [only]))
+    assert all(d.scheme for d in decide_layers(recipe_for_bits(4, 4, edges="same"), [only]))

@@ -9,7 +9,7 @@ import pytest
 from pages import add_pictures
 from reports import make_report
 
-from flatq.report.pictures import CHANGED, FIRST, kept_rows, most_changed, pictures_at, read_pictures
+from flatq.report.sidecar import CHANGED, FIRST, kept_rows, most_changed, read_sidecar
 
 
 def test_the_first_and_the_farthest_are_kept() -> None:
@@ -36,13 +36,14 @@ def test_large_images_are_kept_in_smaller_numbers(size: int) -> None:
 def test_images_come_back_by_index(tmp_path: Path) -> None:
     entry = make_report(tmp_path, {"w8a8": 0.1}, n=100).models[0]
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4)).astype(np.uint8)
-    more = pictures_at(np.array([5, 7]), images, images[::-1])
+    more = {"kept": np.array([5, 7]), "kept_float": images, "kept_quantized": images[::-1]}
     add_pictures(tmp_path, "w8a8", [0], **more)
-    pictures = read_pictures(entry, tmp_path)
+    pictures = read_sidecar(entry, tmp_path)
     assert pictures is not None
     pair = pictures.pair(7)
     assert pair is not None
     assert np.array_equal(pair[0], images[1])
     assert np.array_equal(pair[1], images[0])
     assert pictures.pair(6) is None
-    assert pictures.distance[7] == 0.007
+    assert pictures.image_distance is not None
+    assert pictures.image_distance[7] == 0.007

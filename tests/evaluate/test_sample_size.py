@@ -14,7 +14,7 @@ from flatq.evaluate.frechet import frechet_side
 from flatq.evaluate.gate import Tolerances, Verdict, decide_difference, judge, worst
 from flatq.evaluate.kid import KidDrift
 from flatq.evaluate.moments import reference_from_features
-from flatq.evaluate.sample_size import plan_from_pilot
+from flatq.evaluate.sample_size import sizes_from_pilot
 
 D = 8
 RNG = np.random.default_rng(0)
@@ -33,7 +33,7 @@ def _number(value: float | None) -> float:
 def test_a_plan_with_a_tolerance() -> None:
     s = _number(DRIFT.standard_error) * np.sqrt(200)
     tau = _number(DRIFT.corrected) + 0.2
-    plan = plan_from_pilot(DRIFT, 0.5, tau)
+    plan = sizes_from_pilot(DRIFT, 0.5, tau)
     assert (plan.pilot, plan.deviation, plan.resolvable) == (200, pytest.approx(s), DRIFT.half_width)
     images = {goal.purpose.split(",")[0]: goal.images for goal in plan.goals}
     assert images["10 samples per feature rank"] == 80
@@ -51,15 +51,15 @@ def test_a_plan_with_a_tolerance() -> None:
 
 
 def test_a_plan_without_what_it_lacks() -> None:
-    few = plan_from_pilot(fid_drift(X[:12], Q[:12], REFERENCE), None, 0.5)
+    few = sizes_from_pilot(fid_drift(X[:12], Q[:12], REFERENCE), None, 0.5)
     assert few.resolvable is few.deviation is None
     assert "12 samples" in str(few.reason)
     assert [(goal.images, goal.seconds, goal.half_width) for goal in few.goals] == [(80, None, None)]
-    hopeless = plan_from_pilot(DRIFT, 1.0, 0.5 * _number(DRIFT.corrected))
+    hopeless = sizes_from_pilot(DRIFT, 1.0, 0.5 * _number(DRIFT.corrected))
     assert not any("pilot's" in goal.purpose for goal in hopeless.goals)  # more samples will not help it
-    relative = plan_from_pilot(beyond_relative_tolerance(DRIFT, 0.5, *INFLUENCES), 1.0)
+    relative = sizes_from_pilot(beyond_relative_tolerance(DRIFT, 0.5, *INFLUENCES), 1.0)
     assert any("no drift" in goal.purpose for goal in relative.goals)
-    same = plan_from_pilot(fid_drift(X, X, REFERENCE), 1.0, 0.5)
+    same = sizes_from_pilot(fid_drift(X, X, REFERENCE), 1.0, 0.5)
     assert len(same.goals) == 1
 
 

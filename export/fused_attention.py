@@ -3,9 +3,7 @@
 torch's exporter writes it out as two products around a Softmax, with the heads transposed to the front and
 back, and the keys through two reshapes whose sizes are computed at run time. MultiHeadAttention takes
 queries, keys and values [batch, tokens, heads * size] as the linear layers leave them, and its CPU kernel
-goes over the scores in blocks that stay in the cache. It was the fastest of the operators that ONNX Runtime's
-CPU provider has for this. 8 x 256 tokens, 4 heads of 32, with the projections, one thread, ms of CPU time:
-decomposed 7.0, MultiHeadAttention 6.1, com.microsoft's Attention 6.5, opset 23's Attention 7.0.
+goes over the scores in blocks that stay in the cache.
 
 The biases of the projections stay with them. MultiHeadAttention could add them (0.1 ms less), but then the
 output of a layer would stand nowhere, and could not be compared with what torch computes.
@@ -16,16 +14,16 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto, helper
 
-from flatq.export.graph import OnnxGraph, Shape, attribute
-from flatq.export.rewrites.rule import RefusalError, Replacement, Rule
+from flatq.export.graph import OnnxGraph, RefusalError, Replacement, Shape, attribute
 
-__all__ = ["ATTENTION"]
+__all__ = ["one_attention"]
 
 _TO_HEADS = [0, 2, 1, 3]
 """[batch, tokens, heads, size] <-> [batch, heads, tokens, size]"""
 
 
-def _rewrite(graph: OnnxGraph, softmax: NodeProto) -> Replacement:
+def one_attention(graph: OnnxGraph, softmax: NodeProto) -> Replacement:
+    """The rule for a Softmax."""
     name, scale = _unscaled(graph, softmax.input[0])
     scores = _up(graph, name, "MatMul", "the scores", softmax)
     query, query_factor = _unscaled(graph, scores.input[0])
@@ -130,6 +128,3 @@ def _split(graph: OnnxGraph, node: NodeProto) -> tuple[int, int, int]:
     if tokens is None or heads is None or size is None or flat[1:] != (tokens, heads * size):
         raise RefusalError("the heads do not divide the last axis alone", node.name)
     return tokens, heads, size
-
-
-ATTENTION = Rule("attention", "Softmax", _rewrite)

@@ -1,25 +1,30 @@
-"""The rules for each target, and the driver that tries them all."""
+"""Rewrites of an exported ONNX model into the forms that its target runs fast.
+
+Nothing here changes what is computed beyond the rounding of float32, moves a Q/DQ node or touches a layer's
+weights. Where Q/DQ nodes stand is decided by `flatq.quantize.lowering`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import onnx
-from onnx import NodeProto
 
 from flatq.deployment import Target
 from flatq.errors import ModelError
-from flatq.export.graph import OnnxGraph
-from flatq.export.rewrites.attention import ATTENTION
-from flatq.export.rewrites.group_norm import GROUP_NORM
-from flatq.export.rewrites.rule import RefusalError, Rule
+from flatq.export.fused_attention import one_attention
+from flatq.export.graph import OnnxGraph, RefusalError
+from flatq.export.group_norm import instance_normalization
 
 __all__ = ["Applied", "summary", "tune", "without_group_norm"]
 
-_RULES: Mapping[Target, tuple[Rule, ...]] = {"onnxruntime": (ATTENTION, GROUP_NORM)}
-"""In the order in which they are tried. Targets that are not named take the model as it is."""
+_RULES = {
+    "attention": ("Softmax", one_attention),
+    "group-norm": ("GroupNormalization", instance_normalization),
+}
+"""Name of each rule -> the operator that it is tried on, wherever it stands, and the rule; in their order."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +56,23 @@ def tune(model: onnx.ModelProto, target: Target) -> list[Applied]:
         model on which everything was refused is unchanged, byte for byte.
     """
     graph = OnnxGraph(model)
-    done = [_apply(rule, graph, node) for rule in _RULES.get(target, ()) for node in _tried(rule, graph)]
+    # The other targets take the model as it is.
+    done = [entry for rule in _RULES if target == "onnxruntime" for entry in _apply(rule, graph)]
     graph.commit()
     return done
 
 
-def _tried(rule: Rule, graph: OnnxGraph) -> list[NodeProto]:
-    return [node for node in graph.nodes if node.op_type == rule.operator and not node.domain]
-
-
-def _apply(rule: Rule, graph: OnnxGraph, node: NodeProto) -> Applied:
-    """Try a rule on a node; the graph changes only where it is applied."""
-    try:
-        new = rule.rewrite(graph, node)
-    except RefusalError as refusal:
-        return Applied(rule.name, node.name, refused=str(refusal))
-    graph.replace(new.output, new.nodes)
-    return Applied(rule.name, node.name, new.inputs, new.output)
+def _apply(rule: str, graph: OnnxGraph) -> Iterator[Applied]:
+    """Try a rule on every node that it is made for; the graph changes only where it is applied."""
+    operator, rewrite = _RULES[rule]
+    for node in [node for node in graph.nodes if node.op_type == operator and not node.domain]:
+        try:
+            new = rewrite(graph, node)
+        except RefusalError as refusal:
+            yield Applied(rule, node.name, refused=str(refusal))
+        else:
+            graph.replace(new.output, new.nodes)
+            yield Applied(rule, node.name, new.inputs, new.output)
 
 
 def summary(done: Iterable[Applied]) -> dict[str, Any]:
@@ -94,8 +99,7 @@ def without_group_norm(model: onnx.ModelProto) -> None:
         ModelError: one cannot be replaced.
     """
     graph = OnnxGraph(model)
-    for node in _tried(GROUP_NORM, graph):
-        done = _apply(GROUP_NORM, graph, node)
+    for done in _apply("group-norm", graph):
         if done.refused is not None:
             raise ModelError(
                 f"the group normalization {done.node} cannot be replaced by instance normalization",
