@@ -1,8 +1,8 @@
 """flatq: quantize diffusion models, export them, and know what it did to the pictures.
 
-The verbs are functions of frozen settings: `train`, `quantize`, `export`, `verify`, `load`, `sample`,
-`evaluate` and `gate`. Importing this package loads neither torch nor any runtime; each name is loaded when it
-is first used.
+The verbs are functions of frozen settings: `train`, `sensitivity`, `quantize`, `export`, `verify`, `load`,
+`sample`, `evaluate` and `gate`. Importing this package loads neither torch nor any runtime; each name is
+loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         load,
         quantize,
         sample,
+        sensitivity,
         train,
         verify,
     )
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from flatq.report.model import Report
     from flatq.report.result import GateResult
     from flatq.sampling_settings import SamplingSettings
+    from flatq.sensitivity.result import Sensitivity
+    from flatq.sensitivity.settings import SensitivitySettings
     from flatq.train.config import TrainConfig
     from flatq.verify.verification import Verified
 
@@ -58,6 +61,8 @@ __all__ = [
     "RuntimeSettings",
     "Samples",
     "SamplingSettings",
+    "Sensitivity",
+    "SensitivitySettings",
     "TrainConfig",
     "Verified",
     "WeightRounding",
@@ -69,6 +74,7 @@ __all__ = [
     "quantize",
     "recipe_for_bits",
     "sample",
+    "sensitivity",
     "train",
     "verify",
 ]
@@ -88,10 +94,12 @@ _HOMES = {
     "flatq.report.model": "Report",
     "flatq.report.result": "GateResult",
     "flatq.sampling_settings": "SamplingSettings",
+    "flatq.sensitivity.result": "Sensitivity",
+    "flatq.sensitivity.settings": "SensitivitySettings",
     "flatq.train.config": "TrainConfig",
     "flatq.verify.verification": "Verified",
 }
-_PACKAGES = ("evaluate", "export", "quantize", "train", "verify")
+_PACKAGES = ("evaluate", "export", "quantize", "sensitivity", "train", "verify")
 """Verbs that are subpackages too: these modules can be called, see `flatq.callable_package`."""
 
 

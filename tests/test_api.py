@@ -19,7 +19,7 @@ from flatq.quantize.artifact import Artifact, write_artifact
 from flatq.recipe import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = ("evaluate", "export", "gate", "load", "quantize", "sample", "train", "verify")
+VERBS = ("evaluate", "export", "gate", "load", "quantize", "sample", "sensitivity", "train", "verify")
 
 
 def test_the_public_names() -> None:
@@ -28,6 +28,7 @@ def test_the_public_names() -> None:
         *("CalibrationPlan", "EvaluateSettings", "ExportSettings", "GateSettings", "QuantizeSettings"),
         *("RuntimeSettings", "SamplingSettings", "TrainConfig", "WeightRounding", "recipe_for_bits"),
         *("Checkpoint", "Exported", "GateResult", "Model", "Quantized", "Report", "Samples", "Verified"),
+        *("Sensitivity", "SensitivitySettings"),
         *("FlatqError", "__version__"),
     }
     for name in flatq.__all__:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from flatq.api.evaluating import evaluate, gate
 from flatq.api.exporting import export, verify
-from flatq.api.making import quantize, train
+from flatq.api.making import quantize, sensitivity, train
 from flatq.api.results import Exported, Quantized, Samples
 from flatq.api.sampling import load, sample
 
@@ -22,6 +22,7 @@ __all__ = [
     "load",
     "quantize",
     "sample",
+    "sensitivity",
     "train",
     "verify",
 ]

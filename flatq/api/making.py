@@ -1,21 +1,24 @@
-"""`train` and `quantize`."""
+"""`train`, `quantize` and `sensitivity`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatq.api.results import Quantized, checkpoint_of, path_of, silent
 from flatq.checkpoint import Checkpoint, choose_weights
-from flatq.files import check_free_folder
+from flatq.files import check_free_folder, replacing
 from flatq.progress import Note, Progress
 from flatq.quantize.settings import QuantizeSettings
+from flatq.sensitivity.settings import SensitivitySettings
 
 if TYPE_CHECKING:
+    from flatq.sensitivity.result import Sensitivity
     from flatq.train.config import TrainConfig
 
-__all__ = ["quantize", "train"]
+__all__ = ["quantize", "sensitivity", "train"]
 
 
 def train(
@@ -79,3 +82,39 @@ def quantize(
         rounding=settings.rounding,
     )
     return Quantized(folder, write_artifact(artifact, folder))
+
+
+def sensitivity(
+    checkpoint: str | Path | Checkpoint,
+    settings: SensitivitySettings = SensitivitySettings(),
+    out: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+    note: Note = silent,
+) -> Sensitivity:
+    """Measure how much quantizing each layer alone harms the prediction and the final image.
+
+    Args:
+        out: folder for `sensitivity.json`, `sensitivity.md` and `sensitivity.svg`; None writes nothing.
+
+    Raises:
+        UsageError: settings that cannot be measured, or a checkpoint without the weights asked for.
+        CheckpointError, ModelError: it cannot be read, traced or quantized.
+    """
+    from flatq.sensitivity.measure import measure_sensitivity
+    from flatq.sensitivity.tables import save_plot, to_markdown
+
+    loaded = checkpoint_of(checkpoint)
+    chosen = choose_weights(loaded, settings.quantize.weights, note)
+    settings = replace(settings, quantize=replace(settings.quantize, weights=chosen))
+    found = measure_sensitivity(loaded, settings, progress=progress)
+    if out is not None:
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "sensitivity.json") as partial:
+            partial.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        with replacing(folder / "sensitivity.md") as partial:
+            partial.write_text(to_markdown(found), encoding="utf-8")
+        with replacing(folder / "sensitivity.svg") as partial:
+            save_plot(found, partial)
+    return found

@@ -38,7 +38,7 @@ def _root(
 
 _PANELS = {
     "Models": "demo train import convert flatness",
-    "Quantize and export": "quantize inspect export",
+    "Quantize and export": "sensitivity quantize inspect export",
     "Sample and judge": "sample stats eval gate report bench",
     "Setup": "doctor",
 }
