@@ -100,6 +100,7 @@ def test_the_defaults_are_w8a8_by_gptq() -> None:
     assert settings.suffix == "w8a8"
 
 
+@pytest.mark.slow
 def test_an_export_is_verified_later_and_a_share_that_is_missed_is_told(
     tiny_artifacts: dict[str, Artifact], tmp_path: Path
 ) -> None:

@@ -185,6 +185,7 @@ def test_only_onnx_runtime_gets_a_group_normalization(artifact: Path) -> None:
         assert {node.domain for node in model.graph.node} == {""}
 
 
+@pytest.mark.slow
 def test_fp16_of_a_float_checkpoint_is_a_deployment_like_others(tiny: Checkpoint, tmp_path: Path) -> None:
     export_checkpoint(tiny, "onnxruntime", tmp_path, float_precision="fp16")
     x = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)

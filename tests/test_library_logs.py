@@ -58,6 +58,7 @@ def test_only_errors_of_other_libraries_are_shown(monkeypatch: pytest.MonkeyPatc
     assert "an optional part is missing" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [

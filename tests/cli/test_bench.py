@@ -72,6 +72,7 @@ def test_float_and_quantized_on_every_runtime(artifact: Path, cli: Cli, tmp_path
         assert words in cli.out
 
 
+@pytest.mark.slow
 def test_deployment_folders_and_an_artifact_without_its_checkpoint(
     artifact: Path, cli: Cli, tmp_path: Path
 ) -> None:

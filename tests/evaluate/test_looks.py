@@ -71,6 +71,7 @@ def _rates(each: float | None, replicates: int) -> tuple[float, float]:
     return outcomes.count("pass") / replicates, outcomes.count("fail") / replicates
 
 
+@pytest.mark.slow
 def test_wrong_verdicts_at_the_tolerance_stay_within_the_nominal_share() -> None:
     """A drift of exactly tau must not pass more often than alpha / 2 = 5 %, nor fail (one-sided each).
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import onnx
@@ -45,6 +44,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Path]:
     return quantized, folder / "zeroed.w4a8"
 
 
+@pytest.mark.slow
 def test_the_exporter_itself_would_merge_them(artifact: tuple[Artifact, Path]) -> None:
     lowered = lower(artifact[0], "generic")
     names = {lowered.layers[f"unet.{block}.time_emb_proj"].replace(".", "_") for block in BLOCKS}
@@ -55,7 +55,10 @@ def test_the_exporter_itself_would_merge_them(artifact: tuple[Artifact, Path]) -
     assert [value.name for value in apart.graph.input] == ["x", "t"]
 
 
-@pytest.mark.parametrize("target", get_args(Target))
+@pytest.mark.parametrize(
+    "target",
+    ["onnxruntime", "openvino", *(pytest.param(t, marks=pytest.mark.slow) for t in ("tensorrt", "generic"))],
+)
 def test_every_target_keeps_and_runs_them(
     target: Target, artifact: tuple[Artifact, Path], tmp_path: Path
 ) -> None:

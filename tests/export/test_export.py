@@ -255,6 +255,7 @@ def test_4_bit_attention_has_16_codes_in_onnx_runtime(
         assert values.max() <= 15, name
 
 
+@pytest.mark.slow
 def test_the_same_artifact_gives_the_same_file(files: dict[str, Path], tmp_path: Path) -> None:
     export_artifact(files["w4a8"].parents[1], "onnxruntime", tmp_path / "again")
     assert (tmp_path / "again" / "model.onnx").read_bytes() == files["w4a8"].read_bytes()

@@ -50,6 +50,7 @@ def _train_in_two(config: TrainConfig, tmp_path: Path, folder: str, *more: str) 
     return _launch([sys.executable, "-c", _PROGRAM, *files])
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_the_joint_batch(tmp_path: Path) -> None:
     config = TrainConfig(**CONFIG)
     train(config, tmp_path / "one")

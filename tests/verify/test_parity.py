@@ -66,6 +66,7 @@ def test_weights_alone_are_compared_in_float(deployments: Deployments) -> None:
     assert parity.end_to_end.deployed_to_lowered > 100
 
 
+@pytest.mark.slow
 def test_the_generic_form_is_verified_in_float(deployments: Deployments) -> None:
     """ONNX Runtime runs its convolutions in float: the reference allows what float32 moves, and no more."""
     artifact, lowered = deployments.artifacts["w8a8"], deployments.lowered("w8a8", "generic")
