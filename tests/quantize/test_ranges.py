@@ -130,3 +130,11 @@ def test_weight_scales_have_the_least_error_and_survive_zeros(granularity: str, 
             assert float(error(scale)[0]) < float(error(plain)[0])
     else:
         assert float(error(scale).sum()) <= float(error(plain).sum()) * 1.0001
+
+
+def test_integers_are_those_of_the_runtimes_kernels() -> None:
+    """Symmetric 8-bit weights leave out -128, narrower ones use both ends; affine ones are unsigned."""
+    found = {bits: integer_range(Scheme(bits=bits, symmetric=True)) for bits in (8, 7, 4, 2)}
+    assert found == {8: (-127, 127), 7: (-64, 63), 4: (-8, 7), 2: (-2, 1)}
+    assert integer_range(Scheme(bits=8)) == (0, 255)
+    assert integer_range(Scheme(bits=4)) == (0, 15)
