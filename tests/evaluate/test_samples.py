@@ -91,6 +91,19 @@ def test_a_field_of_the_opening_changes_the_key(
     assert key(one) != key(other)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"rounding": "truncate"}, {"first": 1}, {"batch_size": 4}, {"settings": SamplingSettings(seed=1)}],
+)
+def test_how_images_are_drawn_changes_the_key(
+    change: dict[str, Any], at: Path, feature_net: Path, tmp_path: Path
+) -> None:
+    net = open_features(feature_net, image_shape=(3, 16, 16))
+    sampling = Sampling(SamplingSettings(), 0, 8, "round", net, Cache(tmp_path, pytest.fail))
+    model = open_model(at / "c.pt", TORCH)
+    assert sample_key(model, replace(sampling, **change)) != sample_key(model, sampling)
+
+
 def test_a_default_spelled_out_keeps_the_key(at: Path, key: Callable[[Opening], dict[str, Any]]) -> None:
     spelled = Opening(at / "c.pt", replace(TORCH, device="cpu"), "ema")
     assert key(spelled) == key(Opening(at / "c.pt", RuntimeSettings(threads=1)))
