@@ -169,10 +169,9 @@ def feature_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _tiny(folder: Path, **fields: Any) -> Checkpoint:
-    import torch
+    from networks import random_weights
 
     from flatq.checkpoint import Checkpoint, save_checkpoint
-    from flatq.network import build_network
     from flatq.network_config import ModelConfig
     from flatq.process import ProcessConfig
 
@@ -191,9 +190,7 @@ def _tiny(folder: Path, **fields: Any) -> Checkpoint:
         },
         **fields,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = build_network(config).unet.state_dict()
+    weights = random_weights(config)
     checkpoint = Checkpoint(config, ProcessConfig(schedule="cosine"), {"raw": weights}, {"method": "none"})
     return save_checkpoint(checkpoint, folder / "tiny.pt")
 

@@ -13,7 +13,7 @@ from flatq.network import build_network
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 
-__all__ = ["NETWORKS", "assert_symmetric_int8", "checkpoint"]
+__all__ = ["NETWORKS", "assert_symmetric_int8", "checkpoint", "random_weights"]
 
 NETWORKS: dict[str, dict[str, Any]] = {
     # As `flatq train` makes it for the digits.
@@ -70,12 +70,17 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
+def random_weights(config: ModelConfig) -> dict[str, torch.Tensor]:
+    """The weights of a new UNet, the same at each call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_network(config).unet.state_dict()
+
+
 def checkpoint(name: str, folder: Path) -> Checkpoint:
     """A saved checkpoint of one of `NETWORKS`."""
     config = ModelConfig(**NETWORKS[name])
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = build_network(config).unet.state_dict()
+    weights = random_weights(config)
     learned = config.out_channels > config.image_channels
     process = ProcessConfig(schedule="cosine", variance="learned_range" if learned else "fixed_large")
     return save_checkpoint(Checkpoint(config, process, {"raw": weights}), folder / f"{name}.pt")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flatq.api.results import Quantized, checkpoint_of, path_of, silent
 from flatq.checkpoint import Checkpoint, choose_weights
-from flatq.files import check_free_folder, replacing
+from flatq.files import check_free_folder, writing
 from flatq.progress import Note, Progress
 from flatq.quantize.settings import QuantizeSettings
 from flatq.sensitivity.settings import SensitivitySettings
@@ -100,21 +99,19 @@ def sensitivity(
     Raises:
         UsageError: settings that cannot be measured, or a checkpoint without the weights asked for.
         CheckpointError, ModelError: it cannot be read, traced or quantized.
+        DataError: a file cannot be written.
     """
     from flatq.sensitivity.measure import measure_sensitivity
     from flatq.sensitivity.tables import save_plot, to_markdown
 
     loaded = checkpoint_of(checkpoint)
     chosen = choose_weights(loaded, settings.quantize.weights, note)
-    settings = replace(settings, quantize=replace(settings.quantize, weights=chosen))
-    found = measure_sensitivity(loaded, settings, progress=progress)
+    found = measure_sensitivity(loaded, settings, variant=chosen, progress=progress)
     if out is not None:
-        folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "sensitivity.json") as partial:
-            partial.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        with replacing(folder / "sensitivity.md") as partial:
-            partial.write_text(to_markdown(found), encoding="utf-8")
-        with replacing(folder / "sensitivity.svg") as partial:
+        file = Path(out) / "sensitivity"
+        for suffix, text in ((".json", found.model_dump_json(indent=1) + "\n"), (".md", to_markdown(found))):
+            with writing(file.with_suffix(suffix)) as partial:
+                partial.write_text(text, encoding="utf-8")
+        with writing(file.with_suffix(".svg")) as partial:
             save_plot(found, partial)
     return found

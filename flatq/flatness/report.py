@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from flatq.files import replacing
 from flatq.flatness.result import Binned, Estimate, Flatness, Noise
+from flatq.verify.tables import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,8 +31,7 @@ def to_markdown(results: Sequence[Flatness]) -> str:
 
     def add(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         if rows:
-            lines = [head, ["---"] * len(head), *rows]
-            blocks.extend([f"## {title}", "\n".join(f"| {' | '.join(line)} |" for line in lines)])
+            blocks.extend([f"## {title}", markdown_table(head, rows)])
 
     add("Loss", ("model", "loss", *_QUARTERS), [(_label(r), *_cells(r.loss)) for r in results])
     add(

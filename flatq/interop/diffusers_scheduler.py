@@ -195,8 +195,8 @@ def _note_differences(process: ProcessConfig, name: str, says_variance: bool, no
 def scheduler_arguments(process: ProcessConfig, note: Note) -> dict[str, Any]:
     """The arguments of a `DDPMScheduler` that means this process.
 
-    guided-diffusion's scaled ends of the linear schedule are written out; its "respaced" timesteps become
-    "linspace", which agrees but for rounding (`note` is told).
+    guided-diffusion's scaled ends of the linear schedule are given as numbers; its "respaced" timesteps
+    become "linspace", which agrees but for rounding (`note` is told).
 
     Raises:
         UsageError: the schedule does not exist at this number of training steps.

@@ -15,27 +15,28 @@ activations may have a zero point. The graph comes from torchao's `convert_pt2e`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from flatq.deployment import Target
 from flatq.errors import ArtifactError, one_line
 from flatq.network import build_network
-from flatq.quantize.artifact import Artifact
+from flatq.quantize.artifact import Artifact, Manifest
 from flatq.quantize.attention import decompose, quantized_attentions
 from flatq.quantize.bias import round_biases
 from flatq.quantize.grid import QuantGrid, activation_grid
-from flatq.quantize.low_rank import add_branches, branched
+from flatq.quantize.low_rank import Factors, add_branches, branched
 from flatq.quantize.quantizer import FlatqQuantizer, convert_pt2e, prepare_pt2e
 from flatq.quantize.skip_connections import split_skip_connections, whole_weights
 from flatq.quantize.trace import Layer, add_call, find_layers, quiet, stored_value, trace
 from flatq.recipe import Decision, branch_names
 
-__all__ = ["Lowered", "dequantized_weights", "grid_of", "lower"]
+__all__ = ["Lowered", "dequantized_weights", "grid_of", "lower", "planned_graph"]
 
 _quantize = torch.ops.quantized_decomposed.quantize_per_tensor.default
 
@@ -120,11 +121,7 @@ def _retrace(artifact: Artifact) -> tuple[fx.GraphModule, list[Layer]]:
             got=one_line(error),
             next_step="quantize again",
         ) from error
-    graph = trace(network.eval(), manifest.model)
-    split_skip_connections(graph, whole_weights(manifest.decisions))
-    add_branches(graph, factors)
-    decompose(graph, quantized_attentions(manifest.decisions))
-    layers = find_layers(graph)
+    graph, layers = planned_graph(network.eval(), manifest, factors)
     planned = list(dict.fromkeys((d.node, d.kind, d.shape) for d in manifest.decisions))
     found = [(c.node, c.kind, c.shape) for c in (layer.candidate for layer in layers)]
     if found != planned:
@@ -137,6 +134,22 @@ def _retrace(artifact: Artifact) -> tuple[fx.GraphModule, list[Layer]]:
             next_step="install the versions named, or quantize again",
         )
     return graph, layers
+
+
+def planned_graph(
+    network: nn.Module, manifest: Manifest, factors: Mapping[str, Factors]
+) -> tuple[fx.GraphModule, list[Layer]]:
+    """A network, traced, with the decisions' changes to its graph: split convolutions, branches, decomposed
+    attentions; and its layers.
+
+    Args:
+        factors: of the float branches, by layer.
+    """
+    graph = trace(network, manifest.model)
+    split_skip_connections(graph, whole_weights(manifest.decisions))
+    add_branches(graph, factors)
+    decompose(graph, quantized_attentions(manifest.decisions))
+    return graph, find_layers(graph)
 
 
 def _described(layer: tuple[str, str, tuple[int, ...]] | None) -> str:

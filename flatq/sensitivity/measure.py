@@ -22,13 +22,13 @@ from flatq.errors import ModelError, UsageError
 from flatq.flatness.result import Estimate, binned
 from flatq.flatness.settings import BINS
 from flatq.noise import NoiseStream
+from flatq.process import Process, ProcessConfig
 from flatq.progress import Progress
 from flatq.quantize.artifact import Artifact
-from flatq.quantize.attention import decompose, quantized_attentions
+from flatq.quantize.lowering import planned_graph
 from flatq.quantize.methods.layer import quant_layers, quant_products
+from flatq.quantize.methods.stream import Replaced, Stream
 from flatq.quantize.rounding import quantize_checkpoint
-from flatq.quantize.skip_connections import split_skip_connections, whole_weights
-from flatq.quantize.trace import find_layers, trace
 from flatq.recipe import Candidate, Port
 from flatq.runtime.torch import TorchRuntime
 from flatq.sampler import sample
@@ -39,7 +39,6 @@ __all__ = ["PartlyQuantized", "measure_sensitivity"]
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-_Calls = Mapping[fx.Node, Callable[..., Any]]
 _MOST_IMAGES = 64  # one batch of the sampler, so that the inputs of a trajectory stay together
 
 
@@ -51,28 +50,20 @@ class PartlyQuantized(nn.Module):
         layers: name -> what is called in place of which operators.
     """
 
-    def __init__(self, graph: fx.GraphModule, layers: Mapping[str, _Calls]) -> None:
+    def __init__(self, graph: fx.GraphModule, layers: Mapping[str, Replaced]) -> None:
         super().__init__()
         self.graph, self.layers = graph, layers
         self.chosen: Collection[str] = ()
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """The prediction for the network's inputs in order."""
-        calls = {node: call for name in self.chosen for node, call in self.layers[name].items()}
-        result: torch.Tensor = _Replacing(self.graph, calls).run(*inputs)
+        replaced = {node: call for name in self.chosen for node, call in self.layers[name].items()}
+        operators = [node for node in self.graph.graph.nodes if node.op == "call_function"]
+        (yields,) = self.graph.graph.output_node().all_input_nodes
+        stream = Stream(self.graph, [inputs])
+        stream.advance(operators, replaced)
+        result: torch.Tensor = stream.batches[0][yields]
         return result
-
-
-class _Replacing(fx.Interpreter):
-    def __init__(self, graph: fx.GraphModule, calls: _Calls) -> None:
-        super().__init__(graph)
-        self._calls = calls
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n not in self._calls:
-            return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        return self._calls[n](*args, **kwargs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,23 +91,6 @@ class _Trial:
         inputs = collect_inputs(runtime, checkpoint.process, plan, model.image_shape, classes=model.classes)
         predictions = _predictions(runtime, checkpoint, inputs)
         return cls(runtime, checkpoint, plan, inputs, predictions, _images(runtime, checkpoint, plan))
-
-    @property
-    def quarters(self) -> NDArray[np.int64]:
-        """The quarter of the training timesteps each timestep is in, [steps].
-
-        Raises:
-            UsageError: a quarter without a timestep.
-        """
-        found = self.inputs.t * BINS // self.checkpoint.process.train_steps
-        if len(set(found.tolist())) < BINS:
-            raise UsageError(
-                "a quarter of the timesteps is not sampled",
-                expected=f"at least {BINS} steps spread over all timesteps",
-                got=str(self.plan.steps),
-                next_step="raise --steps",
-            )
-        return found
 
     def harm(self) -> tuple[F64, F64]:
         """Of the network as it is now: relative squared error of the predictions [steps, n], and mean squared
@@ -146,9 +120,16 @@ class _Trial:
 
 
 def measure_sensitivity(
-    checkpoint: Checkpoint, settings: SensitivitySettings, *, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    settings: SensitivitySettings,
+    *,
+    variant: str,
+    progress: Progress | None = None,
 ) -> Sensitivity:
     """Quantize a checkpoint, then measure the harm of each layer alone and of some random plans.
+
+    Args:
+        variant: raw, ema or swa weights.
 
     Raises:
         UsageError: a number of images out of range, a recipe that changes weights together (equalization,
@@ -157,7 +138,7 @@ def measure_sensitivity(
     """
     quantize = settings.quantize
     _check(settings)
-    variant = checkpoint.choose(quantize.weights)
+    quarters = _quarters(checkpoint.process, quantize.calibration)
     artifact = quantize_checkpoint(
         checkpoint,
         quantize.recipe,
@@ -175,7 +156,6 @@ def measure_sensitivity(
     chosen: list[tuple[str, ...]] = [*((name,) for name in network.layers), *checks]
     with TorchRuntime(network, inputs=checkpoint.model.inputs, threads=quantize.threads) as runtime:
         trial = _Trial.of_float(runtime, checkpoint, plan)
-        quarters = trial.quarters
         harms = []
         for names in chosen:
             network.chosen = names
@@ -214,6 +194,23 @@ def measure_sensitivity(
     )
 
 
+def _quarters(process: ProcessConfig, plan: CalibrationPlan) -> NDArray[np.int64]:
+    """The quarter of the training timesteps that each sampled timestep is in, ascending, [steps].
+
+    Raises:
+        UsageError: a quarter without a timestep.
+    """
+    found = Process.from_config(process, plan.steps).timesteps * BINS // process.train_steps
+    if len(set(found.tolist())) < BINS:
+        raise UsageError(
+            "a quarter of the timesteps is not sampled",
+            expected=f"at least {BINS} steps spread over all timesteps",
+            got=str(plan.steps),
+            next_step="raise --steps",
+        )
+    return found
+
+
 def _check(settings: SensitivitySettings) -> None:
     if not 2 <= settings.images <= _MOST_IMAGES:
         raise UsageError(
@@ -237,10 +234,7 @@ def _network(
 ) -> tuple[PartlyQuantized, dict[str, Candidate]]:
     """The float network whose layers can be quantized one by one, and what is known of each by name."""
     decisions = artifact.manifest.decisions
-    graph = trace(checkpoint.network(variant), checkpoint.model)
-    split_skip_connections(graph, whole_weights(decisions))
-    decompose(graph, quantized_attentions(decisions))
-    layers = find_layers(graph)
+    graph, layers = planned_graph(checkpoint.network(variant), artifact.manifest, {})
     calls: dict[fx.Node, Callable[..., Any]] = quant_products(layers, decisions, artifact.ranges)
     planned = quant_layers(graph, layers, decisions, artifact.integers, artifact.grids, artifact.ranges)
     for node, layer in planned.items():

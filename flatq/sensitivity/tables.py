@@ -9,6 +9,7 @@ import numpy as np
 
 from flatq.flatness.result import Estimate
 from flatq.sensitivity.result import MEASURES, LayerHarm, Measure, Sensitivity
+from flatq.verify.tables import markdown_table
 
 __all__ = ["forecast_quality", "layer_rows", "save_plot", "to_markdown"]
 
@@ -44,6 +45,7 @@ def to_markdown(found: Sensitivity) -> str:
         )
         for name, harms in found.blocks().items()
     ]
+    head, *rows = layer_rows(found)
     quarters = ("t in quarter 1", "quarter 2", "quarter 3", "quarter 4")
     parts = [
         "# Sensitivity",
@@ -53,9 +55,9 @@ def to_markdown(found: Sensitivity) -> str:
         "relative to the mean square of the float prediction. Image: mean squared difference of the final "
         "images, in [-1, 1]. Each value is followed by its standard error.",
         "## Layers, most harmful first",
-        _table(*layer_rows(found)),
+        markdown_table(head, rows),
         "## Blocks: error of the prediction by quarter of t, from low noise to high",
-        _table(("block", "weights", *quarters, "of all", "image, of all"), *blocks),
+        markdown_table(("block", "weights", *quarters, "of all", "image, of all"), blocks),
         "## Forecast of a plan: the sum of the harm of its layers",
         *(forecast_quality(found, measure) for measure in MEASURES),
     ]
@@ -117,8 +119,3 @@ def _cells(value: Estimate, total: float) -> tuple[str, str]:
 
 def _percent(part: float, total: float) -> str:
     return f"{100 * part / total:.1f} %" if total else "-"
-
-
-def _table(head: Sequence[str], *rows: Sequence[str]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -13,6 +13,7 @@ __all__ = [
     "audit_summary",
     "audit_table",
     "integer_groups",
+    "markdown_table",
     "numbered",
     "parity_summary",
     "text_table",
@@ -117,6 +118,11 @@ def integer_groups(audit: Audit) -> list[KernelGroup]:
             cells = _cells(entry)
             groups.setdefault((entry.kernels, cells[4], cells[5]), []).append(entry)
     return [KernelGroup(*key, len(found), sum(e.macs for e in found)) for key, found in groups.items()]
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells that need no escaping."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
 
 def audit_markdown(audit: Audit) -> str:

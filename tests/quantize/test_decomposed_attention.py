@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import random_weights
 from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -17,7 +18,6 @@ from flatq.backends import RuntimeSettings
 from flatq.calib.inputs import CalibrationPlan
 from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.layer_decisions import decide_layers
-from flatq.network import build_network
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 from flatq.quantize.artifact import Artifact, read_artifact, write_artifact
@@ -256,9 +256,7 @@ def lone(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
             "attn_norm_num_groups": 4,
         },
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = build_network(config).unet.state_dict()
+    weights = random_weights(config)
     for name in ("weight", "bias"):
         weights[f"down_blocks.0.attentions.0.to_k.{name}"].zero_()
     saved = Checkpoint(config, ProcessConfig(schedule="cosine"), {"raw": weights}, {"method": "none"})

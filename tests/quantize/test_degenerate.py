@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import random_weights
 
 from flatq.backends import RuntimeSettings
 from flatq.calib.inputs import CalibrationPlan
@@ -14,7 +15,6 @@ from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.deployment import Target
 from flatq.export.deploy import export_artifact
 from flatq.models import open_model
-from flatq.network import build_network
 from flatq.network_config import ModelConfig
 from flatq.process import ProcessConfig
 from flatq.quantize.artifact import Artifact, write_artifact
@@ -48,9 +48,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
             "add_attention": False,
         },
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = build_network(config).unet.state_dict()
+    weights = random_weights(config)
     first = "mid_block.resnets.0"
     weights[f"{first}.conv1.weight"][2] = 0
     weights[f"{first}.conv1.weight"][3] *= 1e-12  # as weight decay leaves what no gradient reaches

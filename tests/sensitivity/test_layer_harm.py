@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import random_weights
 
 import flatq
 from flatq.calib.inputs import CalibrationPlan, collect_inputs
 from flatq.checkpoint import Checkpoint, save_checkpoint
 from flatq.errors import UsageError
 from flatq.flatness.result import Binned, Estimate
-from flatq.network import build_network
 from flatq.network_config import ModelConfig
 from flatq.noise import NoiseStream
 from flatq.process import ProcessConfig
@@ -50,9 +50,7 @@ def _saved(folder: Path, **fields: int) -> Checkpoint:
         },
         **fields,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = build_network(config).unet.state_dict()
+    weights = random_weights(config)
     checkpoint = Checkpoint(config, ProcessConfig(schedule="cosine"), {"raw": weights}, {"method": "none"})
     return save_checkpoint(checkpoint, folder / "small.pt")
 
